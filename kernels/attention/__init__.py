@@ -1,0 +1,135 @@
+"""Pairwise attention: softmax and sigmoid scores, windows, packed documents, grouped heads, and a cache."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from seqzoo.kernels.attention import blocks, reference
+from seqzoo.kernels.attention.cache import Cache, cached_tokens, empty_cache, overflown, written
+from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
+from seqzoo.kernels.common import dispatch, documents
+
+__all__ = ["Cache", "attention", "empty_cache"]
+
+IMPLEMENTATIONS = {"reference": reference.attend, "blocks": blocks.attend}
+WHOLE_MATRIX = 2**20  # cells of the matrix of scores up to which it is the fastest form; measured on CPU
+FEW_QUERIES = 16  # so few queries read each key once: no block would be reused
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scores: str = "softmax",
+    bias: float = 0.0,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
+    initial_state: Cache | None = None,
+    initial_segment: Array | None = None,
+    segment_ids: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, Cache | None]:
+    r"""Causal attention.
+
+        softmax:  o_i = sum_j exp(s_ij) v_j / sum_j exp(s_ij)       s_ij = scale q_i . k_j
+        sigmoid:  o_i = sum_j sigmoid(s_ij + bias) v_j
+
+    where j runs over the keys that query i sees: those of the same document with index(j) <= index(i), and with a window
+    index(i) - index(j) < window. The index is that inside the document and counts real tokens only. Query head i uses key head
+    i // (h // hk) and value head i // (h // hv).
+
+    Args:
+      q: [b, t, h, k], t >= 1, floating point.
+      k: [b, t, hk, k], same dtype; hk divides h.
+      v: [b, t, hv, v], same dtype; hv divides h.
+      scores: "softmax", or "sigmoid" for weights that do not compete (Ramapuram et al., 2024, arXiv:2409.04431).
+      bias: added to sigmoid scores; the paper's is -log(training length). Softmax would cancel it, so there it must be 0.
+      scale: of the dot products; None is k^-0.5.
+      window: how many tokens a query sees, itself included, >= 1; None is all.
+      dropout: probability in [0, 1) with which a weight becomes 0, after normalisation; the others grow by 1 / (1 - dropout).
+        Drawn by (row, head, document, query index, key index).
+      key: PRNG key of the dropout; None is deterministic, that is no dropout.
+      initial_state: keys and values of the carried document, from `empty_cache` or an earlier call; None starts empty and returns
+        no state. Its capacity s is at least the window; without a window s is the longest document that fits.
+      initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
+      segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
+      implementation: "reference" (the whole matrix of scores), "blocks" (memory linear in t, own backward), or None: "reference"
+        for few queries (decoding) and small matrices, else "blocks".
+    Returns:
+      (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
+      window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
+    Raises:
+      ValueError: shapes, dtypes or settings that do not fit; the message names what was found and what was wanted.
+    Cost: time O(b h t (s + t) (k + v)), with "blocks" less those that nobody sees (causality, window, documents); memory then
+      O(b h (s + t) (k + v)), backward included. State: see `Cache`.
+    """
+    _check(q, k, v, scores, bias, window, dropout, initial_state)
+    documents.check(segment_ids, initial_segment, *q.shape[:2])
+    b, t, h, width = q.shape
+    settings = Settings(scores, float(bias), float(width**-0.5 if scale is None else scale), window, float(dropout))
+
+    if initial_state is not None:
+        count = initial_state.length
+    else:
+        count = jnp.zeros((1 if segment_ids is None else b,), jnp.int32)
+    index, length = documents.positions(segment_ids, initial_segment, count, t)
+    document = jnp.zeros_like(index) if segment_ids is None else documents.number(segment_ids, initial_segment)
+    tokens = Tokens(document, index)
+    queries = Tokens(jnp.where(document < 0, ABSENT_QUERY, document), index)
+
+    pieces = [(k, v, tokens)]
+    if initial_state is not None:
+        old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
+        pieces.insert(0, (old_keys, old_values, cached_tokens(initial_state, window)))
+    cells = t * sum(piece[0].shape[1] for piece in pieces)
+    default = "reference" if t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX else "blocks"
+    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, default)
+    words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
+    o = documents.zero_padding(attend(settings, q, pieces, queries, words), segment_ids)
+    if initial_state is None:
+        return o, None
+
+    lost = overflown(initial_state, tokens, window)
+    if lost is not None:
+        o = jnp.where(lost[:, :, None, None], jnp.nan, o)
+    return o, written(initial_state, k, v, tokens, length, window, whole=segment_ids is None)
+
+
+def _check(q, k, v, scores, bias, window, dropout, cache):
+    """Raises ValueError for whatever does not fit."""
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; wanted [b, t, h, k], [b, t, hk, k], [b, t, hv, v]")
+    if not (q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3]) or q.shape[1] < 1:
+        raise ValueError(
+            f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; wanted one batch, one length >= 1, and one width for q and k"
+        )
+    for name, x in (("k", k), ("v", v)):
+        if x.shape[2] < 1 or q.shape[2] % x.shape[2]:
+            raise ValueError(f"{name} has {x.shape[2]} heads, wanted a divisor of q's {q.shape[2]}")
+    if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
+        raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; wanted one floating-point dtype")
+    if scores not in ("softmax", "sigmoid"):
+        raise ValueError(f"scores={scores!r}; wanted 'softmax' or 'sigmoid'")
+    if scores == "softmax" and bias != 0:
+        raise ValueError(f"bias={bias} has no effect on softmax scores; wanted 0, or scores='sigmoid'")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}; wanted at least 1 (the token itself), or None for no window")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}; wanted a probability in [0, 1)")
+    if cache is None:
+        return
+    for name, old, new in (("keys", cache.keys, k), ("values", cache.values, v)):
+        if old.ndim != 4 or (old.shape[0], *old.shape[2:]) != (new.shape[0], *new.shape[2:]):
+            raise ValueError(
+                f"the cache's {name} have shape {old.shape}, wanted [{new.shape[0]}, s, {new.shape[2]}, {new.shape[3]}]"
+            )
+    if cache.keys.shape[1] != cache.values.shape[1] or cache.keys.shape[1] < 1:
+        raise ValueError(
+            f"the cache has {cache.keys.shape[1]} slots for keys and {cache.values.shape[1]} for values, wanted as many, >= 1"
+        )
+    if cache.length.shape != q.shape[:1] or cache.length.dtype != jnp.int32:
+        raise ValueError(f"the cache's length is {cache.length.dtype}{cache.length.shape}, wanted int32({q.shape[0]},)")
+    if window is not None and cache.keys.shape[1] < window:
+        raise ValueError(f"the cache has {cache.keys.shape[1]} slots, fewer than window={window}; wanted capacity >= window")

@@ -1,0 +1,1 @@
+"""What every op shares: the document rules and the choice of an implementation."""

@@ -1,0 +1,13 @@
+"""Reading and writing one token's row of [b, t, ...] inside a loop. XLA updates a loop's carry in place, so `put` copies nothing."""
+
+from jax import Array, lax
+
+
+def row(x: Array, t: Array) -> Array:
+    """Row t of axis 1."""
+    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+
+
+def put(x: Array, value: Array, t: Array) -> Array:
+    """x with row t of axis 1 set to value, in x's dtype."""
+    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=1)

@@ -1,0 +1,83 @@
+"""Short causal depthwise convolution, the local mixing in front of most recurrences."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from seqzoo.kernels.common import dispatch, documents
+from seqzoo.kernels.convolution import reference, xla
+
+__all__ = ["short_convolution"]
+
+
+def short_convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    initial_state: Array | None = None,
+    initial_segment: Array | None = None,
+    segment_ids: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """y_t = bias + sum_j weight[width - 1 - j] * x_{t-j}, elementwise over channels, j = 0 ... width - 1.
+
+    The last row of `weight` multiplies the current token: torch's depthwise conv1d weight [d, 1, width] is `weight.T[:, None]`.
+    x_{t-j} is the j-th real (non-padding) token before t in the same document, over padding in between and across calls; zero where
+    there is none.
+
+    Args:
+      x: [b, t, d] float, t >= 1.
+      weight: [width, d] float, width >= 1.
+      bias: [d] float; None is zero.
+      initial_state: [b, width - 1, d], the tail of the call before; None is zeros (nothing before).
+      initial_segment: [b] int32, the last non-zero id of the calls before; None or 0: the tail belongs to the first document.
+      segment_ids: [b, t] int32, ids of packed documents, 0 is padding; None: all tokens continue the initial state.
+      implementation: None or "xla" (shifted multiply-adds; gathers where ids are given), or "reference" (lax.scan over tokens).
+
+    Returns:
+      (y, tail): y [b, t, d] in x's dtype, exactly 0 at padding; tail [b, width - 1, d] in initial_state's dtype (x's where that is
+      None), the last real tokens of the current document, latest last, zeros before its first.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, or an unknown implementation.
+
+    Sums are taken in promote(float32, inputs). Cost: O(b t d width) time, no memory beyond the output (with ids also a copy of x
+    and of y); state (width - 1) d elements per row. The op is linear in x and in weight, so its gradients are JAX's own.
+    """
+    tail = _check(x, weight, bias, initial_state, initial_segment, segment_ids)
+    form = dispatch.choose("short_convolution", implementation, {"xla": _xla, "reference": _reference}, "xla")
+    floats = [x, weight, tail] if bias is None else [x, weight, tail, bias]
+    dtype = dispatch.state_dtype(*floats)
+    bias = jnp.zeros(weight.shape[1:], dtype) if bias is None else bias
+    y, last = form(*(a.astype(dtype) for a in (x, weight, bias, tail)), segment_ids, initial_segment)
+    return y.astype(x.dtype), last.astype(tail.dtype)
+
+
+def _xla(x, weight, bias, tail, segment_ids, initial_segment):
+    if segment_ids is None:
+        return xla.shifted(x, weight, bias, tail)
+    return xla.packed(x, weight, bias, tail, segment_ids, initial_segment)
+
+
+def _reference(x, weight, bias, tail, segment_ids, initial_segment):
+    real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
+    start = jnp.zeros(x.shape[:2], bool) if segment_ids is None else documents.starts(segment_ids, initial_segment)
+    return reference.scan(documents.zero_padding(x, segment_ids), weight, bias, tail, real, start)
+
+
+def _check(x, weight, bias, initial_state, initial_segment, segment_ids) -> Array:
+    """The tail to start from; raises ValueError unless all shapes and dtypes fit."""
+    if x.ndim != 3 or x.shape[1] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x is {x.dtype}{list(x.shape)}, wanted float [b, t, d] with t >= 1")
+    batch, length, width = x.shape
+    if weight.ndim != 2 or weight.shape[0] < 1 or weight.shape[1] != width:
+        raise ValueError(
+            f"weight has shape {weight.shape}, wanted (width, {width}) with width >= 1, latest tap last (torch's is its transpose)"
+        )
+    if bias is not None and bias.shape != (width,):
+        raise ValueError(f"bias has shape {bias.shape}, wanted ({width},)")
+    wanted = (batch, weight.shape[0] - 1, width)
+    if initial_state is not None and initial_state.shape != wanted:
+        raise ValueError(f"initial_state has shape {initial_state.shape}, wanted {wanted}: the {wanted[1]} tokens before the first")
+    documents.check(segment_ids, initial_segment, batch, length)
+    return jnp.zeros(wanted, x.dtype) if initial_state is None else initial_state

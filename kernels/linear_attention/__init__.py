@@ -1,0 +1,159 @@
+"""Linear attention: a matrix memory per head, with no decay or one per head, per token and head, or per token, head and channel."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..common import dispatch, documents
+from . import chunked, loop, reference
+
+IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked}
+
+
+class _Settings(NamedTuple):
+    backend: str
+    scale: float
+    chunk: int
+
+    def arguments(self):
+        return {"scale": self.scale, "chunk": self.chunk}
+
+
+def linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    log_decay: Array | None = None,
+    scale: float | None = None,
+    initial_state: Array | None = None,
+    initial_segment: Array | None = None,
+    segment_ids: Array | None = None,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Array, Array]:
+    """A causal memory of outer products, read by a query:
+
+        S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T        S: [k, v]
+        o_t = scale * S_t^T q_t
+
+    Args:
+      q, k: [b, t, groups, k] float. `groups` divides h: head i uses group i // (h // groups) (Mamba-2 shares B and C so).
+      v: [b, t, h, v] float.
+      log_decay: g <= 0, -inf included, which forgets exactly: None (keep everything), [h], [b, t, h] or [b, t, h, k]. Positive values
+        are not looked for; they grow the state.
+      scale: factor on the output, a Python number; None is k ** -0.5.
+      initial_state: [b, h, k, v] S before the first token; None is zero.
+      initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
+      segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
+      implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
+        "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 128 * 128: "loop".
+      chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64 ("chunked" on a CPU: 32; "loop": 16).
+        "reference" has none and refuses it.
+
+    Returns:
+      (o, S): o [b, t, h, v] in v's dtype, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32, the inputs' dtypes).
+
+    Raises:
+      ValueError: shapes, dtypes, `implementation` or `chunk_size` do not fit (found and wanted are named).
+
+    Sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`: the defaults of
+    GPUs (TF32) and TPUs (bfloat16) are 1e-3 off; with narrower inputs they run at the default, which rounds no more than the inputs were.
+    Backward: own rule; residuals are the inputs and the states at the starts of chunks, O(t/c k v) and never O(t k v). The gradient of
+    log_decay is a sum of products of decays with what they scale, never a difference of running sums.
+    Cost: time O(t k v) ("loop") or O(t c (k + v) + t k v) ("chunked"); the state is h k v numbers per row, whatever t.
+    Source: Katharopoulos et al., 2020, arXiv:2006.16236; chunks and channel decay: Yang et al., 2023, arXiv:2312.06635; head decay:
+    Dao and Gu, 2024, arXiv:2405.21060.
+    """
+    _check(q, k, v, log_decay, initial_state)
+    batch, length, _, width = q.shape
+    heads = v.shape[2]
+    documents.check(segment_ids, initial_segment, batch, length)
+    floats = [x for x in (q, k, v, log_decay, initial_state) if x is not None]
+    state_dtype = dispatch.state_dtype(*floats)
+
+    by_platform = _default(width, v.shape[3], log_decay)
+    name = by_platform if implementation is None else implementation
+    dispatch.choose("linear_attention", name, IMPLEMENTATIONS, by_platform)
+    settings = _Settings(name, width**-0.5 if scale is None else float(scale), _chunk(name, chunk_size, length))
+
+    if log_decay is not None and log_decay.ndim == 1:
+        log_decay = jnp.broadcast_to(log_decay[None, None], (batch, length, heads))
+    if segment_ids is not None:
+        k, log_decay = _separate(k, log_decay, segment_ids, initial_segment, (batch, length, heads), state_dtype)
+    state = jnp.zeros((batch, heads, width, v.shape[3]), state_dtype) if initial_state is None else initial_state.astype(state_dtype)
+
+    if name == "reference":
+        o, state = reference.forward(q, k, v, log_decay, state, scale=settings.scale)
+    else:
+        o, state = _attend(settings, q, k, v, log_decay, state)
+    return documents.zero_padding(o, segment_ids), state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings, q, k, v, log_decay, state):
+    o, last, _ = IMPLEMENTATIONS[settings.backend].forward(q, k, v, log_decay, state, **settings.arguments(), save=False)
+    return o, last
+
+
+def _attend_forward(settings, q, k, v, log_decay, state):
+    o, last, starts = IMPLEMENTATIONS[settings.backend].forward(q, k, v, log_decay, state, **settings.arguments(), save=True)
+    return (o, last), (q, k, v, log_decay, starts)
+
+
+def _attend_backward(settings, residuals, cotangents):
+    return IMPLEMENTATIONS[settings.backend].backward(*residuals, *cotangents, **settings.arguments())
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _separate(k, log_decay, segment_ids, initial_segment, shape, dtype):
+    """(k, log_decay) such that a document's first token forgets everything before it and padding does nothing."""
+    if log_decay is None:
+        log_decay = jnp.zeros(shape, dtype)
+    starts, real = (x.reshape(x.shape + (1,) * (log_decay.ndim - 2)) for x in (documents.starts(segment_ids, initial_segment), segment_ids != 0))
+    log_decay = jnp.where(real, log_decay, jnp.zeros_like(log_decay))
+    return documents.zero_padding(k, segment_ids), jnp.where(starts, jnp.full_like(log_decay, -jnp.inf), log_decay)
+
+
+def _default(key_width, value_width, log_decay):
+    """The implementation that None stands for: the faster one where both were timed (benchmarks in docs, `linear_attention`)."""
+    wide = key_width * value_width >= 128 * 128 and (log_decay is None or log_decay.ndim < 4)
+    return "loop" if dispatch.on_cpu() and not wide else "chunked"
+
+
+def _chunk(name, chunk_size, length):
+    if chunk_size is None:
+        chunk_size = {"loop": 16, "chunked": 32 if dispatch.on_cpu() else 64, "reference": 1}[name]
+    elif name == "reference":
+        raise ValueError(f'chunk_size={chunk_size!r} means nothing to implementation="reference", wanted None')
+    elif not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r}, wanted a positive int or None")
+    if length < chunk_size:
+        return max(1, length if length <= chunked.SUB_BLOCK else min(chunk_size, -(-length // chunked.SUB_BLOCK) * chunked.SUB_BLOCK))
+    return chunk_size
+
+
+def _check(q, k, v, log_decay, initial_state):
+    for name, x in (("q", q), ("k", k), ("v", v), ("log_decay", log_decay), ("initial_state", initial_state)):
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} has dtype {x.dtype}, wanted a floating dtype")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {x.shape}, wanted 4 axes [b, t, heads, width]")
+    if k.shape != q.shape:
+        raise ValueError(f"k has shape {k.shape}, wanted q's {q.shape}")
+    batch, length, groups, width = q.shape
+    heads = v.shape[2]
+    if v.shape[:2] != (batch, length) or groups == 0 or heads % groups:
+        raise ValueError(f"v has shape {v.shape}, wanted [{batch}, {length}, a multiple of q's {groups} heads, v]")
+    forms = ((heads,), (batch, length, heads), (batch, length, heads, width))
+    if log_decay is not None and log_decay.shape not in forms:
+        raise ValueError(f"log_decay has shape {log_decay.shape}, wanted one of {', '.join(map(str, forms))}")
+    wanted = (batch, heads, width, v.shape[3])
+    if initial_state is not None and initial_state.shape != wanted:
+        raise ValueError(f"initial_state has shape {initial_state.shape}, wanted {wanted}")

@@ -1,0 +1,115 @@
+"""One token at a time, in place: best on CPUs, where a state stays in cache and matrix products are dear.
+
+Forward: a `fori_loop` over axis 1 that writes each output row into a preallocated array. Backward: only the states at the starts of
+chunks are kept; those inside one chunk are recomputed into a scratch of c states, then walked backwards with R_t = dL/dS_t:
+
+    R_t = scale q_t do_t^T + exp(g_{t+1}) R_{t+1}
+    dq_t = scale S_t do_t,   dk_t = R_t v_t,   dv_t = R_t^T k_t,   dg_t = exp(g_t) sum_v S_{t-1} * R_t
+
+so that the decay's gradient is formed directly, never as a difference of running sums. Shapes as in `grouping.py`.
+Cost: O(t k v) time; memory beyond the inputs t/c + c states per head.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from .grouping import over_state, share
+
+
+def _at(x, i, axis=1):
+    return lax.dynamic_index_in_dim(x, i, axis=axis, keepdims=False)
+
+
+def _put(x, row, i, axis=1):
+    return lax.dynamic_update_index_in_dim(x, row.astype(x.dtype), i, axis=axis)
+
+
+def _write(k, v, decay, s, i):
+    """S_i from S_{i-1}."""
+    k_t, v_t = share(_at(k, i), v.shape[2]).astype(s.dtype), _at(v, i).astype(s.dtype)
+    decayed = s if decay is None else over_state(_at(decay, i)) * s
+    return decayed + k_t[..., None] * v_t[..., None, :]
+
+
+def forward(q, k, v, log_decay, state, *, scale, chunk, save):
+    """(o, last state, states at the starts of chunks [chunks, b, h, k, v] or None unless `save`)."""
+    length, heads, dtype = q.shape[1], v.shape[2], state.dtype
+    decay = None if log_decay is None else jnp.exp(log_decay.astype(dtype))
+
+    def step(i, carry):
+        s, o = carry
+        s = _write(k, v, decay, s, i)
+        q_t = scale * share(_at(q, i), heads).astype(dtype)
+        return s, _put(o, _read(q_t, s), i)
+
+    def one_chunk(j, carry):
+        s, o, starts = carry
+        starts = _put(starts, s, j, axis=0)
+        s, o = lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o))
+        return s, o, starts
+
+    o = jnp.zeros(v.shape, v.dtype)
+    if not save:
+        state, o = lax.fori_loop(0, length, step, (state, o))
+        return o, state, None
+    chunks = -(-length // chunk)
+    starts = jnp.zeros((chunks, *state.shape), dtype)
+    state, o, starts = lax.fori_loop(0, chunks, one_chunk, (state, o, starts))
+    return o, state, starts
+
+
+def _read(x, s):
+    """[b, h, k] by [b, h, k, v] -> [b, h, v]."""
+    return jnp.einsum("bhk,bhkv->bhv", x, s, precision=lax.Precision.HIGHEST)
+
+
+def _read_values(x, s):
+    """[b, h, v] by [b, h, k, v] -> [b, h, k]."""
+    return jnp.einsum("bhv,bhkv->bhk", x, s, precision=lax.Precision.HIGHEST)
+
+
+def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
+    """(dq, dk, dv, dlog_decay, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
+    (batch, length, groups, width), heads, dtype = q.shape, v.shape[2], d_last.dtype
+    decay = None if log_decay is None else jnp.exp(log_decay.astype(dtype))
+
+    def per_group(x):
+        return jnp.sum(x.reshape(batch, groups, heads // groups, width), axis=2)
+
+    def recompute(first, i, carry):
+        s, scratch = carry
+        s = _write(k, v, decay, s, first + i)
+        return s, _put(scratch, s, i + 1, axis=0)
+
+    def back(first, scratch, i, carry):
+        r, dq, dk, dv, dg = carry
+        t = first + i
+        q_t, k_t = (share(_at(x, t), heads).astype(dtype) for x in (q, k))
+        v_t, d_o_t = _at(v, t).astype(dtype), scale * _at(d_o, t).astype(dtype)
+        before, after = _at(scratch, i, axis=0), _at(scratch, i + 1, axis=0)
+        r = r + q_t[..., None] * d_o_t[..., None, :]
+        dq = _put(dq, per_group(_read_values(d_o_t, after)), t)
+        dk = _put(dk, per_group(_read_values(v_t, r)), t)
+        dv = _put(dv, _read(k_t, r), t)
+        if decay is not None:
+            a_t = _at(decay, t)
+            # A product with ones, because XLA's CPU code for a plain sum over the last axis adds one number at a time.
+            lost = _read_values(jnp.ones_like(d_o_t), before * r)
+            dg = _put(dg, a_t * (lost if a_t.ndim == 3 else jnp.sum(lost, axis=-1)), t)
+            r = over_state(a_t) * r
+        return r, dq, dk, dv, dg
+
+    def one_chunk(m, carry):
+        scratch, *rest = carry
+        j = starts.shape[0] - 1 - m
+        first = j * chunk
+        count = jnp.minimum(chunk, length - first)
+        s = _at(starts, j, axis=0)
+        _, scratch = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (s, _put(scratch, s, 0, axis=0)))
+        rest = lax.fori_loop(0, count, lambda i, c: back(first, scratch, count - 1 - i, c), tuple(rest))
+        return scratch, *rest
+
+    scratch = jnp.zeros((chunk + 1, *starts.shape[1:]), dtype)
+    grads = [None if x is None else jnp.zeros_like(x) for x in (q, k, v, log_decay)]
+    _, r, *grads = lax.fori_loop(0, starts.shape[0], one_chunk, (scratch, d_last, *grads))
+    return *grads, r

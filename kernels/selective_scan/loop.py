@@ -1,0 +1,106 @@
+"""One token after the other, in place, the state laid out [b, n, d]: the channels lie side by side, so every operation vectorises.
+
+No [b, t, n, d] exists. Forward keeps the state before every 16th token; backward takes these blocks from the last to the first, runs
+each forward again for its 16 states and decays, and walks it back with the gradient of the state. Memory O(b t d n / 16).
+
+Names: g [b, t, d] is the dt of the decay (inf forgets), u [b, t, d] what is written (dt x), A [n, d], h and its gradient r [b, n, d].
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from seqzoo.kernels.linear_recurrence.loop import put, row
+
+BLOCK = 16  # tokens between saved states: 1/16 of the history is kept, and one block's history stays in the cache
+
+
+def decay(g: Array, A: Array) -> Array:
+    """exp(g A) [b, n, d] for g [b, d]; exactly 0 where g is inf."""
+    return jnp.exp(g[:, None] * A[None])
+
+
+def outer(n: Array, d: Array) -> Array:
+    """[b, n], [b, d] -> [b, n, d]."""
+    return n[:, :, None] * d[:, None]
+
+
+def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) -> tuple[Array, Array, Array]:
+    """Returns (y [b, t, d], h at the end [b, n, d], the states before each block [b, t / 16, n, d])."""
+    length = g.shape[1]
+
+    def token(t, carry):
+        h, y = carry
+        h = decay(row(g, t), A) * h + outer(row(B, t), row(u, t))
+        return h, put(y, jnp.sum(h * row(C, t)[:, :, None], axis=1), t)
+
+    def block(i, carry):
+        h, y, saved = carry
+        h, y = lax.fori_loop(i * BLOCK, _end(i, length), token, (h, y))
+        return h, y, put(saved, h, i + 1)
+
+    saved = jnp.zeros_like(initial, shape=(initial.shape[0], blocks(length) + 1, *initial.shape[1:]))
+    last, y, saved = lax.fori_loop(0, blocks(length), block, (initial, jnp.zeros_like(u), put(saved, initial, 0)))
+    return y, last, saved[:, :-1]
+
+
+def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy: Array, dlast: Array) -> tuple[Array, ...]:
+    """Gradients (dg, du, dA [n, d], dB, dC, dinitial [b, n, d]). With r_t the gradient of h_t and e_t = exp(g_t A) h_{t-1} r_t:
+
+    dg = sum_n A e    du = sum_n r B    dA = sum_bt g e    dB = sum_d r u    dC = sum_d h dy    r_{t-1} += exp(g_t A) r_t
+    """
+    length = g.shape[1]
+
+    def again(t, carry):
+        h, decays, states = carry
+        a = decay(row(g, t), A)
+        after = a * h + outer(row(B, t), row(u, t))
+        return (
+            after,
+            lax.dynamic_update_index_in_dim(decays, a, t % BLOCK, 0),
+            lax.dynamic_update_index_in_dim(states, h, t % BLOCK, 0),
+        )
+
+    def block(i, carry):
+        i = blocks(length) - 1 - i
+        r, dA, *gradients, decays, states = carry
+        first, end = i * BLOCK, _end(i, length)
+        _, decays, states = lax.fori_loop(first, end, again, (row(saved, i), decays, states))
+
+        def back(j, carry):
+            r, dA_block, dg, du, dB, dC = carry
+            t = end - 1 - (j - first)
+            g_t, u_t, B_t, C_t, dy_t = (row(x, t) for x in (g, u, B, C, dy))
+            a, h = (lax.dynamic_index_in_dim(x, t % BLOCK, 0, keepdims=False) for x in (decays, states))
+            h_after = a * h + outer(B_t, u_t)
+            r = r + outer(C_t, dy_t)
+            dC = put(dC, _over_channels(h_after, dy_t), t)
+            dB = put(dB, _over_channels(r, u_t), t)
+            du = put(du, jnp.sum(r * B_t[:, :, None], axis=1), t)
+            r = a * r
+            e = h * r
+            dg = put(dg, jnp.sum(e * A[None], axis=1), t)
+            # Where g is inf, e is exactly 0, and so is g e in the limit.
+            return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
+
+        r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, jnp.zeros_like(dA), *gradients))
+        return r, dA + dA_block, *gradients, decays, states  # summed block by block: rounding grows with sqrt(t / 16)
+
+    scratch = jnp.zeros_like(dlast, shape=(BLOCK, *dlast.shape))
+    carry = (dlast, jnp.zeros_like(dlast), *(jnp.zeros_like(x) for x in (g, u, B, C)), scratch, scratch)
+    dinitial, dA, dg, du, dB, dC, *_ = lax.fori_loop(0, blocks(length), block, carry)
+    return dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial
+
+
+def blocks(length: int) -> int:
+    """How many blocks hold `length` tokens."""
+    return -(-length // BLOCK)
+
+
+def _end(i: Array, length: int) -> Array:
+    """The token after block i."""
+    return (i + 1) * BLOCK if length % BLOCK == 0 else jnp.minimum((i + 1) * BLOCK, length)
+
+
+def _over_channels(x: Array, y: Array) -> Array:
+    """sum_d x [b, n, d] y [b, d] -> [b, n]."""
+    return jnp.einsum("bnd,bd->bn", x, y, precision=lax.Precision.HIGHEST)

@@ -1,0 +1,296 @@
+"""Block, Stack and LanguageModel: the one backbone on which every mixer stands, and which obeys the same law."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from seqzoo import channels, mixers
+from seqzoo.kernels.common import documents
+from seqzoo.nn import LayerNorm, Linear, RMSNorm, dropout
+from seqzoo.registry import did_you_mean
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+REMAT = {  # what the backward pass may keep of a block
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+STACKS = ("scan", "loop")
+
+
+def choice(setting: str, value: str, known: Sequence[str]) -> str:
+    """`value` if it is known; else ValueError that names setting, value and choices."""
+    if value not in known:
+        raise ValueError(f"{setting}={value!r} is unknown; it is one of {', '.join(known)}.{did_you_mean(str(value), known)}")
+    return value
+
+
+class BlockState(NamedTuple):
+    """The state of a block: its mixer's and its channel mixer's."""
+
+    mixer: Any
+    channel: Any
+
+
+class Block(nnx.Module):
+    """x + mixer(norm(x)), then x + channel(norm(x)); `channel="none"` leaves the second half out."""
+
+    def __init__(self, d_model, *, mixer, channel, norm, dropout, depth, dtype, param_dtype, rngs):
+        norm = NORMS[choice("norm", norm, tuple(NORMS))]
+        self.mixer_norm = norm(d_model, param_dtype=param_dtype, rngs=rngs)
+        self.mixer = mixers.create(mixer, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.channel = channels.registry.create(channel, d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.channel_norm = None if self.channel is None else norm(d_model, param_dtype=param_dtype, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        """[b, t, d_model] -> ([b, t, d_model], state). Arguments as a mixer's."""
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        inner = BlockState(None, None) if state is None else state
+        side = {"segment_ids": segment_ids, "positions": positions}
+        y, mixer_state = self.mixer(self.mixer_norm(x), state=inner.mixer, key=keys[0], **side)
+        x = x + dropout(y, self.dropout, keys[1]).astype(x.dtype)
+        channel_state = inner.channel
+        if self.channel is not None:
+            y, channel_state = self.channel(self.channel_norm(x), state=inner.channel, key=keys[2], **side)
+            x = x + dropout(y, self.dropout, keys[3]).astype(x.dtype)
+        return x, None if state is None else BlockState(mixer_state, channel_state)
+
+    def init_state(self, batch, max_length=None, dtype=None) -> BlockState:
+        """The empty state of both halves."""
+        channel = () if self.channel is None else self.channel.init_state(batch, max_length, dtype)
+        return BlockState(self.mixer.init_state(batch, max_length, dtype), channel)
+
+    def flops(self, batch, length) -> int:
+        """Forward model FLOPs."""
+        return self.mixer.flops(batch, length) + (0 if self.channel is None else self.channel.flops(batch, length))
+
+
+class Period(nnx.Module):
+    """One run through a pattern of blocks, named "0_mamba2", "1_softmax" and so on; the unit that a Stack scans over."""
+
+    def __init__(self, d_model, layers, *, first, count, rngs, **block):
+        self.names = tuple(f"{i}_{mixers.registry.check(spec).name}" for i, spec in enumerate(layers))
+        for i, (name, spec) in enumerate(zip(self.names, layers, strict=True)):
+            setattr(self, name, Block(d_model, mixer=spec, depth=(first + i, count), rngs=rngs, **block))
+
+    def blocks(self) -> dict[str, Block]:
+        """The blocks in order."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def __call__(self, x, *, state=None, key=None, **side):
+        """[b, t, d_model] -> ([b, t, d_model], {name: BlockState} or None)."""
+        states = {}
+        for i, (name, block) in enumerate(self.blocks().items()):
+            inner = None if state is None else state[name]
+            x, states[name] = block(x, state=inner, key=None if key is None else jax.random.fold_in(key, i), **side)
+        return x, None if state is None else states
+
+    def init_state(self, batch, max_length=None, dtype=None) -> dict[str, BlockState]:
+        """The empty state of each block, by name."""
+        return {name: block.init_state(batch, max_length, dtype) for name, block in self.blocks().items()}
+
+    def flops(self, batch, length) -> int:
+        """Forward model FLOPs."""
+        return sum(block.flops(batch, length) for block in self.blocks().values())
+
+
+class StackState(NamedTuple):
+    """The state of a Stack: `periods` has a leading axis over the periods, `rest` has none; either is () where there is none."""
+
+    periods: Any
+    rest: Any
+
+
+class Stack(nnx.Module):
+    """`depth` blocks whose mixers cycle through `layers`.
+
+    Whole periods are stacked along a leading parameter axis and run by `lax.scan` (compile time independent of depth), or by a loop
+    over the same parameters, which gives the same numbers; what is left of the last period follows in a loop.
+    """
+
+    def __init__(self, d_model, *, layers, depth, stack="scan", remat="none", rngs, **block):
+        layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        if depth < 1 or not layers:
+            raise ValueError(
+                f"depth={depth} with {len(layers)} layer specs: wanted at least one of each (model.depth, model.layers)"
+            )
+        self.stack = choice("stack", stack, STACKS)
+        self.remat = choice("remat", remat, tuple(REMAT))
+        self.count, left = divmod(depth, len(layers))
+
+        def period(key, index):
+            return Period(d_model, layers, first=index * len(layers), count=depth, rngs=nnx.Rngs(key), **block)
+
+        keys, indices = jax.random.split(rngs.params(), self.count), jnp.arange(self.count, dtype=jnp.int32)
+        self.periods = jax.vmap(period)(keys, indices) if self.count else None
+        rest = {"first": depth - left, "count": depth, "rngs": rngs, **block}
+        self.rest = Period(d_model, layers[:left], **rest) if left else None
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        """[b, t, d_model] -> ([b, t, d_model], StackState or None)."""
+        state = StackState(None, None) if state is None else state
+        keys = (None, None) if key is None else jax.random.split(key)
+
+        def run(period, x, state, key):
+            return period(x, state=state, segment_ids=segment_ids, positions=positions, key=key)
+
+        if REMAT[self.remat] is not None:
+            run = jax.checkpoint(run, policy=REMAT[self.remat])
+        periods, rest = state
+        if self.periods is not None:
+            per_period = None if key is None else jax.random.split(keys[0], self.count)
+            step = lambda x, xs: run(xs[0], x, xs[1], xs[2])
+            x, periods = _iterate(step, x, (self.periods, periods, per_period), self.count, self.stack)
+        if self.rest is not None:
+            x, rest = run(self.rest, x, rest, keys[1])
+        return x, None if state == (None, None) else StackState(periods, rest)
+
+    def init_state(self, batch, max_length=None, dtype=None) -> StackState:
+        """The empty state of every layer."""
+        periods = rest = ()
+        if self.periods is not None:
+            periods = jax.vmap(lambda period: period.init_state(batch, max_length, dtype))(self.periods)
+        if self.rest is not None:
+            rest = self.rest.init_state(batch, max_length, dtype)
+        return StackState(periods, rest)
+
+    def flops(self, batch, length) -> int:
+        """Forward model FLOPs."""
+        periods = 0 if self.periods is None else self.count * self.periods.flops(batch, length)
+        return periods + (0 if self.rest is None else self.rest.flops(batch, length))
+
+
+def _iterate(step, carry, xs, count, how):
+    """`lax.scan(step, carry, xs)`, or the same as a Python loop."""
+    if how == "scan":
+        return jax.lax.scan(step, carry, xs)
+    outputs = []
+    for i in range(count):
+        carry, y = step(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+        outputs.append(y)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+class ModelState(NamedTuple):
+    """The state of a LanguageModel."""
+
+    stack: StackState
+    position: Array  # [b] int32, tokens of the current document so far
+    segment: Array  # [b] int32, the last document id seen
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, Stack, norm, head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
+
+    Embeddings are drawn from N(0, 1/d_model) and multiplied by sqrt(d_model) where they enter (Vaswani et al. 2017, section 3.4), so
+    that neither the residual stream nor the logits of a tied head start out of scale with what the blocks add.
+
+    Args:
+      vocab_size: number of token ids.
+      d_model: width of the residual stream.
+      layers: spec strings of mixers, cycled over depth: ("mamba2", "mamba2", "softmax(window=256)") is a hybrid.
+      depth: number of blocks.
+      channel: spec string of the channel mixer: "swiglu", "gelu" or "none", with settings.
+      norm: "rms" or "layer".
+      tied: whether the head is the embedding, transposed.
+      learned_positions: None, or how many positions (from 0 in each document) get a learned embedding added to the token's. A later
+        position gives NaN, never a neighbour's row.
+      dropout: rate on the embedding and on each branch before it joins the residual stream; active when a key is given.
+      stack: "scan" or "loop" over the layers; the same parameters and numbers.
+      remat: "none", "full" or "dots": what a block's backward pass recomputes.
+      dtype: of the computation; None is param_dtype. Logits are at least float32.
+      param_dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        layers: Sequence[str] = ("softmax",),
+        depth: int = 2,
+        channel: str = "swiglu",
+        norm: str = "rms",
+        tied: bool = True,
+        learned_positions: int | None = None,
+        dropout: float = 0.0,
+        stack: str = "scan",
+        remat: str = "none",
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        normal = jax.nn.initializers.normal(d_model**-0.5)
+        self.embedding = nnx.Param(normal(rngs.params(), (vocab_size, d_model), param_dtype), axes=("vocab", "embed"))
+        table = (learned_positions or 0, d_model)
+        table = nnx.Param(normal(rngs.params(), table, param_dtype), axes=(None, "embed")) if learned_positions else None
+        self.position_embedding = table
+        self.stack = Stack(
+            d_model,
+            layers=layers,
+            depth=depth,
+            stack=stack,
+            remat=remat,
+            channel=channel,
+            norm=norm,
+            dropout=dropout,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = NORMS[norm](d_model, param_dtype=param_dtype, rngs=rngs)
+        self.head = None if tied else Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
+        self.dropout = dropout
+        self.dtype = param_dtype if dtype is None else dtype
+
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        state: ModelState | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, ModelState | None]:
+        """tokens [b, t] int32 -> (logits [b, t, vocab_size] in promote(float32, dtype), state or None). Arguments as a mixer's."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        batch, length = tokens.shape
+        none = jnp.zeros((batch,), jnp.int32)
+        segment, count = (None, none) if state is None else (state.segment, state.position)
+        counted, count = documents.positions(segment_ids, segment, count, length)
+        scale = self.embedding[...].shape[1] ** 0.5
+        x = scale * jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        if self.position_embedding is not None:
+            where = counted if positions is None else positions
+            if segment_ids is not None:
+                where = jnp.where(segment_ids != 0, where, 0)
+            rows = jnp.take(self.position_embedding[...], where, axis=0, mode="fill", fill_value=jnp.nan)
+            x = x + scale * rows.astype(self.dtype)
+        x = dropout(x, self.dropout, keys[0])
+        inner = None if state is None else state.stack
+        x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
+        logits = self.attend(self.norm(x))
+        if state is None:
+            return logits, None
+        return logits, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
+
+    def attend(self, x: Array) -> Array:
+        """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""
+        w = self.embedding[...].T if self.head is None else self.head.w[...]
+        return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.result_type(x, jnp.float32))
+
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> ModelState:
+        """The empty state of `batch` rows; `max_length` bounds the caches that grow with a document."""
+        dtype = self.dtype if dtype is None else dtype
+        none = jnp.zeros((batch,), jnp.int32)
+        return ModelState(self.stack.init_state(batch, max_length, dtype), none, none)
+
+    def flops(self, batch: int, length: int) -> int:
+        """Forward model FLOPs: the blocks' and the head's."""
+        vocab_size, d_model = self.embedding[...].shape
+        return self.stack.flops(batch, length) + 2 * batch * length * d_model * vocab_size

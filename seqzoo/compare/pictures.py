@@ -1,0 +1,194 @@
+"""The pictures of a comparison. Matplotlib is imported when one is drawn, and only its Agg canvas: no display, no global state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from seqzoo.compare.colours import Style, styles
+from seqzoo.compare.summary import Row
+
+INK, FAINT = "#333333", "#8a8a8a"
+
+
+def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], chances: Mapping[str, float]):
+    """Training loss and mean evaluation accuracy against steps: median over seeds, in a band from lowest to highest.
+
+    Args:
+      rows: what to draw.
+      lines: the metrics.jsonl of every run that `rows` names.
+      chances: chance level of each slice.
+    Returns:
+      A matplotlib figure.
+    """
+    figure, (left, right) = _figure(2)
+    looks = styles(row.label for row in rows)
+    ends = {}
+    for row in rows:
+        runs = [lines[name] for name in row.runs]
+        _curve(left, [_training(run, "loss") for run in runs], looks[row.label])
+        accuracy = _curve(right, [_evaluation(run) for run in runs], looks[row.label], marked=True)
+        if accuracy:
+            ends[row.label] = accuracy
+    left.set(xlabel="step", xlim=(0, None), ylim=(0, None))
+    left.set_title("Training loss", fontsize=11.5, color=INK)
+    right.set(xlabel="step", ylim=(-0.06, 1.03), xlim=(0, None))
+    right.set_title("Accuracy, mean over slices", fontsize=11.5, color=INK)
+    _chance(right, fmean(chances.values()) if chances else math.nan)
+    _end_labels(right, ends, looks)
+    return figure
+
+
+def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chances: Mapping[str, float]):
+    """Accuracy in each slice, against the number of pairs where that is what sets the slices apart.
+
+    Args:
+      rows: what to draw.
+      settings: what sets each slice apart.
+      chances: chance level of each slice.
+    Returns:
+      A matplotlib figure.
+    """
+    figure, (axes,) = _figure(1)
+    looks = styles(row.label for row in rows)
+    name, places = _places(settings)
+    order = sorted(places, key=places.get)
+    ends = {}
+    for row in rows:
+        here = [each for each in order if each in row.slices]
+        style = looks[row.label]
+        x = [places[each] for each in here]
+        axes.fill_between(
+            x, [row.slices[e].low for e in here], [row.slices[e].high for e in here], color=style.colour, alpha=0.14, linewidth=0
+        )
+        y = [row.slices[e].median for e in here]
+        axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5, linewidth=1.8, clip_on=False)
+        ends[row.label] = (x[-1], y[-1])
+    if name is None:
+        axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
+    else:
+        if min(places.values()) > 0 and max(places.values()) >= 4 * min(places.values()):
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(places.values())), [f"{place:g}" for place in sorted(set(places.values()))])
+        axes.minorticks_off()
+        axes.set_xlabel({"pairs": "key-value pairs to remember", "length": "tokens"}.get(name, name))
+    axes.set(ylim=(-0.06, 1.03))
+    axes.set_title("Accuracy after training", fontsize=11.5, color=INK)
+    _chance(axes, fmean(chances.values()) if len(set(chances.values())) == 1 else math.nan)
+    _end_labels(axes, ends, looks)
+    return figure
+
+
+def save(figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=160)
+    temporary.replace(path)
+
+
+def _figure(panels: int):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * panels + 2.2, 4.2), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    panels = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=9.5, color=FAINT)
+        axes.xaxis.label.set(color=INK, fontsize=10.5)
+        axes.title.set(color=INK)
+        axes.titlesize = 11
+        axes.grid(axis="y", color="#ececec", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _training(lines: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
+    return {line["step"]: line[key] for line in lines if line["kind"] == "train"}
+
+
+def _evaluation(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
+    by_step: dict[int, list[float]] = {}
+    for line in lines:
+        if line["kind"] == "eval":
+            by_step.setdefault(line["step"], []).append(line["accuracy"])
+    return {step: fmean(values) for step, values in by_step.items()}
+
+
+def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = False) -> tuple[float, float] | None:
+    """Draws the median over runs at the steps that all of them have, and the band; returns the curve's end."""
+    steps = sorted(set.intersection(*map(set, runs)))
+    if not steps:
+        return None
+    values = [[run[step] for run in runs] for step in steps]
+    middle = [median(each) for each in values]
+    marker = {"marker": style.marker, "markersize": 4} if marked and len(steps) <= 30 else {}
+    axes.plot(steps, middle, color=style.colour, linestyle=style.dash, linewidth=1.6, clip_on=not marked, **marker)
+    if len(runs) > 1:
+        axes.fill_between(steps, [min(e) for e in values], [max(e) for e in values], color=style.colour, alpha=0.14, linewidth=0)
+    return steps[-1], middle[-1]
+
+
+def _chance(axes, level: float) -> None:
+    if math.isnan(level):
+        return
+    axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+    place = axes.get_yaxis_transform()
+    axes.text(0.99, level - 0.01, f"chance {level:.3f}", transform=place, color=FAINT, fontsize=9, va="top", ha="right")
+
+
+def _end_labels(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, Style]) -> None:
+    """Names each curve at its right end, moved apart where they would overlap, with a hairline to the curve."""
+    order = sorted(ends, key=lambda label: ends[label][1])
+    low, high = axes.get_ylim()
+    heights = spread_out([ends[label][1] for label in order], gap=0.062 * (high - low), low=low + 0.04, high=high - 0.02)
+    for label, height in zip(order, heights, strict=True):
+        axes.annotate(
+            label,
+            xy=ends[label],
+            xytext=(1.055, (height - low) / (high - low)),
+            textcoords="axes fraction",
+            color=looks[label].colour,
+            fontsize=10,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": looks[label].colour,
+                "linewidth": 0.7,
+                "alpha": 0.55,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Moves ascending values apart to at least `gap`, as little as that takes, inside [low, high] where they fit.
+
+    Values that collide form a block around their mean; blocks that then collide merge (pool adjacent violators).
+    """
+    blocks: list[list[float]] = []  # [sum of values less their place in the block, how many]
+    centre = lambda block: min(max(block[0] / block[1], low), max(high - (block[1] - 1) * gap, low))
+    for value in values:
+        blocks.append([value, 1])
+        while len(blocks) > 1 and centre(blocks[-1]) < centre(blocks[-2]) + blocks[-2][1] * gap:
+            total, count = blocks.pop()
+            blocks[-1][0] += total - count * blocks[-1][1] * gap
+            blocks[-1][1] += count
+    return [centre(block) + place * gap for block in blocks for place in range(block[1])]
+
+
+def _places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:
+    """Where each slice stands on the x axis: at the first number that tells all slices apart ("pairs" first), else side by side."""
+    names = dict.fromkeys(("pairs", *(key for each in settings.values() for key in each)))
+    for name in names:
+        values = [each.get(name) for each in settings.values()]
+        if all(isinstance(value, int | float) for value in values) and len(set(values)) == len(values):
+            return name, {slice_name: each[name] for slice_name, each in settings.items()}
+    return None, {name: place for place, name in enumerate(settings)}

@@ -1,0 +1,124 @@
+"""From runs to rows: the best learning rate for each thing compared, the median and the spread over seeds."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+RATE = "optimizer.learning_rate"
+SEED = "training.seed"
+LAYERS = "model.layers"
+
+
+class Run(NamedTuple):
+    """One experiment of a comparison and what became of it."""
+
+    name: str  # of its folder inside the comparison's
+    label: str  # what is compared: everything of the point but learning rate and seed
+    point: dict[str, Any]  # {dotted path: value}
+    rate: float
+    seed: int
+    summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
+    problem: str | None = None  # why it has no result
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a result."""
+        return bool(self.summary.get("finished")) and self.problem is None
+
+
+class Spread(NamedTuple):
+    """A number over seeds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.median:.3f}" if self.low == self.high else f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+class Row(NamedTuple):
+    """One line of the table: a label at its best learning rate."""
+
+    label: str
+    rate: float
+    rates: dict[float, float]  # median over seeds of the mean accuracy over slices, for every learning rate that finished
+    accuracy: Spread  # of the mean over slices
+    slices: dict[str, Spread]
+    parameters: int
+    state_bytes: int
+    tokens_per_second: float | None
+    runs: tuple[str, ...]  # at the best learning rate, by name
+
+
+def label_of(point: Mapping[str, Any], layers: Sequence[str], varied: Iterable[str]) -> str:
+    """What a point is called: its mixers, then every other compared setting that takes several values.
+
+    Args:
+      point: {dotted path: value}.
+      layers: the experiment's mixers.
+      varied: the axes with more than one value.
+    """
+    rest = [f"{path.split('.')[-1]}={point[path]}" for path in varied if path not in (LAYERS, RATE, SEED)]
+    return " ".join((", ".join(layers), *rest))
+
+
+def accuracy_of(summary: Mapping[str, Any]) -> float:
+    """The mean over slices of the accuracy at the end of training; every slice counts the same."""
+    return fmean(result["accuracy"] for result in summary["final"].values())
+
+
+def chances(runs: Iterable[Run]) -> dict[str, float]:
+    """The chance level of each slice, in order; NaN where runs disagree."""
+    found: dict[str, set] = {}
+    for run in runs:
+        for name, result in run.summary.get("final", {}).items() if run.finished else ():
+            found.setdefault(name, set()).add(result["chance"])
+    return {name: next(iter(levels)) if len(levels) == 1 else math.nan for name, levels in found.items()}
+
+
+def summarise(runs: Iterable[Run]) -> list[Row]:
+    """One row per label, in the order of the runs: the maximum over learning rates of the median over seeds.
+
+    A learning rate counts by the median over its seeds of the accuracy at the end of training, averaged over slices; one learning
+    rate is chosen for all slices, and ties go to the smaller. A run without a result (it diverged, or is still to come) counts as
+    accuracy 0 in that choice and is left out of the numbers shown. Labels without any result have no row.
+    """
+    groups: dict[str, dict[float, list[Run]]] = {}
+    for run in runs:
+        groups.setdefault(run.label, {}).setdefault(run.rate, []).append(run)
+    rows = []
+    for label, by_rate in groups.items():
+        score = lambda run: accuracy_of(run.summary) if run.finished else 0.0
+        rates = {rate: median(map(score, by_rate[rate])) for rate in sorted(by_rate) if any(run.finished for run in by_rate[rate])}
+        if not rates:
+            continue
+        best = max(rates, key=lambda rate: rates[rate])
+        finished = [run for run in by_rate[best] if run.finished]
+        speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
+        names = dict.fromkeys(name for run in finished for name in run.summary["final"])
+        slices = {
+            name: _spread(run.summary["final"][name]["accuracy"] for run in finished if name in run.summary["final"])
+            for name in names
+        }
+        first = finished[0].summary
+        rows.append(
+            Row(
+                label=label,
+                rate=best,
+                rates=rates,
+                accuracy=_spread(accuracy_of(run.summary) for run in finished),
+                slices=slices,
+                parameters=first["parameters"],
+                state_bytes=first["state_bytes"],
+                tokens_per_second=median(speeds) if speeds else None,
+                runs=tuple(run.name for run in finished),
+            )
+        )
+    return rows
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    values = list(values)
+    return Spread(median(values), min(values), max(values))

@@ -1,0 +1,346 @@
+"""The typed experiment: what to train, on what, how and where. Every setting is checked before anything is written.
+
+A config file is Python that defines `config`, an `Experiment` or a `Comparison`; the command line overrides any field of it:
+`--model.layers "gla(heads=2)"`. Both round-trip through JSON.
+"""
+
+import ast
+import itertools
+import json
+import runpy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from seqzoo import channels, mixers, sharding, tasks
+from seqzoo.backbone import NORMS, REMAT, STACKS
+from seqzoo.registry import did_you_mean, split
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class ConfigError(ValueError):
+    """A config that is wrong or cannot be read. The message names the setting, what was found and what exists."""
+
+
+def _one_string(parse, show, metavar):
+    """How tyro reads a field from one command-line word."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: not isinstance(value, str),
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
+def _literal(text: str) -> dict:
+    try:
+        return dict(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f'{text!r} is no Python dict; wanted for example \'{{"model.layers": ("gla", "mamba2")}}\'') from None
+
+
+def _tuples(value):
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+Layers = Annotated[tuple[str, ...], _one_string(split, ", ".join, "SPECS")]
+Axes = Annotated[dict[str, tuple[Any, ...]], _one_string(_literal, repr, "DICT")]
+Rules = Annotated[dict[str, str | None], _one_string(_literal, repr, "DICT")]
+
+
+def _message(problem) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    what = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    return f"{where}: {what}{found}" if where else what
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names and says which it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:  # whose own text is long, and buries the message that the validators below write
+            raise ConfigError("; ".join(_message(problem) for problem in error.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names_only(cls, values):
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, cls.model_fields)} Settings: {known}")
+        return values
+
+
+class Model(Section):
+    """The network: an embedding, a stack of blocks and a head. Its vocabulary comes from the task."""
+
+    layers: Layers = ("softmax",)
+    """Mixers, cycled over depth, separated by commas: "mamba2, softmax(window=256, heads=2)"."""
+    depth: int = Field(2, ge=1)
+    """Number of blocks."""
+    d_model: int = Field(64, ge=1)
+    """Width of the residual stream."""
+    channel: str = "swiglu"
+    """Channel mixer of every block: "swiglu", "gelu" or "none", with settings as in "gelu(expansion=4)"."""
+    norm: Literal[tuple(NORMS)] = "rms"
+    """Normalisation before each half of a block, and before the head."""
+    tied: bool = True
+    """Whether the head is the embedding, transposed."""
+    learned_positions: int | None = Field(None, ge=1)
+    """How many positions get a learned embedding; None: no learned positions."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate on the embedding and on each branch."""
+    stack: Literal[STACKS] = "scan"
+    """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
+    remat: Literal[tuple(REMAT)] = "none"
+    """What the backward pass recomputes instead of keeping: nothing, all of a block, or all but its matrix products."""
+    dtype: DType | None = None
+    """Of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
+    param_dtype: DType = "float32"
+    """Of the parameters, and so of the optimizer's moments."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_or_many(cls, value):
+        return split(value) if isinstance(value, str) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _known_mixers(cls, value):
+        if not value:
+            raise ValueError("no mixer is named; wanted at least one, such as 'softmax'")
+        return tuple(str(mixers.registry.check(spec)) for spec in value)
+
+    @field_validator("channel")
+    @classmethod
+    def _known_channel(cls, value):
+        return str(channels.registry.check(value))
+
+
+class Optimizer(Section):
+    """AdamW with warm-up, a schedule, and clipping by the global norm."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """The largest learning rate, reached at the end of the warm-up."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """The learning rate after the warm-up."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Where the cosine ends, at the last step, as a fraction of learning_rate."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled, times the learning rate; on matrices only, and not on those that their mixer marks with decay=False."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean and of the running mean square of the gradient."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the mean square."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest global norm of the gradient; None: no clipping."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, value):
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"{value}: wanted both in [0, 1)")
+        return value
+
+
+class Training(Section):
+    """How long, and how often to look, to say and to save."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimizer steps in all."""
+    seed: int = 0
+    """Of the initial parameters and of dropout. The data have their own seed, in the task."""
+    eval_every: int = Field(250, ge=1)
+    """Steps between evaluations; there is one at the end as well."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints; there is one at the end as well."""
+    keep: int = Field(2, ge=1)
+    """How many of the latest checkpoints to keep."""
+    log_every: int = Field(25, ge=1)
+    """Steps between training lines in metrics.jsonl and, where the output is no terminal, on the console."""
+
+
+class Mesh(Section):
+    """How many devices lie along each mesh axis; one size may be -1: all that are left."""
+
+    replica: int = 1
+    """Copies of the parameters; the batch is split over them."""
+    fsdp: int = -1
+    """The batch and the parameters' "embed" axis are split over these."""
+    seq: int = 1
+    """For parameters, if `rules` says so."""
+    tensor: int = 1
+    """For parameters, if `rules` says so."""
+    rules: Rules = Field(default=dict(sharding.RULES), validate_default=True)
+    """Which mesh axis each parameter axis is split over; None: not split. What is left out stays as by default."""
+
+    @field_validator("rules")
+    @classmethod
+    def _known_axes(cls, value):
+        for name, axis in value.items():
+            if name not in sharding.RULES:
+                known = tuple(sharding.RULES)
+                raise ValueError(f"no parameter axis is called {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
+            if axis is not None and axis not in sharding.AXES:
+                near = did_you_mean(axis, sharding.AXES)
+                raise ValueError(f"{name} is on {axis!r}, wanted None or one of {', '.join(sharding.AXES)}.{near}")
+        return {**sharding.RULES, **value}
+
+    @model_validator(mode="after")
+    def _sizes(self):
+        sizes = self.sizes()
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"sizes are {sizes}; wanted at least 1 each, and at most one -1 (all devices that are left)")
+        return self
+
+    def sizes(self) -> dict[str, int]:
+        """The size along each mesh axis, in the mesh's order."""
+        return {axis: getattr(self, axis) for axis in sharding.AXES}
+
+
+class Run(Section):
+    """Where the run is kept."""
+
+    folder: str = "runs"
+    """Folder of run folders. A run never writes into an existing one: a taken name gets a number."""
+    name: str | None = None
+    """Name of the run's own folder; None: made from task and mixers."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, value):
+        if value is not None and (not value or Path(value).name != value):
+            raise ValueError(f"{value!r}: wanted the name of one folder; run.folder says where it lies")
+        return value
+
+
+class Experiment(Section):
+    """One model trained on one task."""
+
+    model: Model = Model()
+    """The network."""
+    task: str = "mqar"
+    """Where batches come from: a task with settings, "mqar(vocab_size=256, length=64)"."""
+    optimizer: Optimizer = Optimizer()
+    """How parameters change."""
+    training: Training = Training()
+    """How long, and how often to look."""
+    mesh: Mesh = Mesh()
+    """Which devices do what."""
+    run: Run = Run()
+    """Where the run is kept."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value):
+        tasks.registry.create(value)  # the task's own conditions, not only its names
+        return str(tasks.registry.check(value))
+
+    @property
+    def name(self) -> str:
+        """The run's name: `run.name`, or one made from task and mixers."""
+        layers = "-".join(dict.fromkeys(mixers.registry.check(spec).name for spec in self.model.layers))
+        return self.run.name or f"{tasks.registry.check(self.task).name}-{layers}"
+
+
+class Comparison(Section):
+    """One experiment for every combination of values on named axes."""
+
+    # The empty name puts the base's settings at the top of the command line, where an Experiment has them.
+    base: Annotated[Experiment, tyro.conf.arg(name="")] = Experiment()
+    """What all of them share."""
+    axes: Axes
+    """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}."""
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _named_axes_with_values(cls, value):
+        for path, values in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(values, str) or not isinstance(values, tuple | list) or not values:
+                raise ValueError(f"{path!r} has {values!r}, wanted a tuple of at least one value")
+        return _tuples(value)
+
+    @model_validator(mode="after")
+    def _every_experiment_is_valid(self):
+        for _ in self.experiments():
+            pass
+        return self
+
+    @property
+    def name(self) -> str:
+        """The comparison's name: `base.run.name`, or one made from the task."""
+        return self.base.run.name or f"{tasks.registry.check(self.base.task).name}-comparison"
+
+    def experiments(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
+        """Each combination as ({path: value}, experiment), the last axis varying fastest."""
+        for values in itertools.product(*self.axes.values()):
+            point = dict(zip(self.axes, values, strict=True))
+            yield point, replace(self.base, point)
+
+
+Config = Experiment | Comparison
+
+
+def settings(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted path: {"model.depth": 2, ...}."""
+    flat = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        flat |= settings(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": value}
+    return flat
+
+
+def replace(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """A copy with the settings at some dotted paths replaced, and everything checked again."""
+    tree = experiment.model_dump()
+    known = settings(experiment)
+    for path, value in values.items():
+        if path not in known:
+            last = {full.split(".")[-1]: full for full in known}.get(path.split(".")[-1], path)
+            near = did_you_mean(last, known)
+            raise ConfigError(f"no setting is called {path!r}.{near} Settings: {', '.join(known)}")
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return Experiment(**tree)
+
+
+def difference(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two experiments differ, those of where the run is kept left out: {path: (one's, other's)}."""
+    a, b = settings(one), settings(other)
+    return {path: (a[path], b[path]) for path in a if a[path] != b[path] and not path.startswith("run.")}
+
+
+def load_json(path: Path) -> Config:
+    """Reads a config.json."""
+    data = json.loads(Path(path).read_text())
+    return (Comparison if "axes" in data else Experiment)(**data)
+
+
+def load_file(path: str | Path) -> Config:
+    """The `config` that a Python file defines."""
+    path = Path(path)
+    if not path.is_file():
+        beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError(f"there is no config file {path}.{did_you_mean(str(path), beside)}")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, Experiment | Comparison):
+        raise ConfigError(f"{path} defines config={config!r}; wanted config = Experiment(...) or config = Comparison(...)")
+    return config

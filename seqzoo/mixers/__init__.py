@@ -1,0 +1,62 @@
+"""The zoo: every mixer, by name.
+
+`create("gla(heads=4)", d_model, rngs=rngs)` builds one from a spec string; the classes can be used directly as well.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from seqzoo.mixers.attention.sigmoid import Sigmoid
+from seqzoo.mixers.attention.softmax import Softmax
+from seqzoo.mixers.base import Mixer, register, registry, state_bytes
+from seqzoo.mixers.linear_attention.aaren import Aaren
+from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
+from seqzoo.mixers.linear_attention.linear import LinearAttention
+from seqzoo.mixers.linear_attention.mamba2 import Mamba2
+from seqzoo.mixers.selective_scan.mamba import Mamba
+
+__all__ = [
+    "Aaren",
+    "GatedLinearAttention",
+    "LinearAttention",
+    "Mamba",
+    "Mamba2",
+    "Mixer",
+    "Sigmoid",
+    "Softmax",
+    "create",
+    "names",
+    "register",
+    "registry",
+    "state_bytes",
+]
+
+names = registry.names
+
+
+def create(
+    spec: str,
+    d_model: int,
+    *,
+    depth: tuple[Any, int] | None = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Mixer:
+    """Builds the mixer that a spec string names.
+
+    Args:
+      spec: a name with optional settings: "gla" or "gla(heads=4, expand_v=2)".
+      d_model: width of its input and output.
+      depth: (index, count) of the layer, for mixers whose initialisation depends on depth; the index may be traced.
+      dtype: of the computation; None promotes inputs and parameters.
+      param_dtype: of the parameters.
+      rngs: where the initial parameters come from.
+    Raises:
+      SpecError: unknown name or setting, with the nearest known.
+    """
+    spec = registry.check(spec)
+    reserved = {"depth": depth} if "depth" in registry.parameters(spec.name) else {}
+    return registry.create(spec, d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **reserved)

@@ -1,0 +1,114 @@
+"""What softmax and sigmoid attention have in common: projections, rotary positions, a cache."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from seqzoo.kernels.attention import Cache, attention, empty_cache
+from seqzoo.kernels.common import documents
+from seqzoo.mixers.base import Mixer, updated
+from seqzoo.nn import LayerNorm, Linear, RMSNorm, rotate
+
+
+class AttentionState(NamedTuple):
+    """The keys and values of the current document, and which document that is."""
+
+    cache: Cache  # keys, values [b, slots, kv heads, width], length [b] int32
+    segment: Array  # [b] int32
+
+
+class PairwiseAttention(Mixer):
+    """Causal attention with grouped heads, rotary positions, a window, QK-norm, dropout; subclasses choose the score function."""
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        heads,
+        kv_heads,
+        head_width,
+        window,
+        rope_base,
+        qk_norm,
+        bias,
+        dropout,
+        implementation,
+        dtype,
+        param_dtype,
+        rngs,
+    ):
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads={kv_heads} does not divide heads={heads}: set kv_heads to a divisor")
+        if head_width is None and d_model % heads:
+            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_width")
+        width = d_model // heads if head_width is None else head_width
+        if rope_base is not None and width % 2:
+            raise ValueError(f"rotary positions need an even head width, found {width}: change head_width, or set rope_base=None")
+        if window is not None and window < 1:
+            raise ValueError(f"window={window}: wanted None or at least 1 token")
+        make = lambda heads: Linear(d_model, heads * width, bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q, self.k, self.v = make(heads), make(kv_heads), make(kv_heads)
+        self.out = Linear(
+            heads * width, d_model, axes=("heads", "embed"), bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        norms = {"rms": RMSNorm, "layer": LayerNorm}
+        if qk_norm not in (None, *norms):
+            raise ValueError(f"qk_norm={qk_norm!r} is unknown; it is None, 'rms' or 'layer'")
+        make_norm = lambda: norms[qk_norm](width, eps=1e-6, axis=None, param_dtype=param_dtype)
+        self.q_norm, self.k_norm = (None, None) if qk_norm is None else (make_norm(), make_norm())
+        self.sizes = (d_model, heads, kv_heads, width)
+        self.window, self.rope_base, self.dropout = window, rope_base, dropout
+        self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
+
+    def score_settings(self) -> dict[str, Any]:
+        """The keyword arguments of the op that make the score function."""
+        raise NotImplementedError
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        batch, length, _ = x.shape
+        q, k, v = (p(x).reshape(batch, length, -1, self.sizes[3]) for p in (self.q, self.k, self.v))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope_base is not None:
+            positions = self.positions(batch, length, state, segment_ids) if positions is None else positions
+            q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
+        carried = {} if state is None else {"initial_state": state.cache, "initial_segment": state.segment}
+        o, cache = attention(
+            q,
+            k,
+            v,
+            window=self.window,
+            dropout=self.dropout,
+            key=key,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **self.score_settings(),
+            **carried,
+        )
+        return self.out(o.reshape(batch, length, -1)), updated(state, segment_ids, cache=cache)
+
+    @staticmethod
+    def positions(batch, length, state, segment_ids) -> Array:
+        """Indices inside each document, counted on from the cache."""
+        count = jnp.zeros((batch,), jnp.int32) if state is None else state.cache.length
+        return documents.positions(segment_ids, None if state is None else state.segment, count, length)[0]
+
+    def init_state(self, batch, max_length=None, dtype=None) -> AttentionState:
+        """An empty cache: of `window` slots, or without a window of `max_length`, the longest document it can hold."""
+        slots = self.window if self.window is not None else max_length
+        if slots is None:
+            raise ValueError(
+                "max_length=None: attention without a window keeps every token of a document; give max_length, or set window"
+            )
+        _, _, kv_heads, width = self.sizes
+        cache = empty_cache(batch, slots, kv_heads, width, width, self.dtype if dtype is None else dtype)
+        return AttentionState(cache, jnp.zeros((batch,), jnp.int32))
+
+    def flops(self, batch, length) -> int:
+        d_model, heads, kv_heads, width = self.sizes
+        seen = min(length, length if self.window is None else self.window)
+        pairs = seen * (seen + 1) // 2 + (length - seen) * seen
+        projections = 2 * length * d_model * width * (2 * heads + 2 * kv_heads)
+        return batch * (projections + 4 * pairs * heads * width)

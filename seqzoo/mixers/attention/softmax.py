@@ -1,0 +1,69 @@
+"""Softmax attention: every token chooses among all earlier ones; the memory is everything read so far."""
+
+import jax.numpy as jnp
+
+from seqzoo.mixers.attention.pairwise import PairwiseAttention
+from seqzoo.mixers.base import register
+
+
+@register("softmax")
+class Softmax(PairwiseAttention):
+    r"""Causal softmax attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+        o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt(width)) v_j        y = W_o [o of all heads]
+
+    Use it when exact recall matters more than the memory that decoding takes.
+
+    Args:
+      d_model: width of x and y.
+      heads: query heads.
+      kv_heads: key and value heads, a divisor of heads (Ainslie et al. 2023, arXiv:2305.13245); None: as many as heads.
+      head_width: width of a head; None: d_model / heads.
+      window: how many tokens, itself included, a token sees; None: its whole document.
+      rope_base: base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all.
+      qk_norm: None, "rms" or "layer": normalises each head's queries and keys (Dehghani et al. 2023, arXiv:2302.05442).
+      bias: whether the projections have biases.
+      dropout: rate on the attention weights, active when a key is given.
+      implementation: of the op `seqzoo.kernels.attention`; None: the best for platform and shape.
+    Raises:
+      ValueError: sizes that do not divide; `init_state` without max_length and without a window.
+    Cost: time O(t d^2 + t^2 d) (t window d with a window); state 2 kv_heads head_width bytes-per-element per token of the document,
+      or per token of the window.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        heads=4,
+        kv_heads=None,
+        head_width=None,
+        window=None,
+        rope_base=10000.0,
+        qk_norm=None,
+        bias=False,
+        dropout=0.0,
+        implementation=None,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        super().__init__(
+            d_model,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            window=window,
+            rope_base=rope_base,
+            qk_norm=qk_norm,
+            bias=bias,
+            dropout=dropout,
+            implementation=implementation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def score_settings(self):
+        """Softmax needs no setting beyond its name."""
+        return {"scores": "softmax"}

@@ -1,0 +1,74 @@
+"""The contract of a mixer, and the registry that holds every mixer to it."""
+
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+from jax import Array
+
+from seqzoo.kernels.common import documents
+from seqzoo.registry import Registry
+
+State = Any  # a NamedTuple of arrays, with `segment` [b] int32 among them
+
+registry = Registry("mixer", reserved=("dtype", "param_dtype", "depth", "rngs"))
+register = registry.register
+
+
+class Mixer(nnx.Module):
+    """A causal map on sequences that carries a state: y, state' = mixer(x, state=state).
+
+    The law: for any split of x along time, running the pieces in turn while passing the state gives the y and the final state of
+    running x whole. `tests/mixers/test_law.py` holds every registered mixer to it, and to causality, packing and precision.
+    """
+
+    # Laws that a mixer cannot keep, each with the reason; the README's table shows them.
+    exemptions: ClassVar[dict[str, str]] = {}
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        state: State | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, State | None]:
+        """Mixes x along time.
+
+        Args:
+          x: [b, t, d_model].
+          state: what went before, from `init_state` or an earlier call; None starts empty and returns no state.
+          segment_ids: [b, t] int32, the document of each token, 0 for padding; None continues one document.
+          positions: [b, t] int32, index inside the own document; None counts on from the state. Mixers without positions ignore it.
+          key: PRNG key for dropout and other sampling; None is deterministic.
+        Returns:
+          (y [b, t, d_model], the state after the last token, or None if none was given). y at padding is finite and means nothing.
+        """
+        raise NotImplementedError
+
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> State:
+        """The empty state of `batch` rows. `max_length` bounds caches that grow; `dtype` is that of cached activations."""
+        raise NotImplementedError
+
+    def flops(self, batch: int, length: int) -> int:
+        """Forward model FLOPs of the definition: matrix products at 2mnk, causal pairs t(t+1)/2, no elementwise work."""
+        raise NotImplementedError
+
+
+def carried(state: State | None, memory: str = "memory") -> dict[str, Array]:
+    """The keyword arguments that hand a state's `memory` leaf to an op."""
+    return {} if state is None else {"initial_state": getattr(state, memory), "initial_segment": state.segment}
+
+
+def updated(state: State | None, segment_ids: Array | None, **leaves) -> State | None:
+    """The state after a call: `leaves` replaced, `segment` moved on; None stays None."""
+    if state is None:
+        return None
+    return state._replace(segment=documents.last_segment(segment_ids, state.segment), **leaves)
+
+
+def state_bytes(mixer: Mixer, max_length: int | None = None, dtype: Any = None) -> int:
+    """Bytes of decode memory per row: those of the state that the mixer really carries."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: mixer.init_state(1, max_length, dtype)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -1,0 +1,1 @@
+"""Mixers on Mamba's fused scan, `seqzoo.kernels.selective_scan`."""

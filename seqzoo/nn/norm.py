@@ -1,0 +1,51 @@
+"""Normalisations over the last axis. Statistics are taken in float32 or better; the result has the input's dtype."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019, arXiv:1910.07467); the mean runs over each of `groups` parts."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float = 1e-5,
+        axis: str | None = "embed",
+        groups: int = 1,
+        param_dtype: Any = jnp.float32,
+        rngs=None,
+    ):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype), axes=(axis,))
+        self.eps, self.groups = eps, groups
+
+    def __call__(self, x: Array) -> Array:
+        """[..., width] -> [..., width]."""
+        wide = x.astype(jnp.result_type(x, jnp.float32))
+        parts = wide.reshape(*x.shape[:-1], self.groups, -1)
+        y = (parts * lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + self.eps)).reshape(x.shape)
+        return (y * _last_axis(self.scale, y)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(var + eps) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, axis: str | None = "embed", param_dtype: Any = jnp.float32, rngs=None):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype), axes=(axis,))
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype), axes=(axis,))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        """[..., width] -> [..., width]."""
+        wide = x.astype(jnp.result_type(x, jnp.float32))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        y = centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return (y * _last_axis(self.scale, y) + _last_axis(self.bias, y)).astype(x.dtype)
+
+
+def _last_axis(parameter: nnx.Param, like: Array) -> Array:
+    return jnp.expand_dims(parameter[...].astype(like.dtype), range(like.ndim - 1))

@@ -1,0 +1,23 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def rotate(x: Array, positions: Array, base: float = 10000.0) -> Array:
+    """Rotates pairs (x_i, x_{i + k/2}) by positions * base^(-2i/k): the half-split layout of released checkpoints.
+
+    Args:
+      x: [b, t, h, k], k even.
+      positions: [b, t] int32.
+      base: wavelengths run from 2 pi to 2 pi base.
+    Returns:
+      [b, t, h, k] in x's dtype; angles are taken in float32 or better.
+    """
+    half = x.shape[-1] // 2
+    dtype = jnp.result_type(x, jnp.float32)
+    frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = positions.astype(dtype)[:, :, None, None] * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,71 @@
+"""What parameters say about themselves: `nnx.Param(value, axes=("embed", "heads"), decay=False)`.
+
+`axes` names each axis of the parameter as its layer made it; the leading axes that a stack of layers adds are "layers".
+`decay=False` keeps weight decay away from it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
+    """(graphdef, parameters with their metadata); `nnx.merge(graphdef, nnx.to_pure_dict(parameters))` is the model again.
+
+    Raises TypeError if the model holds arrays that are no parameters: training would neither change nor save them.
+    """
+    graphdef, state = nnx.split(model)
+    for path, variable in _variables(state):
+        if not isinstance(variable, nnx.Param):
+            raise TypeError(f"{path} is a {type(variable).__name__}, wanted an nnx.Param: constants belong into the code")
+    return graphdef, state
+
+
+def axes(path: str, variable: nnx.Param) -> tuple[str | None, ...]:
+    """The names of all the axes of a parameter, those of stacked layers included."""
+    named = variable.get_metadata().get("axes")
+    if named is None or len(named) > len(variable.shape):
+        raise ValueError(
+            f"parameter {path} of shape {variable.shape} has axes={named!r}; wanted a name or None per axis"
+        )
+    return ("layers",) * (len(variable.shape) - len(named)) + tuple(named)
+
+
+def decay_mask(state: nnx.State) -> dict[str, Any]:
+    """Where weight decay acts: on parameters with two or more axes in their own layer, unless marked decay=False."""
+
+    def decays(path: str, variable: nnx.Param) -> bool:
+        own = [name for name in axes(path, variable) if name != "layers"]
+        return len(own) >= 2 and variable.get_metadata().get("decay", True)
+
+    return map_variables(decays, state)
+
+
+def count(state: nnx.State) -> int:
+    """How many numbers the parameters hold."""
+    return sum(math.prod(variable.shape) for _, variable in _variables(state))
+
+
+def map_variables(f: Callable[[str, nnx.Variable], Any], state: nnx.State) -> dict[str, Any]:
+    """A plain nested dict of f(path, variable)."""
+
+    def mapped(path, variable):
+        return variable.replace(f(_name(path), variable))
+
+    return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(mapped, state, is_leaf=_is_variable))
+
+
+def _variables(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable)
+    return [(_name(path), variable) for path, variable in leaves]
+
+
+def _is_variable(node) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _name(path) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

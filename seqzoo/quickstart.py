@@ -1,0 +1,15 @@
+"""The comparison that `train.py` runs when it is told nothing else. It lies in the package so that an installed copy has it too."""
+
+from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
+
+MIXERS = ("softmax", "sigmoid(length=64)", "gla", "mamba", "mamba2", "aaren")
+
+config = Comparison(
+    base=Experiment(
+        model=Model(d_model=64, depth=2),
+        task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
+        optimizer=Optimizer(learning_rate=3e-3, warmup_steps=50),
+        training=Training(steps=750, eval_every=250, checkpoint_every=750, log_every=25, keep=1),
+    ),
+    axes={"model.layers": MIXERS},
+)

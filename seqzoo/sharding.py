@@ -1,0 +1,102 @@
+"""Which array lies where: parameter axes -> mesh axes by one table, and batches over the data axes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+
+from seqzoo import params
+
+AXES = ("replica", "fsdp", "seq", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+
+# The axes that parameters name in `nnx.Param(value, axes=(...))`, and the mesh axis that each is split over. "layers" are the
+# leading axes of stacked layers.
+RULES: dict[str, str | None] = {
+    "vocab": None,
+    "embed": "fsdp",
+    "heads": None,
+    "mlp": None,
+    "state": None,
+    "layers": None,
+}
+
+
+class ShardingError(ValueError):
+    """A size that does not fit the mesh. The message names what, the axis and both sizes."""
+
+
+def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.sharding.Mesh:
+    """The mesh (replica, fsdp, seq, tensor), all axes Auto; one size may be -1: all devices that are left.
+
+    Sizes that multiply to fewer devices than there are take the first.
+
+    Raises:
+      ShardingError: the sizes do not fit the number of devices, or an axis larger than 1 would only repeat work, because neither
+        batch nor parameters are split over it.
+    """
+    count = jax.device_count()
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if -1 not in sizes.values():
+        if fixed > count:
+            raise ShardingError(
+                f"mesh {dict(sizes)} needs {fixed} devices, there are {count}; wanted sizes that multiply to at most {count}"
+            )
+        count = fixed
+    elif count % fixed:
+        raise ShardingError(f"mesh {dict(sizes)} does not fit {count} devices: {fixed} does not divide {count}")
+    shape = {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
+    for axis, size in shape.items():
+        if size > 1 and axis not in BATCH_AXES and axis not in rules.values():
+            raise ShardingError(
+                f"mesh.{axis}={size}: nothing is split over it, so its devices would repeat the same work; "
+                f"wanted mesh.{axis}=1, or a parameter axis on {axis!r} in mesh.rules"
+            )
+    devices = jax.devices()[:count]
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over (replica, fsdp); holds for every array of a batch."""
+    return NamedSharding(mesh, jax.P(BATCH_AXES))
+
+
+def check_batch(mesh: jax.sharding.Mesh, batch: int, what: str) -> None:
+    """Raises ShardingError unless the rows divide evenly over the data axes."""
+    sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
+    ways = math.prod(sizes.values())
+    if batch % ways:
+        named = " * ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ShardingError(f"{what}: a batch of {batch} rows does not divide over mesh {named} = {ways} devices")
+
+
+def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[str, str | None]) -> dict[str, Any]:
+    """A plain nested dict of NamedShardings beside that of the parameters.
+
+    Args:
+      mesh: the mesh.
+      state: the model's parameters, values or abstract, with their metadata.
+      rules: parameter axis -> mesh axis or None.
+    Raises:
+      ShardingError: a parameter names an axis without a rule, two of its axes lie on one mesh axis, or a size does not divide.
+    """
+
+    def sharding(path: str, variable: nnx.Param) -> NamedSharding:
+        names = params.axes(path, variable)
+        for name in names:
+            if name is not None and name not in rules:
+                raise ShardingError(f"parameter {path}: no rule for its axis {name!r}; rules exist for {', '.join(rules)}")
+        spec = [None if name is None else rules[name] for name in names]
+        for name, axis, size in zip(names, spec, variable.shape, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ShardingError(
+                    f"parameter {path}: its axis {name!r} of size {size} does not divide over mesh.{axis}={mesh.shape[axis]}"
+                )
+            if axis is not None and spec.count(axis) > 1:
+                raise ShardingError(f"parameter {path}: mesh.rules put two of its axes {names} on {axis!r}")
+        return NamedSharding(mesh, jax.P(*spec))
+
+    return params.map_variables(sharding, state)

@@ -1,0 +1,115 @@
+"""Run folders: a name that nobody else has, what was run, and with what.
+
+config.json        the experiment or comparison, readable back
+environment.json   versions, git revision, devices, command line; one more entry per resumption
+metrics.jsonl      one line per logged step and evaluated slice
+summary.json       where the run stands
+checkpoints/       one directory per kept step
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import seqzoo
+from seqzoo import config
+from seqzoo.training.metrics import write_json, write_text
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def create(parent: str | Path, name: str) -> Path:
+    """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def enter(folder: str | Path, experiment: config.Experiment) -> Path:
+    """Opens a folder for a run, new or to be resumed, and records config and environment.
+
+    Raises:
+      ValueError: the folder holds another experiment, or other things; nothing is written then.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if path.exists():
+        held = config.load_json(path)
+        if not isinstance(held, config.Experiment):
+            raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
+        differing = [f"{key} is {a!r} there, {b!r} here" for key, (a, b) in config.difference(held, experiment).items()]
+        if differing:
+            raise ValueError(
+                f"{folder} holds another experiment ({'; '.join(differing)}); wanted a new folder, or the same settings"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, experiment.model_dump_json(indent=2) + "\n")
+    _record_environment(folder / "environment.json")
+    return folder
+
+
+def open_run(folder: str | Path) -> config.Config:
+    """What a run folder holds. Raises FileNotFoundError if it is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        inside = sorted(str(p.parent) for p in Path(folder).glob("*/config.json"))
+        hint = f" Runs inside it: {', '.join(inside)}" if inside else ""
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json.{hint}")
+    return config.load_json(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git revision (None outside a checkout), devices, Python and the command line."""
+    device = jax.devices()[0]
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
+        "versions": {"seqzoo": seqzoo.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "git": git_revision(),
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
+    }
+
+
+def git_revision() -> dict[str, Any] | None:
+    """The commit of the checkout that the code runs from, and whether files differ from it; None without checkout or commit."""
+    root = Path(seqzoo.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # an installed copy may lie inside somebody else's repository
+        return None
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _record_environment(path: Path) -> None:
+    now = environment()
+    if path.exists():
+        recorded = json.loads(path.read_text())
+        recorded.setdefault("resumed", []).append(now)
+        write_json(path, recorded)
+    else:
+        write_json(path, now)

@@ -1,0 +1,217 @@
+"""The training run, from top to bottom."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from seqzoo import config, params
+from seqzoo.mixers import state_bytes
+from seqzoo.training import folder as folders
+from seqzoo.training import metrics as files
+from seqzoo.training.checkpoint import Checkpoints
+from seqzoo.training.clock import Clock
+from seqzoo.training.progress import Reporter
+from seqzoo.training.signals import Interrupted, StopSignals
+from seqzoo.training.state import Plan, State, initialise, prepare
+from seqzoo.training.step import evaluator, train_step
+
+
+class Diverged(FloatingPointError):
+    """Loss, gradient or state is no longer finite. The message names the step, the metrics and the last good checkpoint."""
+
+
+def run(
+    experiment: config.Experiment, folder: str | Path, *, console: Console | None = None, stop_at: int | None = None
+) -> dict[str, Any]:
+    """Trains an experiment in a folder, or goes on where that folder stands; the result is bitwise that of never having stopped.
+
+    Args:
+      experiment: what to train. Checked against task, model and devices before anything is written.
+      folder: a new folder, or one that an earlier call with the same experiment left.
+      console: where to print; None is standard output.
+      stop_at: stop, with a checkpoint, after this step; the schedule is that of the whole run.
+    Returns:
+      What is also in the folder's summary.json: "finished", "step", "parameters" (their number), "state_bytes" (decode memory per
+      row at the task's longest length), "tokens_per_second" (median, without compilation; None if too few steps ran to tell),
+      "final" and "best" ({slice: {"accuracy", "loss", "chance", "settings"}}, of the last evaluation and of the one with the
+      highest mean accuracy).
+    Raises:
+      ValueError: settings that do not fit, or a folder that holds something else. Diverged: no longer finite.
+      CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.
+    """
+    console = console or Console()
+    plan = prepare(experiment)
+    folder = folders.enter(folder, experiment)
+    finished = _finished(folder / "summary.json")
+    return finished or _Loop(plan, folder, console).run(stop_at)
+
+
+def check(experiment: config.Experiment) -> None:
+    """Raises ValueError if the experiment does not fit its task, its model or the devices. Writes nothing."""
+    prepare(experiment)
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return summary if summary.get("finished") else None
+
+
+class _Loop:
+    """A run under way: the state and everything that watches it."""
+
+    def __init__(self, plan: Plan, folder: Path, console: Console):
+        self.plan = plan
+        self.settings = plan.experiment.training
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep)
+        self.clock = Clock()
+        self.console = console
+        self.train_step = train_step(plan)
+        self.evaluate = evaluator(plan)
+        self.finite = jax.jit(_all_finite)
+        self.pending = None  # (step, metrics on the devices, tokens), dispatched and not yet read
+
+    def run(self, stop_at: int | None) -> dict[str, Any]:
+        """Steps until the end, `stop_at`, a signal, or a number that is not finite."""
+        for note in self.plan.task.notes():
+            self.say(f"note: {note}")
+        if self.plan.mesh.size < jax.device_count():
+            self.say(f"note: the mesh uses {self.plan.mesh.size} of {jax.device_count()} devices")
+        state = self.checkpoints.restore(self.plan.abstract, self.say)
+        if state is not None:
+            self.say(f"resuming {self.folder} at step {int(state['step'])}")
+        else:
+            state = initialise(self.plan)
+        self.step = int(state["step"])
+        self.metrics = files.Metrics(self.folder / "metrics.jsonl", self.step)
+        end = self.settings.steps if stop_at is None else min(stop_at, self.settings.steps)
+
+        with (
+            jax.set_mesh(self.plan.mesh),
+            Reporter(self.console, self.step, self.settings.steps) as self.reporter,
+            StopSignals(self.say) as signals,
+        ):
+            stopping = signals.stopping
+            self.look(state, stopping)  # a run stopped between a checkpoint and its evaluation owes the evaluation
+            compiled = set()
+            while self.step < end and not stopping():
+                spec = self.plan.task.spec(self.step)
+                state, metrics = self.train_step(state, spec)
+                self.step += 1
+                # Step N is on its way; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
+                self.read_pending(compiling=spec not in compiled)
+                compiled.add(spec)
+                self.pending = (self.step, metrics, spec.batch * spec.length)
+                if (
+                    self.due(self.settings.log_every)
+                    or self.due(self.settings.checkpoint_every)
+                    or self.due(self.settings.eval_every)
+                ):
+                    self.read_pending()
+                if self.due(self.settings.checkpoint_every):
+                    self.save(state)
+                self.look(state, stopping)
+            self.read_pending()
+            if self.step not in self.checkpoints.steps():
+                self.save(state)
+            summary = self.summarise(finished=self.step == self.settings.steps and self.metrics.evaluated == self.step)
+            if signals.caught is not None and not summary["finished"]:
+                self.say(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
+                raise Interrupted(signals.caught, self.step)
+        return summary
+
+    def say(self, text: str) -> None:
+        """One line that stays. Never interpreted as markup: specs may hold brackets."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps, and at the end, is due after the current step."""
+        return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+
+    def read_pending(self, compiling: bool = False) -> None:
+        """Reads, checks and records the metrics of the step before. `compiling`: the host compiled since the last reading."""
+        if self.pending is None:
+            return
+        (step, metrics, tokens), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(map(math.isfinite, metrics.values())):
+            self.diverged(step, metrics)
+        self.clock.tick(tokens, compiled=compiling)
+        seconds = self.clock.seconds_per_step()
+        left = None if seconds is None else seconds * (self.settings.steps - step)
+        self.last = metrics
+        self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
+        if step % self.settings.log_every == 0 or step == self.settings.steps:
+            rate = self.clock.lap()
+            self.metrics.append({"step": step, "kind": "train", **metrics, "tokens_per_second": rate})
+            self.reporter.line(step, metrics, rate, left)
+
+    def save(self, state: State) -> None:
+        """Writes a checkpoint, unless the state holds a number that is not finite: a good one is never replaced by such."""
+        self.clock.pause()
+        if not self.finite(state):
+            self.diverged(self.step, self.last)
+        self.checkpoints.save(state)
+
+    def look(self, state: State, stopping: Callable[[], bool]) -> None:
+        """Evaluates all slices if that is due and not done yet."""
+        if not self.due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
+            return
+        self.clock.pause()
+        results = self.evaluate(state["params"], stopping)
+        if results is None:
+            return
+        flat = {f"{name} {key}": value for name, result in results.items() for key, value in result.items()}
+        if not all(map(math.isfinite, flat.values())):
+            self.diverged(self.step, flat)
+        self.metrics.append(*({"step": self.step, "kind": "eval", "slice": name, **r} for name, r in results.items()))
+        self.metrics.evaluated = self.step
+        self.reporter.evaluation(self.step, results)
+
+    def diverged(self, step: int, metrics: dict[str, float]) -> None:
+        """Raises Diverged."""
+        steps = self.checkpoints.steps()
+        good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "there is no checkpoint yet"
+        shown = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+        message = f"step {step}: no longer finite ({shown}); {good}. A smaller optimizer.learning_rate or clip_norm may help."
+        self.summarise(finished=False, stopped=message)
+        raise Diverged(message)
+
+    def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
+        """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
+        lines = files.read(self.folder / "metrics.jsonl")
+        parts = {part.name: part for part in self.plan.task.slices()}
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            if line["kind"] == "eval" and line["slice"] in parts:
+                part = parts[line["slice"]]
+                known = {"chance": part.chance, "settings": part.settings}
+                by_step.setdefault(line["step"], {})[part.name] = {"accuracy": line["accuracy"], "loss": line["loss"], **known}
+        rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train" and line["tokens_per_second"] is not None]
+        summary = {
+            "finished": finished,
+            "step": self.step,
+            "parameters": params.count(self.plan.parameters),
+            "state_bytes": state_bytes(self.plan.model(self.plan.abstract["params"]), self.plan.task.max_length),
+            "tokens_per_second": self.clock.tokens_per_second() or (sorted(rates)[len(rates) // 2] if rates else None),
+            "final": by_step[max(by_step)] if by_step else {},
+            "best": max(by_step.values(), key=_mean_accuracy) if by_step else {},
+            **more,
+        }
+        files.write_json(self.folder / "summary.json", summary)
+        return summary
+
+
+def _mean_accuracy(results: dict[str, dict[str, Any]]) -> float:
+    return sum(result["accuracy"] for result in results.values()) / len(results)
+
+
+def _all_finite(tree) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

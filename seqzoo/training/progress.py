@@ -1,0 +1,55 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class Reporter:
+    """A context that shows how far a run is. On a terminal a bar is kept up to date; elsewhere `line` prints."""
+
+    def __init__(self, console: Console, step: int, steps: int):
+        self.console = console
+        self.steps = steps
+        self._progress = None
+        if console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, console=console, transient=True)
+            self._task = self._progress.add_task("", total=steps, completed=step, text="compiling")
+
+    def __enter__(self):
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._progress:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays. Never interpreted as markup: specs may hold brackets."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
+        """Moves the bar."""
+        if self._progress:
+            self._progress.update(self._task, completed=step, text=_text(metrics, rate, left))
+
+    def line(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
+        """A training line where there is no bar."""
+        if not self._progress:
+            self.say(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
+
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+        """The accuracies of an evaluation, in one line."""
+        self.say(f"step {step}/{self.steps}  accuracy " + "  ".join(f"{name} {r['accuracy']:.3f}" for name, r in results.items()))
+
+
+def _text(metrics, rate, left) -> str:
+    parts = [f"loss {metrics['loss']:.4f}", f"accuracy {metrics['accuracy']:.3f}"]
+    if rate is not None:
+        parts.append(f"{rate:,.0f} tokens/s")
+    if left is not None:
+        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    return "  ".join(parts)

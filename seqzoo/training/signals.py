@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM: the first asks the run to save and stop, the second ends the process at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal, after it had saved. Whoever does not handle it stops too."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+        self.signum = signum
+        self.step = step
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended."""
+        return 128 + self.signum
+
+
+class StopSignals:
+    """A context in which `caught` becomes the number of the first signal.
+
+    Signals are watched by a thread behind a pipe, not by a Python handler: handlers run between bytecodes of the main thread, and
+    so would wait for the minutes that XLA may take to compile. Outside the main thread no handler can be set, and it does nothing.
+    """
+
+    def __init__(self, say: Callable[[str], None], exit: Callable[[int], None] = os._exit):
+        self.caught: int | None = None
+        self._say = say
+        self._exit = exit
+        self._installed = False
+
+    def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        self._installed = True
+        return self
+
+    def __exit__(self, *_):
+        if not self._installed:
+            return
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+        self._watcher.join()
+        os.close(self._read)
+
+    def stopping(self) -> bool:
+        """Whether a signal has come."""
+        return self.caught is not None
+
+    def _watch(self):
+        while byte := os.read(self._read, 1):
+            if byte[0] not in SIGNALS:
+                continue
+            name = signal.Signals(byte[0]).name
+            if self.caught is not None:
+                self._say(f"{name} again: ending at once, nothing is saved")
+                self._exit(128 + byte[0])
+            else:
+                self.caught = byte[0]
+                self._say(f"{name}: saving after this step; once more ends at once, without saving")

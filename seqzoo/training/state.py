@@ -1,0 +1,100 @@
+"""From an experiment to a training state: a plain dict {"params", "opt_state", "step", "rng"} with a sharding for every leaf."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from seqzoo import config, params, sharding, tasks
+from seqzoo.backbone import LanguageModel
+from seqzoo.tasks.base import Task
+from seqzoo.training import optimizer
+
+State = dict[str, Any]
+
+SPECS_CHECKED = 1000  # steps whose batches are checked before the start; later ones are checked when their step is traced
+
+
+class Plan(NamedTuple):
+    """All that is decided before the first array is made."""
+
+    experiment: config.Experiment
+    task: Task
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    parameters: nnx.State  # abstract, with metadata
+    tx: optax.GradientTransformation
+    abstract: State  # jax.ShapeDtypeStruct with shardings
+
+    @property
+    def shardings(self) -> State:
+        """The sharding of every leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def model(self, parameters: dict) -> LanguageModel:
+        """The model with these parameters, a plain nested dict."""
+        return nnx.merge(self.graphdef, parameters)
+
+
+def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
+    """The network for a task."""
+    chosen = settings.model_dump(exclude={"d_model", "dtype", "param_dtype"})
+    dtype = None if settings.dtype is None else jnp.dtype(settings.dtype)
+    rngs = nnx.Rngs(key)
+    return LanguageModel(
+        task.vocab_size, settings.d_model, **chosen, dtype=dtype, param_dtype=jnp.dtype(settings.param_dtype), rngs=rngs
+    )
+
+
+def prepare(experiment: config.Experiment) -> Plan:
+    """Checks an experiment against task, model and devices, and plans its state. Allocates and writes nothing.
+
+    Raises:
+      ValueError: what does not fit, by name: a mixer's settings, a size that does not divide, too few learned positions.
+    """
+    task = tasks.registry.create(experiment.task)
+    settings = experiment.model
+    if settings.learned_positions is not None and settings.learned_positions < task.max_length:
+        raise ValueError(
+            f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {task.max_length} tokens long; "
+            f"wanted at least that, or None"
+        )
+    mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
+    check_batches(experiment, task, mesh)
+    graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, task, jax.random.key(0))))
+    tx = optimizer.make(experiment.optimizer, experiment.training.steps, params.decay_mask(parameters))
+
+    replicated = NamedSharding(mesh, jax.P())
+    by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)
+    shapes = jax.eval_shape(lambda: _initial(experiment, task, tx))
+    # Only this ties Adam's moments to the parameters' shardings: jit(tx.init) alone leaves a full copy on every device.
+    by_moment = optax.tree.map_params(
+        tx, lambda _, s: s, shapes["opt_state"], by_parameter, transform_non_params=lambda _: replicated
+    )
+    shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
+    return Plan(experiment, task, mesh, graphdef, parameters, tx, abstract)
+
+
+def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
+    """Raises ShardingError if a batch of training or evaluation does not divide over the devices."""
+    for spec in dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED))):
+        sharding.check_batch(mesh, spec.batch, f"task {experiment.task}, training")
+    for part in task.slices():
+        sharding.check_batch(mesh, part.spec.batch, f"task {experiment.task}, evaluation {part.name!r}")
+
+
+def initialise(plan: Plan) -> State:
+    """The state before the first step, each leaf made where it belongs."""
+    with jax.set_mesh(plan.mesh):
+        return jax.jit(lambda: _initial(plan.experiment, plan.task, plan.tx), out_shardings=plan.shardings)()
+
+
+def _initial(experiment: config.Experiment, task: Task, tx: optax.GradientTransformation) -> State:
+    model_key, key = jax.random.split(jax.random.key(experiment.training.seed))
+    parameters = nnx.to_pure_dict(nnx.state(build(experiment.model, task, model_key), nnx.Param))
+    return {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}

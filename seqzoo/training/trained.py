@@ -1,0 +1,47 @@
+"""Run folders read back: the trained model, and its evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from seqzoo import config
+from seqzoo.backbone import LanguageModel
+from seqzoo.training import folder as folders
+from seqzoo.training.checkpoint import Checkpoints
+from seqzoo.training.state import Plan, State, prepare
+from seqzoo.training.step import evaluator
+
+
+def restore(folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None) -> tuple[Plan, State]:
+    """The plan of a run and its latest state that loads, on `mesh` (None: as in training).
+
+    Raises FileNotFoundError if there is no run or no checkpoint.
+    """
+    experiment = folders.open_run(folder)
+    if not isinstance(experiment, config.Experiment):
+        inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("**/config.json"))[1:])
+        raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
+    plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    state = Checkpoints(Path(folder) / "checkpoints").restore(plan.abstract, say)
+    if state is None:
+        raise FileNotFoundError(f"{folder} has no checkpoint")
+    return plan, state
+
+
+def load_model(folder: str | Path) -> LanguageModel:
+    """The trained model of a run, on one device, whatever it was trained on."""
+    plan, state = restore(folder, print, config.Mesh(fsdp=1))
+    return plan.model(jax.device_put(state["params"], jax.devices()[0]))
+
+
+def evaluate_run(
+    folder: str | Path, say: Callable[[str], None] = print, mesh: config.Mesh | None = None
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """(step, {slice: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, on `mesh` (None: as in training)."""
+    plan, state = restore(folder, say, mesh)
+    with jax.set_mesh(plan.mesh):
+        results = evaluator(plan)(state["params"])
+    parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in plan.task.slices()}
+    return int(state["step"]), {name: {**result, **parts[name]} for name, result in results.items()}

@@ -1,0 +1,211 @@
+"""A comparison of runs that a stand-in trains: nothing twice, the right numbers chosen, everything written whole."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from seqzoo import compare, training
+from seqzoo.compare.summary import RATE, SEED
+from seqzoo.config import Comparison, Experiment, Training
+
+SLICES = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
+
+
+class Trainer:
+    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went."""
+
+    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None):
+        self.accuracy, self.diverges, self.stops_at = accuracy, diverges, stops_at
+        self.ran = []
+
+    def __call__(self, experiment, folder, *, console=None):
+        if len(self.ran) == self.stops_at:
+            raise KeyboardInterrupt
+        self.ran.append(folder.name)
+        folder.mkdir(parents=True)
+        ends = {name: self.accuracy(experiment, pairs) for name, pairs in SLICES.items()}
+        lines = []
+        for step in range(10, 101, 10):
+            done = 1 - math.exp(-step / 30)
+            lines.append({"step": step, "kind": "train", "loss": 5 * (1 - done * ends["pairs=4"]), "tokens_per_second": 1e5})
+            lines += [{"step": step, "kind": "eval", "slice": s, "accuracy": a * done, "loss": 1.0} for s, a in ends.items()]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        chance = 1 / 128
+        final = {
+            name: {"accuracy": accuracy, "loss": 1 - accuracy, "chance": chance, "settings": {"length": 64, "pairs": SLICES[name]}}
+            for name, accuracy in ends.items()
+        }
+        summary = {"step": 100, "parameters": 12345, "state_bytes": 2048, "tokens_per_second": 1e5, "final": final, "best": final}
+        if self.diverges(experiment):
+            summary |= {"finished": False, "stopped": "step 7: no longer finite"}
+        else:
+            summary |= {"finished": True}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        if self.diverges(experiment):
+            raise training.Diverged("step 7: no longer finite")
+        return summary
+
+
+def comparison(**axes):
+    return Comparison(base=Experiment(training=Training(steps=100)), axes={path.replace("__", "."): v for path, v in axes.items()})
+
+
+THREE = comparison(
+    model__layers=("softmax", "gla(heads=2)"), optimizer__learning_rate=(1e-3, 1e-2), training__seed=(0, 1, 2)
+)  # 2 x 2 x 3
+
+
+def known(experiment, pairs):
+    """Best rate of softmax is 1e-2, of gla 1e-3; gla's one lucky seed at 1e-2 must not win."""
+    name, rate, seed = experiment.model.layers[0], experiment.optimizer.learning_rate, experiment.training.seed
+    table = {("softmax", 1e-3): (0.2, 0.3, 0.4), ("softmax", 1e-2): (0.6, 0.8, 0.7)}
+    table |= {("gla(heads=2)", 1e-3): (0.5, 0.5, 0.6), ("gla(heads=2)", 1e-2): (0.1, 0.1, 1.0)}
+    return table[name, rate][seed] - (0.1 if pairs == 16 else 0.0)
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=160)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder, trainer = tmp_path_factory.mktemp("comparison") / "c", Trainer(known)
+    with Console(record=True, width=200, file=io.StringIO()) as console:
+        results = compare.run(THREE, folder, console=console, run=trainer)
+    return folder, trainer, results, console.export_text()
+
+
+def test_every_point_runs_once_in_a_folder_of_its_own(finished):
+    folder, trainer, _, _ = finished
+    assert len(trainer.ran) == len(set(trainer.ran)) == 12
+    assert trainer.ran[0] == "00-softmax-learning_rate=0.001-seed=0"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "learning_curves.png",
+        "recall.png",
+        "report.md",
+        "results.csv",
+        "results.json",
+        "runs",
+    ]
+
+
+def test_the_learning_rate_is_chosen_by_the_median_over_seeds(finished):
+    rows = {row["label"]: row for row in finished[2]["rows"]}
+    assert (rows["softmax"]["rate"], rows["gla(heads=2)"]["rate"]) == (1e-2, 1e-3)
+    two = rows["softmax"]["slices"]["pairs=2"]
+    assert (two["median"], two["low"], two["high"]) == (0.7, 0.6, 0.8)
+    assert rows["gla(heads=2)"]["accuracy"]["median"] == pytest.approx(0.5 - 0.1 / 3)
+    assert set(rows["softmax"]["rates"]) == {"0.001", "0.01"}
+
+
+def test_results_record_what_is_needed_to_repeat_them(finished):
+    folder, _, results, _ = finished
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert {"versions", "git", "device", "command"} <= set(results["environment"])
+    assert results["runs"][4]["config"]["training"]["seed"] == 1
+    assert Comparison.model_validate(results["config"]).axes.keys() == THREE.axes.keys()
+
+
+def test_the_csv_has_a_line_for_every_run_and_slice(finished):
+    with (finished[0] / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 36
+    line = lines[-1]
+    assert (line["label"], line["learning_rate"], line["seed"], line["slice.pairs"]) == ("gla(heads=2)", "0.01", "2", "16")
+    assert float(line["accuracy"]) == 0.9 and float(line["chance"]) == 1 / 128
+
+
+def test_the_terminal_shows_accuracy_chance_parameters_state_and_speed(finished):
+    text = finished[3]
+    for word in (
+        "softmax",
+        "gla(heads=2)",
+        "16",
+        "chance",
+        "0.008",
+        "0.700",
+        "±0.10",
+        "12,345",
+        "2,048",
+        "100,000",
+        "0.01",
+    ):
+        assert word in text, word
+
+
+def test_the_report_shows_table_rates_pictures_and_origin(finished):
+    text = (finished[0] / "report.md").read_text()
+    assert "12 of 12 runs" in text and "![" in text and "recall.png" in text and "jax " in text
+    assert "| `softmax` | 0.267 | **0.667** |" in text
+
+
+def test_pictures_are_png_of_a_readable_size(finished):
+    for name in ("recall.png", "learning_curves.png"):
+        data = (finished[0] / name).read_bytes()
+        width, height = np.frombuffer(data[16:24], ">u4")
+        assert data[:4] == b"\x89PNG" and width > 900 and height > 500
+
+
+def test_a_finished_comparison_is_not_repeated(finished):
+    folder = finished[0]
+    again = Trainer(known)
+    assert compare.run(THREE, folder, console=quiet(), run=again)["rows"] == json.loads(json.dumps(finished[2]["rows"]))
+    assert again.ran == []
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
+    small = comparison(model__layers=("softmax", "gla", "linear"))
+    first = Trainer(lambda *_: 0.5, stops_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(small, tmp_path / "c", console=quiet(), run=first)
+    assert len(json.loads((tmp_path / "c" / "results.json").read_text())["rows"]) == 2, "what is finished is already written"
+    second = Trainer(lambda *_: 0.5)
+    compare.run(small, tmp_path / "c", console=quiet(), run=second)
+    assert (first.ran, second.ran) == (["0-softmax", "1-gla"], ["2-linear"])
+
+
+def test_a_diverged_run_is_recorded_not_repeated_and_does_not_stop_the_others(tmp_path):
+    axes = comparison(optimizer__learning_rate=(1e-3, 1.0))
+    trainer = Trainer(lambda *_: 0.5, diverges=lambda experiment: experiment.optimizer.learning_rate == 1.0)
+    for _ in range(2):
+        results = compare.run(axes, tmp_path / "c", console=quiet(), run=trainer)
+    assert len(trainer.ran) == 2
+    assert [(run["finished"], run["problem"]) for run in results["runs"]] == [(True, None), (False, "step 7: no longer finite")]
+    (row,) = results["rows"]
+    assert row["rate"] == 1e-3 and "no longer finite" in (tmp_path / "c" / "report.md").read_text()
+
+
+def test_a_comparison_in_which_everything_diverged_still_reports(tmp_path):
+    trainer = Trainer(lambda *_: 0.5, diverges=lambda _: True)
+    results = compare.run(comparison(model__layers=("softmax",)), tmp_path / "c", console=quiet(), run=trainer)
+    assert results["rows"] == [] and (tmp_path / "c" / "report.md").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        compare.run(THREE, tmp_path, run=Trainer(known))
+    compare.run(comparison(model__layers=("gla",)), tmp_path / "c", console=quiet(), run=Trainer(lambda *_: 0.5))
+    before = (tmp_path / "c" / "config.json").read_text()
+    with pytest.raises(ValueError, match="another comparison"):
+        compare.run(THREE, tmp_path / "c", run=Trainer(known))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["notes.txt"]
+    assert (tmp_path / "c" / "config.json").read_text() == before
+
+
+def test_other_axes_become_part_of_the_label(tmp_path):
+    axes = comparison(model__layers=("softmax", "gla"), model__d_model=(32, 64))
+    results = compare.run(axes, tmp_path / "c", console=quiet(), run=Trainer(lambda *_: 0.5))
+    assert [row["label"] for row in results["rows"]] == [
+        "softmax d_model=32",
+        "softmax d_model=64",
+        "gla d_model=32",
+        "gla d_model=64",
+    ]
+    assert RATE not in results["runs"][0]["point"] and SEED not in results["runs"][0]["point"]

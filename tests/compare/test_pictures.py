@@ -1,0 +1,61 @@
+"""Colours are stable and tell labels apart; labels at the ends of curves keep their distance."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqzoo import mixers
+from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
+from seqzoo.compare.pictures import _places, recall, spread_out
+from seqzoo.compare.summary import Row, Spread
+
+
+def test_every_registered_mixer_has_a_colour_of_its_own():
+    assert set(mixers.registry.names()) <= set(MIXERS), "a new mixer needs a line in seqzoo/compare/colours.py"
+    everything = [*MIXERS.values(), *OTHERS]
+    assert len(everything) == len(set(everything))
+
+
+def test_a_label_keeps_its_colour_whatever_else_is_drawn():
+    assert styles(["gla", "softmax"])["softmax"].colour == styles(["softmax"])["softmax"].colour == colour("softmax")
+    assert colour("gla(heads=2) d_model=64") == colour("gla") != colour("mamba") != colour("mamba2")
+    assert colour("something new") in OTHERS
+
+
+def test_variants_of_one_mixer_differ_by_dashes_and_markers():
+    looks = styles(["gla", "gla(heads=2)", "gla(heads=4)", "softmax"])
+    assert len({(style.colour, style.dash, style.marker) for style in looks.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    "values", [[0.1, 0.5, 0.9], [0.97, 0.98, 0.99, 1.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.51, 1.0], [0.3] * 7, [0.2]]
+)
+def test_end_labels_keep_their_distance_order_and_bounds(values):
+    moved = spread_out(values, gap=0.06, low=0.0, high=1.0)
+    assert np.all(np.diff(moved) >= 0.06 - 1e-9) and min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
+    if np.all(np.diff(values) >= 0.06):
+        assert moved == pytest.approx(values)
+
+
+def test_slices_stand_at_the_number_that_tells_them_apart():
+    assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 64, "pairs": 8}}) == ("pairs", {"a": 4, "b": 8})
+    assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 128, "pairs": 4}}) == ("length", {"a": 64, "b": 128})
+    assert _places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
+
+
+def test_recall_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
+    spread = {"pairs=2": Spread(0.9, 0.8, 1.0), "pairs=8": Spread(0.5, 0.4, 0.6)}
+    row = Row("gla", 1e-3, {1e-3: 0.7}, Spread(0.7, 0.6, 0.8), spread, 10, 20, 1e5, ("0-gla",))
+    figure = recall([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, dict.fromkeys(spread, 1 / 128))
+    (axes,) = figure.axes
+    curve, chance = axes.get_lines()
+    assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == MIXERS["gla"]
+    assert set(np.asarray(chance.get_ydata())) == {1 / 128} and chance.get_linestyle() != "-"
+
+
+def test_importing_compare_does_not_import_matplotlib():
+    code = "import sys, seqzoo.compare; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=120).returncode == 0

@@ -1,0 +1,68 @@
+"""The document rules against a plain reading of them, token by token."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqzoo.kernels.common import documents
+
+IDS = np.random.default_rng(0).choice([0, 0, 1, 2], size=(64, 13)).astype(np.int32)
+FIRST = np.random.default_rng(1).choice([0, 1, 2], size=64).astype(np.int32)
+COUNT = np.where(FIRST == 0, 0, np.random.default_rng(2).integers(1, 9, size=64)).astype(np.int32)
+
+
+def read_aloud(ids, carried, count):
+    """(starts, document numbers, positions, last id, count) of one row, by going through it."""
+    starts, numbers, positions, document = [], [], [], 0
+    for token in ids:
+        new = token != 0 and carried != 0 and token != carried
+        if new:
+            document, count = document + 1, 0
+        starts.append(new)
+        numbers.append(document if token else -1)
+        positions.append(count if token else None)
+        if token:
+            carried, count = token, count + 1
+    return starts, numbers, positions, carried, count
+
+
+def test_starts_numbers_positions_and_last_ids_are_those_of_a_plain_reading():
+    starts = documents.starts(jnp.asarray(IDS), jnp.asarray(FIRST))
+    numbers = documents.number(jnp.asarray(IDS), jnp.asarray(FIRST))
+    positions, count = documents.positions(jnp.asarray(IDS), jnp.asarray(FIRST), jnp.asarray(COUNT), IDS.shape[1])
+    last = documents.last_segment(jnp.asarray(IDS), jnp.asarray(FIRST))
+    for row in range(len(IDS)):
+        wanted = read_aloud(IDS[row], FIRST[row], COUNT[row])
+        assert list(starts[row]) == wanted[0]
+        assert list(numbers[row]) == wanted[1]
+        assert all(w is None or w == p for w, p in zip(wanted[2], positions[row], strict=True))
+        assert (int(last[row]), int(count[row])) == wanted[3:]
+    assert all(a.dtype == jnp.int32 for a in (numbers, positions, count, last))
+
+
+def test_an_id_that_comes_back_opens_a_third_document():
+    assert documents.number(jnp.array([[1, 2, 0, 1]])).tolist() == [[0, 1, -1, 2]]
+
+
+def test_no_ids_continue_the_carried_document_and_open_the_first_one():
+    positions, count = documents.positions(None, None, jnp.array([3, 0], jnp.int32), 2)
+    assert positions.tolist() == [[3, 4], [0, 1]] and count.tolist() == [5, 2]
+    assert documents.last_segment(None, jnp.array([7, 0], jnp.int32)).tolist() == [7, 1]
+
+
+def test_padding_becomes_exact_zero_even_from_nan():
+    y = documents.zero_padding(jnp.full((1, 2, 3), jnp.nan).at[0, 1].set(1.0), jnp.array([[0, 4]]))
+    assert y.tolist() == [[[0.0] * 3, [1.0] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "first", "message"),
+    [
+        (jnp.zeros((2, 4), jnp.int32), None, r"segment_ids has shape \(2, 4\), wanted \(2, 3\)"),
+        (jnp.zeros((2, 3), bool), None, r"segment_ids has dtype bool, wanted int32"),
+        (None, jnp.zeros((3,), jnp.int32), r"initial_segment has shape \(3,\), wanted \(2,\)"),
+    ],
+)
+def test_ids_of_another_shape_or_dtype_are_refused(ids, first, message):
+    with pytest.raises(ValueError, match=message):
+        documents.check(ids, first, 2, 3)

@@ -1,0 +1,127 @@
+"""The backbone obeys the mixers' law, and its layouts are the same function."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from law import dots
+from tolerances import assert_close
+
+from seqzoo.backbone import LanguageModel
+
+VOCAB, WIDTH, LENGTH = 11, 16, 24
+HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}
+IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, IDS.shape).astype(np.int32)
+
+
+def build(**settings):
+    """A model whose every parameter is perturbed."""
+    model = LanguageModel(VOCAB, WIDTH, **{**HYBRID, **settings}, rngs=nnx.Rngs(0))
+    noise = np.random.default_rng(1)
+    return jax.tree.map(lambda p: p + 0.05 * noise.standard_normal(p.shape).astype(np.float32), model)
+
+
+def run(model, tokens, **kwargs):
+    return jax.jit(lambda model, tokens, kwargs: model(tokens, **kwargs))(model, tokens, kwargs)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return run(model, TOKENS, state=model.init_state(2, LENGTH), segment_ids=IDS)
+
+
+@pytest.mark.parametrize("cut", [4, 12])
+def test_pieces_in_turn_give_the_whole(model, whole, cut):
+    first, state = run(model, TOKENS[:, :cut], state=model.init_state(2, LENGTH), segment_ids=IDS[:, :cut])
+    rest, state = run(model, TOKENS[:, cut:], state=state, segment_ids=IDS[:, cut:])
+    real = (IDS != 0)[..., None]
+    joined = jnp.concatenate([first, rest], axis=1)
+    assert_close((jnp.where(real, joined, 0), state), (jnp.where(real, whole[0], 0), whole[1]))
+
+
+def test_decoding_token_by_token_gives_the_whole(model, whole):
+    def step(state, token):
+        logits, state = model(token[0][:, None], state=state, segment_ids=token[1][:, None])
+        return state, logits[:, 0]
+
+    state, logits = jax.jit(lambda s: jax.lax.scan(step, s, (TOKENS.T, IDS.T)))(model.init_state(2, LENGTH))
+    real = (IDS != 0)[..., None]
+    assert_close((jnp.where(real, jnp.moveaxis(logits, 0, 1), 0), state), (jnp.where(real, whole[0], 0), whole[1]))
+
+
+def test_a_packed_document_gives_what_it_gives_alone(model, whole):
+    alone, _ = run(model, TOKENS[:1, 13:22])
+    assert_close(alone, whole[0][:1, 13:22])
+
+
+def test_a_position_beyond_the_table_is_nan_and_never_a_neighbours(model):
+    assert np.all(np.isnan(run(model, TOKENS)[0][:, 20:]))
+    assert np.all(np.isfinite(run(model, TOKENS[:, :20])[0]))
+
+
+def test_scan_and_loop_and_every_remat_are_the_same_function():
+    def loss(model):
+        return jnp.sum(jax.nn.log_softmax(model(TOKENS, segment_ids=IDS)[0])[..., 0] * (IDS != 0))
+
+    results = {}
+    for stack, remat in (("scan", "none"), ("loop", "none"), ("scan", "full"), ("scan", "dots")):
+        model = build(layers=("linear(heads=1)", "softmax(heads=1)"), stack=stack, remat=remat, depth=5)
+        results[stack, remat] = jax.jit(jax.value_and_grad(loss))(model)
+    wanted = jax.tree.leaves(results["scan", "none"])
+    for which, got in results.items():
+        assert_close(jax.tree.leaves(got), wanted, what=str(which))
+
+
+def test_tied_head_is_the_embedding_and_an_untied_one_is_not():
+    tied, untied = build(layers="softmax", depth=1), build(layers="softmax", depth=1, tied=False)
+    x = jnp.ones((1, 2, WIDTH))
+    assert_close(tied.attend(x), x @ tied.embedding[...].T)
+    assert_close(untied.attend(x), x @ untied.head.w[...])
+
+
+def test_dropout_needs_a_key_and_differs_between_keys():
+    model = build(layers="softmax(dropout=0.5)", depth=2, dropout=0.3)
+    tokens = TOKENS[:, :8]
+    plain = run(model, tokens)[0]
+    assert_close(run(model, tokens)[0], plain)
+    keyed = [run(model, tokens, key=jax.random.key(seed))[0] for seed in (0, 1)]
+    assert not np.allclose(keyed[0], plain) and not np.allclose(keyed[0], keyed[1])
+
+
+def test_flops_count_every_layer_and_the_head():
+    model = LanguageModel(
+        VOCAB, 32, layers=("linear(implementation='reference')",), depth=3, channel="gelu", stack="loop", rngs=nnx.Rngs(0)
+    )
+    counted = dots(jax.make_jaxpr(lambda tokens: model(tokens)[0])(TOKENS).jaxpr)
+    assert abs(model.flops(*TOKENS.shape) / counted - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": "rsm"}, "norm='rsm' is unknown; it is one of rms, layer. Did you mean 'rms'?"),
+        ({"stack": "scann"}, "stack='scann' is unknown; it is one of scan, loop. Did you mean 'scan'?"),
+        ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
+        ({"depth": 0}, "depth=0"),
+    ],
+)
+def test_a_wrong_setting_names_the_right_ones(settings, message):
+    with pytest.raises(ValueError) as caught:
+        build(**settings)
+    assert message in str(caught.value)
+
+
+def test_every_parameter_names_its_axes(model):
+    _, params = nnx.split(model, nnx.Param)
+    for path, variable in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda v: isinstance(v, nnx.Variable)):
+        axes = variable.get_metadata().get("axes")
+        stacked = "periods" in jax.tree_util.keystr(path)
+        assert axes is not None and len(axes) == variable[...].ndim - stacked, f"{jax.tree_util.keystr(path)}: axes {axes}"

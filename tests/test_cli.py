@@ -1,0 +1,169 @@
+"""The command line: what it runs, what it refuses, and that nothing is written then."""
+
+import pytest
+from tiny import TINY, tiny
+
+from seqzoo import cli, compare, config, quickstart, training
+from seqzoo.config import Comparison, Experiment
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+    """Runs the command line in an empty folder without training: ran(*words) -> [(config, folder name)]."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def record(chosen, folder, **_):
+        calls.append((chosen, folder.name))
+        return {}
+
+    monkeypatch.setattr(training, "run", record)
+    monkeypatch.setattr(compare, "run", record)
+
+    def run(*words):
+        code = cli.main([str(word) for word in words])
+        return calls if code == 0 else code
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A config file of the tiny experiment."""
+    path = tmp_path / "my.py"
+    path.write_text(f"from seqzoo.config import Experiment, replace\nconfig = replace(Experiment(), {TINY!r})\n")
+    return path
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """A config file of a comparison."""
+    path = tmp_path / "two.py"
+    path.write_text(
+        f"from seqzoo.config import *\nbase = replace(Experiment(), {TINY!r})\n"
+        "config = Comparison(base=base, axes={'model.layers': ('softmax', 'linear')})\n"
+    )
+    return path
+
+
+def test_a_config_file_is_run_with_the_settings_of_the_command_line(ran, file):
+    words = (file, "--model.layers", "gla(heads=2)", "--optimizer.learning-rate", "3e-3", "--run.name", "mine")
+    assert ran(*words) == [(tiny(model__layers=("gla(heads=2)",), optimizer__learning_rate=3e-3, run__name="mine"), "mine")]
+
+
+def test_the_command_train_may_be_written_out(ran, file):
+    assert ran("train", file) == [(tiny(), "mqar-softmax")]
+
+
+def test_layers_split_at_top_level_commas(ran, file):
+    (chosen, _), *_ = ran(file, "--model.layers", "gla, softmax(window=4, heads=2)")
+    assert chosen.model.layers == ("gla", "softmax(window=4, heads=2)")
+
+
+def test_some_mesh_rules_can_be_changed(ran, file):
+    (chosen, _), *_ = ran(file, "--mesh.rules", "{'heads': 'fsdp', 'embed': None}")
+    assert chosen.mesh.rules == {**tiny().mesh.rules, "heads": "fsdp", "embed": None}
+
+
+def test_the_task_is_a_setting_too(ran, file):
+    (chosen, _), *_ = ran(file, "--task", "mqar(vocab_size=64, length=32, pairs=3, batch_size=8)")
+    assert chosen.task == "mqar(vocab_size=64, length=32, pairs=3, batch_size=8)"
+
+
+def test_without_arguments_the_quickstart_runs_from_anywhere(ran):
+    assert ran("--mesh.fsdp", "1") == [
+        (quickstart.config.model_copy(update={"base": config.replace(quickstart.config.base, {"mesh.fsdp": 1})}), "mqar-comparison")
+    ]
+
+
+def test_a_comparison_takes_the_settings_of_its_base_and_its_axes(ran, comparison):
+    (chosen, _), *_ = ran(comparison, "--training.steps", "9", "--axes", "{'training.seed': (0, 1), 'model.depth': (1, 2)}")
+    assert isinstance(chosen, Comparison) and chosen.base.training.steps == 9
+    assert chosen.axes == {"training.seed": (0, 1), "model.depth": (1, 2)}
+
+
+def test_two_runs_get_two_folders(ran, file):
+    ran(file)
+    assert [name for _, name in ran(file)] == ["mqar-softmax", "mqar-softmax-2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model.layers", "sofmax"), "Did you mean 'softmax'?"),
+        (("--model.layers", "softmax(head=2)"), "Did you mean 'heads'?"),
+        (("--task", "mqar(pair=2)"), "Did you mean 'pairs'?"),
+        (("--model.layer", "softmax"), "--model.layers"),
+        (("--model.norm", "batch"), "rms"),
+        (("--model.d-model", "wide"), "wide"),
+        (("--model.d-model", "0"), "greater than or equal to 1"),
+        (("--model.layers", "softmax(heads=3)"), "heads=3 does not divide d_model=16"),
+        (("--mesh.replica", "3", "--mesh.fsdp", "-1"), "3 does not divide 8"),
+        (("--mesh.replica", "8", "--task", "mqar(vocab_size=32, length=16, pairs=2, batch_size=6)"), "does not divide"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_the_nearest_and_nothing_is_written(ran, file, capsys, words, says):
+    try:
+        code = ran(file, *words)
+    except SystemExit as stopped:  # tyro's own way out
+        code = stopped.code
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert code == 2 and says in shown, shown
+    assert not (file.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("evl", "runs/a"), "'evl' is no command and no config file. Did you mean 'eval'?"),
+        (("configs/none.py",), "there is no config file configs/none.py"),
+        (("eval",), "eval needs a run folder"),
+        (("eval", "runs/none"), "runs/none is no run folder"),
+        (("resume", "runs/none"), "runs/none is no run folder"),
+    ],
+)
+def test_a_wrong_first_argument_is_said(ran, capsys, words, says):
+    assert ran(*words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_setting_that_is_an_axis_is_not_overridden_in_silence(ran, comparison, capsys):
+    assert ran(comparison, "--model.layers", "gla") == 2
+    assert "model.layers is an axis of this comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["file", "comparison"])
+def test_help_explains_every_setting(ran, request, kind, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ran(request.getfixturevalue(kind), "--help")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stopped.value.code == 0 and "eval RUN" in shown
+    for path in config.settings(Experiment()):
+        assert f"--{path.replace('_', '-')} " in shown
+    for explained in ("Width of the residual stream.", "Where the cosine ends", "How many of the latest checkpoints"):
+        assert explained in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(training.Interrupted(15, 3), 143), (training.Interrupted(2, 3), 130), (training.Diverged("step 3"), 1)],
+)
+def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(training, "run", fail)
+    assert ran(file) == code
+
+
+def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ("--training.steps", "2", "--model.depth", "1", "--model.channel", "none")
+    assert cli.main([str(file), *short]) == 0
+    assert cli.main(["resume", "runs/mqar-softmax"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", "runs/mqar-softmax"]) == 0
+    table = capsys.readouterr().out
+    assert "runs/mqar-softmax at step 2" in table and "pairs=1" in table and "chance" in table and "0.062" in table
+    assert cli.main(["resume", "runs/mqar-softmax", "--training.steps", "3"]) == 2

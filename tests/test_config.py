@@ -1,0 +1,123 @@
+"""The typed experiment: what it refuses, what it says then, and that it survives JSON."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from tiny import tiny
+
+from seqzoo import config, quickstart, training
+from seqzoo.config import Comparison, ConfigError, Experiment, Mesh, Model, Optimizer, Run, Training
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: Model(d_modle=3), r"Model has no setting 'd_modle'. Did you mean 'd_model'\? Settings: layers, depth"),
+        (lambda: Experiment(model={"dept": 3}), r"Model has no setting 'dept'. Did you mean 'depth'\?"),
+        (lambda: Experiment(modle={}), r"Experiment has no setting 'modle'. Did you mean 'model'\?"),
+        (lambda: Model(layers=("sofmax",)), r"layers: no mixer is called 'sofmax'. Did you mean 'softmax'\? Known: "),
+        (lambda: Model(layers=("softmax(head=2)",)), r"mixer 'softmax' has no setting 'head'. Did you mean 'heads'\? Settings: "),
+        (lambda: Model(layers=()), "layers: no mixer is named"),
+        (lambda: Model(channel="swigl"), r"no channel mixer is called 'swigl'. Did you mean 'swiglu'\?"),
+        (lambda: Experiment(task="mqr"), r"no task is called 'mqr'. Did you mean 'mqar'\?"),
+        (lambda: Experiment(task="mqar(pair=3)"), r"task 'mqar' has no setting 'pair'. Did you mean 'pairs'\?"),
+        (lambda: Experiment(task="mqar(length=16, pairs=100)"), "task: .*pairs"),
+        (lambda: Model(d_model=0), "d_model: .*greater than or equal to 1, found 0"),
+        (lambda: Model(norm="batch"), "norm: .*'rms' or 'layer', found 'batch'"),
+        (lambda: Model(dropout=1.0), "dropout: .*less than 1, found 1.0"),
+        (lambda: Optimizer(betas=(0.9, 1.0)), r"betas: .*wanted both in \[0, 1\)"),
+        (lambda: Mesh(fsdp=-1, replica=-1), "at most one -1"),
+        (lambda: Mesh(tensor=0), "wanted at least 1 each"),
+        (lambda: Mesh(rules={"embd": "fsdp"}), r"no parameter axis is called 'embd'. Did you mean 'embed'\?"),
+        (lambda: Mesh(rules={"heads": "tensr"}), r"heads is on 'tensr'.*Did you mean 'tensor'\?"),
+        (lambda: Run(name="a/b"), "wanted the name of one folder"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_was_found_and_what_exists(build, says):
+    with pytest.raises(ConfigError, match=says):
+        build()
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Model().d_model = 3
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_is_explained(section):
+    silent = [name for name, field in section.model_fields.items() if not field.description]
+    assert not silent and section.__doc__
+
+
+def test_rules_that_are_left_out_stay_as_by_default():
+    assert Mesh(rules={"heads": "tensor"}).rules == {**Mesh().rules, "heads": "tensor"}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        tiny(model__layers=("gla(heads=2)", "softmax"), mesh__rules={"heads": "tensor"}, model__dtype="bfloat16"),
+        Comparison(base=tiny(), axes={"model.layers": ("softmax", ("gla", "mamba2")), "optimizer.learning_rate": (1e-3, 3e-3)}),
+    ],
+)
+def test_a_config_survives_json(chosen, tmp_path):
+    (tmp_path / "config.json").write_text(chosen.model_dump_json())
+    assert config.load_json(tmp_path / "config.json") == chosen
+
+
+def test_a_comparison_is_every_combination_the_last_axis_fastest():
+    axes = {"model.layers": ("softmax", "gla"), "training.seed": (0, 1)}
+    found = list(Comparison(base=tiny(), axes=axes).experiments())
+    assert [tuple(point.values()) for point, _ in found] == [("softmax", 0), ("softmax", 1), ("gla", 0), ("gla", 1)]
+    assert [(e.model.layers, e.training.seed) for _, e in found] == [
+        (("softmax",), 0),
+        (("softmax",), 1),
+        (("gla",), 0),
+        (("gla",), 1),
+    ]
+    assert all(experiment.optimizer == tiny().optimizer for _, experiment in found)
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"model.layer": ("gla",)}, r"no setting is called 'model.layer'. Did you mean 'model.layers'\?"),
+        ({"seed": (0,)}, r"no setting is called 'seed'. Did you mean 'training.seed'\?"),
+        ({"model.layers": ("gal",)}, r"no mixer is called 'gal'. Did you mean 'gla'\?"),
+        ({"model.layers": "gla"}, "wanted a tuple of at least one value"),
+        ({"model.layers": ()}, "wanted a tuple of at least one value"),
+    ],
+)
+def test_a_wrong_axis_is_refused_before_anything_runs(axes, says):
+    with pytest.raises(ConfigError, match=says):
+        Comparison(base=tiny(), axes=axes)
+
+
+def test_difference_names_both_values_and_forgets_where_the_run_is_kept():
+    changed = config.replace(tiny(), {"model.depth": 3, "run.name": "elsewhere"})
+    assert config.difference(tiny(), changed) == {"model.depth": (2, 3)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_in_the_repository_is_valid_and_fits_its_task_and_model(path):
+    chosen = config.load_file(path)
+    experiments = [chosen] if isinstance(chosen, Experiment) else [experiment for _, experiment in chosen.experiments()]
+    for experiment in experiments:
+        training.check(config.replace(experiment, {"mesh.fsdp": 1}))
+
+
+def test_the_quickstart_compares_six_mixers_at_equal_steps():
+    names = [experiment.model.layers[0].split("(")[0] for _, experiment in quickstart.config.experiments()]
+    assert names == ["softmax", "sigmoid", "gla", "mamba", "mamba2", "aaren"]
+
+
+def test_a_config_file_that_is_not_there_or_defines_none_is_refused(tmp_path):
+    (tmp_path / "experiment.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match=r"no config file .*experimnt\.py\. Did you mean .*experiment\.py"):
+        config.load_file(tmp_path / "experimnt.py")
+    with pytest.raises(ConfigError, match=r"defines config=None; wanted config = Experiment\(\.\.\.\)"):
+        config.load_file(tmp_path / "experiment.py")

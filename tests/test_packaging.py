@@ -1,0 +1,148 @@
+"""What is installed is what lies on disk, and importing a layer costs no more than JAX, Flax and einops."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+
+
+def python(code: str, *, cwd: Path, executable: str | Path = sys.executable, path: tuple[Path, ...] = ()) -> str:
+    """What a fresh interpreter prints; `path` becomes its PYTHONPATH, and nothing of ours is inherited."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS")}
+    environment = inherited | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [str(executable), "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def folders(top: Path) -> set[str]:
+    """Dotted names, relative to `top`, of the folders under it that hold Python files."""
+    files = (p for p in top.rglob("*.py") if "__pycache__" not in p.parts)
+    return {".".join(p.parent.relative_to(top).parts) for p in files}
+
+
+def sources() -> dict[str, Path]:
+    """Every package that should be installed, with its folder."""
+    inside = {
+        ".".join(filter(None, ("seqzoo", name))): ROOT / "seqzoo" / Path(*name.split(".")) for name in folders(ROOT / "seqzoo")
+    }
+    ops = {f"seqzoo.kernels.{name}": ROOT / "kernels" / Path(*name.split(".")) for name in folders(ROOT / "kernels")}
+    return inside | ops
+
+
+def modules() -> set[str]:
+    """Every module that should be importable."""
+    found = set()
+    for package, folder in sources().items():
+        found |= {package if file.stem == "__init__" else f"{package}.{file.stem}" for file in folder.glob("*.py")}
+    return found
+
+
+def test_the_listed_packages_are_the_folders_on_disk():
+    listed = SETUPTOOLS["packages"]
+    assert sorted(listed) == listed, "keep the list sorted"
+    assert set(listed) == set(sources())
+    assert all((folder / "__init__.py").is_file() for folder in sources().values())
+
+
+def test_each_op_is_mapped_to_its_folder():
+    ops = {
+        name: folder.relative_to(ROOT).as_posix() for name, folder in sources().items() if folder.is_relative_to(ROOT / "kernels")
+    }
+    assert SETUPTOOLS["package-dir"] == {"seqzoo": "seqzoo"} | ops
+
+
+def test_the_folder_kernels_is_no_package_of_its_own():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_the_version_is_written_once_or_equal():
+    assert python("import seqzoo; print(seqzoo.__version__)", cwd=ROOT).strip() == PROJECT["project"]["version"]
+
+
+NEWLY_IMPORTED = """
+    import sys
+    {allowed}
+    before = set(sys.modules)
+    {ours}
+    names = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+    print(*sorted(names - set(sys.stdlib_module_names)))
+"""
+
+
+def test_importing_the_mixers_brings_in_nothing_beyond_jax_flax_and_einops(tmp_path):
+    code = NEWLY_IMPORTED.format(allowed="import jax, flax.nnx, einops", ours="import seqzoo.mixers")
+    assert python(code, cwd=tmp_path, path=(ROOT,)).split() == ["seqzoo"]
+
+
+def test_importing_the_ops_brings_in_nothing_beyond_jax(tmp_path):
+    ops = sorted(name for name in sources() if name.startswith("seqzoo.kernels."))
+    code = NEWLY_IMPORTED.format(allowed="import jax", ours=f"import {', '.join(ops)}")
+    assert python(code, cwd=tmp_path, path=(ROOT,)).split() == ["seqzoo"]
+
+
+def test_a_foreign_package_called_kernels_is_not_shadowed_from_the_checkout(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("OWNER = 'another project'")
+    code = """
+        import kernels, seqzoo.kernels.attention
+        print(kernels.OWNER)
+        print(seqzoo.kernels.attention.__file__)
+    """
+    # The empty first entry of sys.path is the working directory: the checkout comes before the foreign package.
+    owner, ours = python(code, cwd=ROOT, path=(tmp_path,)).splitlines()
+    assert owner == "another project"
+    assert Path(ours) == ROOT / "kernels" / "attention" / "__init__.py"
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_imports_whole_from_elsewhere_beside_a_foreign_kernels(tmp_path):
+    source, dist, elsewhere = tmp_path / "source", tmp_path / "dist", tmp_path / "elsewhere"
+    source.mkdir()
+    elsewhere.mkdir()
+    for name in ("seqzoo", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    # Without --wheel, the wheel is built from the source distribution, so that is complete as well.
+    subprocess.run([sys.executable, "-m", "build", "--outdir", dist, source], check=True, cwd=elsewhere)
+    (wheel,) = dist.glob("*.whl")
+
+    clean = tmp_path / "clean"
+    venv.create(clean, with_pip=True, symlinks=True)
+    executable = clean / "bin" / "python"
+    install = [executable, "-m", "pip", "install", "--no-deps", "--no-index", "--disable-pip-version-check", wheel]
+    subprocess.run(install, check=True, cwd=elsewhere)
+    site = Path(python("import sysconfig; print(sysconfig.get_path('purelib'))", cwd=elsewhere, executable=executable).strip())
+    (site / "kernels").mkdir()
+    (site / "kernels" / "__init__.py").write_text("OWNER = 'another project'")
+    # Our dependencies come from the testing interpreter: a .pth adds its folder, but none of the .pth files in there,
+    # so that an editable install of the checkout stays out.
+    (site / "dependencies.pth").write_text(python("import sysconfig; print(sysconfig.get_path('purelib'))", cwd=elsewhere))
+
+    imported = python(
+        f"""
+        import importlib, pathlib
+        for name in {sorted(modules() - {"seqzoo.__main__"})!r}:
+            module = importlib.import_module(name)
+            assert pathlib.Path(module.__file__).is_relative_to({str(site)!r}), module.__file__
+        import kernels
+        print(kernels.OWNER)
+        """,
+        cwd=elsewhere,
+        executable=executable,
+    )
+    assert imported.split("\n")[0] == "another project"
+    assert (site / "seqzoo" / "py.typed").is_file()
+    subprocess.run([clean / "bin" / "seqzoo", "--help"], check=True, cwd=elsewhere, stdout=subprocess.DEVNULL)

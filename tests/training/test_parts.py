@@ -1,0 +1,143 @@
+"""The small things around the loop: clock, metrics file, folders, signals, progress."""
+
+import io
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+from rich.console import Console
+from tiny import quiet
+
+from seqzoo.training import folder, metrics
+from seqzoo.training.clock import Clock
+from seqzoo.training.progress import Reporter
+from seqzoo.training.signals import StopSignals
+
+
+def clock_at(times):
+    return Clock(now=iter(times).__next__)
+
+
+def test_the_clock_leaves_out_compilation_and_pauses():
+    clock = clock_at([0.0, 100.0, 101.0, 102.0, 500.0, 501.0])
+    clock.tick(10)
+    clock.tick(10, compiled=True)
+    clock.tick(10)
+    clock.tick(10)
+    clock.pause()
+    clock.tick(10)
+    clock.tick(10)
+    assert clock.tokens_per_second() == 10.0 and clock.seconds_per_step() == 1.0
+
+
+def test_the_clock_gives_a_median_since_the_last_lap():
+    clock = clock_at([0.0, 1.0, 2.0, 2.5, 3.0])
+    for _ in range(3):
+        clock.tick(8)
+    assert clock.lap() == 8.0
+    clock.tick(8)
+    clock.tick(8)
+    assert clock.lap() == 16.0 and clock.lap() is None and clock.tokens_per_second() == 12.0
+
+
+def test_a_clock_that_saw_no_whole_step_knows_no_rate():
+    clock = clock_at([0.0])
+    clock.tick(8)
+    assert clock.tokens_per_second() is None and clock.seconds_per_step() is None
+
+
+def test_metrics_of_later_steps_are_dropped_and_a_torn_line_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = metrics.Metrics(path)
+    first.append(*({"step": s, "kind": kind} for s in (1, 2, 3) for kind in ("train", "eval")))
+    with path.open("a") as file:
+        file.write('{"step": 4, "ki')
+    again = metrics.Metrics(path, step=2)
+    assert metrics.read(path) == [{"step": s, "kind": kind} for s in (1, 2) for kind in ("train", "eval")]
+    assert again.evaluated == 2
+
+
+def test_metrics_refuse_numbers_that_json_has_not(tmp_path):
+    with pytest.raises(ValueError):
+        metrics.Metrics(tmp_path / "m").append({"step": 1, "kind": "train", "loss": float("nan")})
+
+
+def test_a_taken_folder_name_gets_a_number(tmp_path):
+    assert [folder.create(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
+
+
+def test_runs_that_start_at_the_same_time_get_folders_of_their_own(tmp_path):
+    found, barrier = [], threading.Barrier(8)
+
+    def start():
+        barrier.wait()
+        found.extend(folder.create(tmp_path, "a") for _ in range(5))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 40
+
+
+def test_what_is_no_run_folder_is_said_with_the_runs_inside_it(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"no config.json. Runs inside it: {re.escape(str(tmp_path / 'one'))}"):
+        folder.open_run(tmp_path)
+
+
+def test_the_environment_names_versions_device_and_command():
+    environment = folder.environment()
+    assert {"seqzoo", "jax", "flax", "optax"} <= set(environment["versions"])
+    assert environment["device"]["platform"] == "cpu" and environment["device"]["count"] == 8
+    assert environment["git"] is None or set(environment["git"]) == {"revision", "changed"}
+
+
+def wait_until(condition):
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("nothing happened for 5 s")
+
+
+def test_the_first_signal_asks_and_the_second_ends_at_once():
+    said, codes = [], []
+    with StopSignals(said.append, exit=codes.append) as signals:
+        assert not signals.stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(signals.stopping)
+        assert signals.caught == signal.SIGTERM and codes == []
+        wait_until(lambda: said)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: codes)
+    assert codes == [128 + signal.SIGINT] and "SIGTERM: saving" in said[0] and "SIGINT again" in said[1]
+
+
+def test_handlers_are_put_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with StopSignals(print):
+        assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_lines_are_plain_where_there_is_no_terminal():
+    console = quiet()
+    with Reporter(console, 0, 10) as reporter:
+        reporter.line(5, {"loss": 1.5, "accuracy": 0.25}, 12345.6, 65.0)
+        reporter.say("softmax(window=[4])")
+    assert console.file.getvalue() == ("step 5/10  loss 1.5000  accuracy 0.250  12,346 tokens/s  1:05 left\nsoftmax(window=[4])\n")
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_rate_and_time_left():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Reporter(console, 0, 10) as reporter:
+        reporter.step(5, {"loss": 1.5, "accuracy": 0.25}, 12345.6, 65.0)
+        reporter.line(5, {"loss": 1.5, "accuracy": 0.25}, 12345.6, 65.0)
+    shown = console.file.getvalue()
+    assert "5/10" in shown and "loss 1.5000  accuracy 0.250  12,346 tokens/s  1:05 left" in shown and "step 5/10" not in shown

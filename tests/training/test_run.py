@@ -1,0 +1,252 @@
+"""Whole runs: resuming, stopping, diverging, and what they leave behind."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny import quiet, tiny
+
+import seqzoo
+from seqzoo import config, tasks, training
+from seqzoo.tasks.base import BatchSpec, Slice
+from seqzoo.training import metrics
+
+
+@tasks.registry.register("poisoned")
+class Poisoned:
+    """Copying, with loss weights that are infinite from step `at` on."""
+
+    def __init__(self, *, at: int = 5):
+        self.at, self.vocab_size, self.max_length = at, 8, 4
+
+    def spec(self, step):
+        return BatchSpec("train", 0, 4, 4)
+
+    def batch(self, spec, index):
+        tokens = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (4, 4), 0, 8, jnp.int32)
+        bad = jnp.logical_and(index >= self.at, spec.split == "train")
+        return {"tokens": tokens, "targets": tokens, "weights": jnp.full((4, 4), jnp.where(bad, jnp.inf, 1.0), jnp.float32)}
+
+    def slices(self):
+        return (Slice("copy", BatchSpec("copy", 0, 4, 4), 1, 1 / 8, {"length": 4}),)
+
+    def notes(self):
+        return ("made to fail",)
+
+
+class Trigger(io.StringIO):
+    """A console's file that calls `act` once, when text that holds `words` is written."""
+
+    def __init__(self, words, act):
+        super().__init__()
+        self.words, self.act = words, act
+
+    def write(self, text):
+        super().write(text)
+        if self.act and self.words in text:
+            act, self.act = self.act, None
+            act()
+
+
+def digest(experiment, folder):
+    """SHA-256 over every leaf of the latest checkpoint."""
+    plan = training.prepare(experiment)
+    state = training.Checkpoints(folder / "checkpoints").restore(plan.abstract, print)
+    leaves = jax.tree.leaves(state | {"rng": jax.random.key_data(state["rng"])})
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def numbers(folder):
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in metrics.read(folder / "metrics.jsonl")]
+
+
+def steps_kept(folder):
+    return training.Checkpoints(folder / "checkpoints").steps()
+
+
+def spoil(folder, step):
+    """Truncates every file of a checkpoint."""
+    for path in (folder / "checkpoints" / str(step)).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped: (folder, summary, what it printed)."""
+    folder, console = tmp_path_factory.mktemp("runs") / "whole", quiet()
+    return folder, training.run(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
+
+
+def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, tmp_path):
+    folder, wanted, _ = whole
+    experiment, console = tiny(**EXPERIMENT), quiet()
+    stopped = training.run(experiment, tmp_path / "run", console=console, stop_at=3)
+    assert (stopped["finished"], stopped["step"]) == (False, 3)
+    summary = training.run(experiment, tmp_path / "run", console=console)
+    assert "resuming" in console.file.getvalue() and "at step 3" in console.file.getvalue()
+    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
+    assert numbers(tmp_path / "run") == numbers(folder)
+    assert {k: v for k, v in summary.items() if k != "tokens_per_second"} == {
+        k: v for k, v in wanted.items() if k != "tokens_per_second"
+    }
+
+
+def test_a_run_leaves_its_config_environment_metrics_summary_and_latest_checkpoints(whole):
+    folder, summary, printed = whole
+    assert config.load_json(folder / "config.json") == tiny(**EXPERIMENT)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__ and {"git", "device", "python", "command"} <= set(environment)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert steps_kept(folder) == [4, 6]
+    lines = metrics.read(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [(line["step"], line["slice"]) for line in lines if line["kind"] == "eval"] == [
+        (step, name) for step in (3, 6) for name in ("pairs=1", "pairs=2")
+    ]
+    assert "step 6/6  loss" in printed and "\x1b" not in printed
+
+
+def test_the_summary_says_what_the_metrics_say(whole):
+    folder, summary, _ = whole
+    assert summary["finished"] and summary["step"] == 6 and summary["tokens_per_second"] > 0
+    evaluated = [line for line in metrics.read(folder / "metrics.jsonl") if line["kind"] == "eval"]
+    last = {line["slice"]: line for line in evaluated if line["step"] == 6}
+    for name, result in summary["final"].items():
+        assert result["accuracy"] == last[name]["accuracy"] and result["loss"] == last[name]["loss"]
+        assert result["chance"] == 1 / 16 and "pairs" in result["settings"]
+    mean = lambda step: np.mean([line["accuracy"] for line in evaluated if line["step"] == step])
+    assert np.mean([r["accuracy"] for r in summary["best"].values()]) == max(mean(3), mean(6))
+    # two layers of 2 rows (keys, values) of 16 float32 for 16 tokens is what the caches alone need
+    assert summary["state_bytes"] >= 2 * 2 * 16 * 16 * 4
+    assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(training.prepare(tiny()).abstract["params"]))
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    folder, summary, _ = whole
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert training.run(tiny(**EXPERIMENT), folder, console=quiet()) == summary
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_another_experiment_is_refused_and_left_alone(whole):
+    folder, _, _ = whole
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    with pytest.raises(ValueError, match=r"holds another experiment .*training\.steps is 6 there, 7 here"):
+        training.run(tiny(**EXPERIMENT, training__steps=7), folder, console=quiet())
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="not empty"):
+        training.run(tiny(), tmp_path, console=quiet())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_does_not_fit_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(ValueError):
+        training.run(tiny(model__layers=("softmax(heads=3)",)), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loaded_model_is_the_trained_one(whole):
+    folder, summary, _ = whole
+    plan = training.prepare(tiny(**EXPERIMENT))
+    part = plan.task.slices()[1]
+    weight = hits = 0.0
+    for index in range(part.batches):
+        batch = plan.task.batch(part.spec, jnp.int32(index))
+        logits, _ = seqzoo.load(folder)(batch["tokens"])
+        hits += float(jnp.sum(batch["weights"] * (jnp.argmax(logits, -1) == batch["targets"])))
+        weight += float(jnp.sum(batch["weights"]))
+    assert hits / weight == summary["final"][part.name]["accuracy"]
+
+
+def test_evaluating_a_run_gives_the_final_evaluation_again(whole):
+    folder, summary, _ = whole
+    assert training.evaluate_run(folder) == (6, summary["final"])
+
+
+def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(whole, tmp_path):
+    folder, _, _ = whole
+    experiment, console = tiny(**EXPERIMENT), quiet()
+    training.run(experiment, tmp_path / "run", console=console, stop_at=4)
+    spoil(tmp_path / "run", 4)
+    training.run(experiment, tmp_path / "run", console=console)
+    printed = console.file.getvalue()
+    assert "4 does not load" in printed and "going back to step 2" in printed and "unreadable-4" in printed
+    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
+    assert numbers(tmp_path / "run") == numbers(folder)
+
+
+def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch(tmp_path):
+    training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet(), stop_at=2)
+    spoil(tmp_path / "run", 2)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(training.CheckpointError, match=r"no checkpoint in .* loads"):
+        training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet())
+    assert steps_kept(tmp_path / "run") == [2]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keeps_it(tmp_path):
+    console = quiet()
+    with pytest.raises(training.Diverged, match=r"step 6: no longer finite \(.*loss=nan.*last good checkpoint is .*/4\."):
+        training.run(tiny(task="poisoned(at=5)"), tmp_path / "run", console=console)
+    assert "note: made to fail" in console.file.getvalue()
+    assert steps_kept(tmp_path / "run") == [2, 4]
+    state = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(
+        training.prepare(tiny(task="poisoned(at=5)")).abstract, print
+    )
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state["params"]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not summary["finished"] and "step 6" in summary["stopped"]
+
+
+def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
+    """An infinite step leaves a finite loss behind, that of the step before, but parameters that must not be kept."""
+    wild = dict(optimizer__learning_rate=1e38, optimizer__schedule="constant", optimizer__warmup_steps=0, training__eval_every=6)
+    with pytest.raises(training.Diverged):
+        training.run(tiny(**wild, optimizer__weight_decay=1e30, training__checkpoint_every=1), tmp_path / "run", console=quiet())
+    assert steps_kept(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_so_and_the_run_goes_on_bitwise(number, whole, tmp_path):
+    folder, _, _ = whole
+    experiment = tiny(**EXPERIMENT)
+    trigger = Trigger("step 3/6  loss", lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(training.Interrupted) as caught:
+        training.run(experiment, tmp_path / "run", console=Console(file=trigger, width=200))
+    assert caught.value.exit_code == 128 + number and signal.getsignal(number) == before
+    assert f"{number.name}: saving" in trigger.getvalue() and f"at step {caught.value.step}" in trigger.getvalue()
+    assert caught.value.step < 6 and steps_kept(tmp_path / "run")[-1] == caught.value.step
+    training.run(experiment, tmp_path / "run", console=quiet())
+    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
+    assert numbers(tmp_path / "run") == numbers(folder)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_another_mesh(whole, tmp_path):
+    """Elastic: only the order of sums differs, so numbers agree to rounding. The mesh is a setting, so the config is edited."""
+    _, wanted, _ = whole
+    training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet(), stop_at=3)
+    moved = tiny(**EXPERIMENT, mesh__fsdp=4, mesh__replica=2)
+    (tmp_path / "run" / "config.json").write_text(moved.model_dump_json())
+    summary = training.run(moved, tmp_path / "run", console=quiet())
+    for name, result in summary["final"].items():
+        assert math.isclose(result["loss"], wanted["final"][name]["loss"], rel_tol=1e-4)

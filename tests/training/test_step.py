@@ -1,0 +1,199 @@
+"""The state, its shardings, and one step of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import tiny
+from tolerances import assert_close
+
+from seqzoo import params, sharding, tasks, training
+from seqzoo.config import Optimizer
+from seqzoo.sharding import RULES, ShardingError
+from seqzoo.training import optimizer, step
+
+SHARDED = dict(mesh__replica=2, mesh__fsdp=4, model__depth=1, model__channel="none")
+
+
+class Layer(nnx.Module):
+    """A matrix, a marked matrix, a vector."""
+
+    def __init__(self, rngs):
+        self.w = nnx.Param(jnp.ones((4, 6)), axes=("embed", "heads"))
+        self.a = nnx.Param(jnp.ones((4, 6)), axes=("embed", None), decay=False)
+        self.scale = nnx.Param(jnp.ones((4,)), axes=("embed",))
+
+
+class Layers(nnx.Module):
+    """Three stacked layers and one alone."""
+
+    def __init__(self):
+        self.stack = jax.vmap(lambda key: Layer(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))
+        self.one = Layer(nnx.Rngs(0))
+
+
+def mesh(**sizes):
+    return sharding.make_mesh({"replica": 1, "fsdp": 1, "seq": 1, "tensor": 1, **sizes}, RULES)
+
+
+def test_adams_moments_lie_where_their_parameters_lie_and_the_step_keeps_them_there():
+    plan = training.prepare(tiny(**SHARDED))
+    state = training.initialise(plan)
+    with jax.set_mesh(plan.mesh):
+        after, _ = training.train_step(plan)(state, plan.task.spec(0))
+    for s in (plan.abstract, after):
+        adam = next(x for x in jax.tree.leaves(s["opt_state"], is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
+        for moments in (adam.mu, adam.nu):
+            jax.tree.map(lambda p, m: np.testing.assert_equal(p.sharding.spec, m.sharding.spec), s["params"], moments)
+    assert after["params"]["embedding"].sharding.spec == jax.P(None, "fsdp")
+    shards = {shard.data.shape for shard in adam.mu["embedding"].addressable_shards}
+    assert shards == {(32, 16 // 4)}, f"a device holds {shards} of the moment of a [32, 16] embedding"
+
+
+def test_a_step_compiles_once_per_spec_and_donates_its_state():
+    plan = training.prepare(
+        tiny(model__depth=1, task="mqar(vocab_size=32, length=(8, 16), pairs=(1, 2), batch_size=8, eval_pairs=1, eval_length=8)")
+    )
+    state, run = training.initialise(plan), training.train_step(plan)
+    specs = sorted({plan.task.spec(i) for i in range(50)})
+    assert len(specs) == 2
+    with jax.set_mesh(plan.mesh):
+        for _ in range(2):
+            for spec in specs:
+                before, (state, _) = state, run(state, spec)
+                assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before["params"]))
+    assert run._cache_size() == 2 and int(state["step"]) == 4
+
+
+def test_loss_and_accuracy_are_weighted_means_over_tokens():
+    plan = training.prepare(tiny(model__depth=1))
+    state = training.initialise(plan)
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(0, 32, (8, 16)).astype(np.int32),
+        "targets": rng.integers(0, 32, (8, 16)).astype(np.int32),
+        "weights": rng.uniform(0, 2, (8, 16)).astype(np.float32),
+    }
+    logits = np.asarray(plan.model(state["params"])(batch["tokens"])[0], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    entropy = -np.take_along_axis(log_probs, batch["targets"][..., None], -1)[..., 0]
+    hits = logits.argmax(-1) == batch["targets"]
+    w = batch["weights"].astype(np.float64)
+    wanted = {"loss": (w * entropy).sum(), "correct": (w * hits).sum(), "weight": w.sum()}
+    assert_close(step.sums(plan, state["params"], batch), wanted)
+
+
+def test_the_same_numbers_come_out_on_one_device_and_on_eight():
+    losses = {}
+    for name, sizes in {"one": {}, "eight": dict(mesh__replica=2, mesh__fsdp=4)}.items():
+        plan = training.prepare(tiny(**{**SHARDED, "mesh__replica": 1, "mesh__fsdp": 1, **sizes}))
+        with jax.set_mesh(plan.mesh):
+            state, run = training.initialise(plan), training.train_step(plan)
+            losses[name] = []
+            for i in range(3):
+                state, metrics = run(state, plan.task.spec(i))
+                losses[name].append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses["eight"], losses["one"], rtol=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name():
+    with pytest.raises(ShardingError, match=r"training: a batch of 6 rows .* replica=2 \* fsdp=2 = 4"):
+        training.prepare(tiny(task="mqar(vocab_size=32, length=16, pairs=2, batch_size=6)", mesh__replica=2, mesh__fsdp=2))
+    with pytest.raises(ShardingError, match=r"evaluation 'pairs=2': a batch of 6 rows"):
+        training.prepare(tiny(task="mqar(vocab_size=32, length=16, pairs=2, batch_size=8, eval_batch_size=6)", mesh__replica=4))
+
+
+def test_a_parameter_that_does_not_divide_is_refused_by_name_axis_and_size():
+    with pytest.raises(ShardingError, match=r"parameter embedding: its axis 'embed' of size 12 does not divide over mesh\.fsdp=8"):
+        training.prepare(tiny(model__d_model=12, mesh__fsdp=8))
+
+
+def test_stacked_layers_get_a_leading_axis_that_is_not_split():
+    _, state = params.split(Layers())
+    specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(mesh(fsdp=2), state, RULES))
+    assert specs["stack"]["w"] == jax.P(None, "fsdp", None) and specs["one"]["w"] == jax.P("fsdp", None)
+
+
+def test_weight_decay_acts_on_matrices_that_are_not_marked_stacked_or_not():
+    _, state = params.split(Layers())
+    wanted = {"w": True, "a": False, "scale": False}
+    assert params.decay_mask(state) == {"stack": wanted, "one": wanted}
+
+
+def test_weight_decay_moves_only_what_its_mask_names():
+    _, state = params.split(Layers())
+    values = nnx.to_pure_dict(state)
+    tx = optimizer.make(Optimizer(warmup_steps=0, weight_decay=0.5, learning_rate=0.1), 10, params.decay_mask(state))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
+    for layer in updates.values():
+        np.testing.assert_allclose(layer["w"], -0.05, rtol=1e-6)
+        assert not np.any(layer["a"]) and not np.any(layer["scale"])
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    """Adam's step ignores the gradient's scale, so the moments tell: mu = (1 - b1) g after one step."""
+    values = {"w": jnp.zeros((3, 4))}
+    gradient = {"w": jnp.full((3, 4), 5.0)}
+    tx = optimizer.make(Optimizer(clip_norm=2.0, betas=(0.5, 0.5)), 10, {"w": True})
+    _, state = tx.update(gradient, tx.init(values), values)
+    mu = next(leaf.mu for leaf in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(leaf, "mu"))
+    np.testing.assert_allclose(np.linalg.norm(mu["w"]), 0.5 * 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_cosine_rises_to_its_peak_and_ends_at_its_fraction(warmup):
+    rate = optimizer.schedule(Optimizer(learning_rate=2.0, warmup_steps=warmup, final_fraction=0.25), 110)
+    np.testing.assert_allclose([rate(warmup), rate(110)], [2.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(rate(warmup + (110 - warmup) // 2), 2.0 * (1 + 0.25) / 2, rtol=1e-6)
+    if warmup:
+        np.testing.assert_allclose([rate(0), rate(5)], [0.0, 1.0], rtol=1e-6)
+
+
+def test_the_constant_schedule_stays_after_its_warm_up():
+    rate = optimizer.schedule(Optimizer(learning_rate=2.0, warmup_steps=4, schedule="constant"), 10)
+    np.testing.assert_allclose([rate(2), rate(4), rate(9)], [1.0, 2.0, 2.0], rtol=1e-6)
+
+
+def test_a_mesh_takes_the_devices_that_are_left_and_says_what_does_not_fit():
+    assert dict(mesh(fsdp=-1, replica=2).shape) == {"replica": 2, "fsdp": 4, "seq": 1, "tensor": 1}
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh(fsdp=-1).axis_types)
+    with pytest.raises(ShardingError, match="3 does not divide 8"):
+        mesh(replica=3, fsdp=-1)
+    with pytest.raises(ShardingError, match="needs 16 devices, there are 8"):
+        mesh(fsdp=16)
+    with pytest.raises(ShardingError, match=r"mesh\.tensor=2: nothing is split over it"):
+        mesh(tensor=2)
+
+
+def test_a_parameter_without_axes_or_with_an_unknown_one_is_refused_by_name():
+    class Bare(nnx.Module):
+        def __init__(self, axes):
+            self.w = nnx.Param(jnp.ones((4, 6))) if axes is None else nnx.Param(jnp.ones((4, 6)), axes=axes)
+
+    with pytest.raises(ValueError, match=r"parameter w of shape \(4, 6\) has axes=None"):
+        params.decay_mask(params.split(Bare(None))[1])
+    with pytest.raises(ShardingError, match="parameter w: no rule for its axis 'width'"):
+        sharding.param_shardings(mesh(), params.split(Bare(("embed", "width")))[1], RULES)
+    with pytest.raises(ShardingError, match="put two of its axes"):
+        sharding.param_shardings(mesh(fsdp=2), params.split(Bare(("embed", "heads")))[1], RULES | {"heads": "fsdp"})
+
+
+def test_an_array_that_is_no_parameter_is_refused():
+    class Constant(nnx.Module):
+        def __init__(self):
+            self.c = nnx.Variable(jnp.ones(3))
+
+    with pytest.raises(TypeError, match=r"c is a Variable, wanted an nnx\.Param"):
+        params.split(Constant())
+
+
+def test_positions_that_are_too_few_for_the_task_are_refused():
+    with pytest.raises(ValueError, match=r"model\.learned_positions=8, but the task's rows are up to 16 tokens"):
+        training.prepare(tiny(model__learned_positions=8))
+
+
+def test_every_spec_of_a_task_is_hashable_and_its_slices_have_names_of_their_own():
+    task = tasks.registry.create(tiny().task)
+    names = [part.name for part in task.slices()]
+    assert len(set(names)) == len(names) and hash(task.spec(0)) == hash(task.spec(0))
