@@ -35,9 +35,9 @@ stage device 25 python3 -c '
 import sys, jax, flax
 print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__, jax.devices())
 sys.exit(jax.default_backend() == "cpu")'
-stage check 225 python3 -m benchmarks.check_on_device --out "$out/check.json"
-stage kernels 165 python3 -m benchmarks.kernels --quick --out "$out/kernels.json"
-stage quickstart 110 python3 train.py configs/quickstart.py --training.steps 60 --training.eval-every 60 \
+stage check 190 python3 -m benchmarks.check_on_device --out "$out/check.json"
+stage kernels 150 python3 -m benchmarks.kernels --quick --out "$out/kernels.json"
+stage quickstart 165 python3 train.py configs/quickstart.py --training.steps 60 --training.eval-every 60 \
   --training.checkpoint-every 60 --run.folder "$scratch/runs" --run.name quickstart
 cp "$scratch/runs/quickstart/results.json" "$out/quickstart.json" || failed=1
 exit "$failed"

@@ -187,8 +187,8 @@ class ModelState(NamedTuple):
 class LanguageModel(nnx.Module):
     """Embedding, Stack, norm, head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
 
-    Embeddings are drawn from N(0, 1/d_model) and multiplied by sqrt(d_model) where they enter (Vaswani et al. 2017, section 3.4), so
-    that neither the residual stream nor the logits of a tied head start out of scale with what the blocks add.
+    Embeddings are drawn from N(0, 1/d_model): a tied head's logits start in scale, and the tokens do not drown what the blocks add to
+    the residual stream, which is what recall over two layers is built from.
 
     Args:
       vocab_size: number of token ids.
@@ -245,6 +245,7 @@ class LanguageModel(nnx.Module):
         )
         self.norm = NORMS[norm](d_model, param_dtype=param_dtype, rngs=rngs)
         self.head = None if tied else Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
+        self.sizes = (vocab_size, d_model)
         self.dropout = dropout
         self.dtype = param_dtype if dtype is None else dtype
 
@@ -263,14 +264,13 @@ class LanguageModel(nnx.Module):
         none = jnp.zeros((batch,), jnp.int32)
         segment, count = (None, none) if state is None else (state.segment, state.position)
         counted, count = documents.positions(segment_ids, segment, count, length)
-        scale = self.embedding[...].shape[1] ** 0.5
-        x = scale * jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
         if self.position_embedding is not None:
             where = counted if positions is None else positions
             if segment_ids is not None:
                 where = jnp.where(segment_ids != 0, where, 0)
             rows = jnp.take(self.position_embedding[...], where, axis=0, mode="fill", fill_value=jnp.nan)
-            x = x + scale * rows.astype(self.dtype)
+            x = x + rows.astype(self.dtype)
         x = dropout(x, self.dropout, keys[0])
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
@@ -292,5 +292,5 @@ class LanguageModel(nnx.Module):
 
     def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs: the blocks' and the head's."""
-        vocab_size, d_model = self.embedding[...].shape
+        vocab_size, d_model = self.sizes
         return self.stack.flops(batch, length) + 2 * batch * length * d_model * vocab_size

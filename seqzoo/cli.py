@@ -15,14 +15,14 @@ QUICKSTART = Path("configs/quickstart.py")
 
 USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 
-train.py                       train the quickstart comparison
-train.py CONFIG.py             train what the file's `config` describes
-train.py train [CONFIG.py]     the same, in full
-train.py resume RUN            go on with a run folder that was stopped
-train.py eval RUN              evaluate a run's latest checkpoint, print its slices
+- train.py: train the quickstart comparison
+- train.py CONFIG.py: train what the file's `config` describes
+- train.py train [CONFIG.py]: the same, in full
+- train.py resume RUN: go on with a run folder that was stopped
+- train.py eval RUN: evaluate a run's latest checkpoint and print its slices
 
-Any setting can be changed on the command line; below are those of the chosen config, with its values:
---model.layers "mamba2, softmax(window=256, heads=2)" --optimizer.learning-rate 3e-3
+Any setting can be changed: --model.layers "mamba2, softmax(window=256, heads=2)" --optimizer.learning-rate 3e-3.
+Below are those of the chosen config, with its values.
 """
 
 _FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)

@@ -4,7 +4,6 @@ A config file is Python that defines `config`, an `Experiment` or a `Comparison`
 `--model.layers "gla(heads=2)"`. Both round-trip through JSON.
 """
 
-import ast
 import itertools
 import json
 import runpy
@@ -13,75 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers, sharding, tasks
 from seqzoo.backbone import NORMS, REMAT, STACKS
+from seqzoo.fields import Axes, ConfigError, Layers, Rules, Section, tuples
 from seqzoo.registry import did_you_mean, split
 
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-class ConfigError(ValueError):
-    """A config that is wrong or cannot be read. The message names the setting, what was found and what exists."""
-
-
-def _one_string(parse, show, metavar):
-    """How tyro reads a field from one command-line word."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: parse(words[0]),
-        is_instance=lambda value: not isinstance(value, str),
-        str_from_instance=lambda value: [show(value)],
-    )
-
-
-def _literal(text: str) -> dict:
-    try:
-        return dict(ast.literal_eval(text))
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f'{text!r} is no Python dict; wanted for example \'{{"model.layers": ("gla", "mamba2")}}\'') from None
-
-
-def _tuples(value):
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-Layers = Annotated[tuple[str, ...], _one_string(split, ", ".join, "SPECS")]
-Axes = Annotated[dict[str, tuple[Any, ...]], _one_string(_literal, repr, "DICT")]
-Rules = Annotated[dict[str, str | None], _one_string(_literal, repr, "DICT")]
-
-
-def _message(problem) -> str:
-    where = ".".join(map(str, problem["loc"]))
-    what = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{where}: {what}{found}" if where else what
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names and says which it knows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    def __init__(self, **values):
-        try:
-            super().__init__(**values)
-        except ValidationError as error:  # whose own text is long, and buries the message that the validators below write
-            raise ConfigError("; ".join(_message(problem) for problem in error.errors())) from None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_names_only(cls, values):
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields:
-                known = ", ".join(cls.model_fields)
-                raise ValueError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, cls.model_fields)} Settings: {known}")
-        return values
 
 
 class Model(Section):
@@ -273,7 +211,7 @@ class Comparison(Section):
         for path, values in value.items() if isinstance(value, Mapping) else ():
             if isinstance(values, str) or not isinstance(values, tuple | list) or not values:
                 raise ValueError(f"{path!r} has {values!r}, wanted a tuple of at least one value")
-        return _tuples(value)
+        return tuples(value)
 
     @model_validator(mode="after")
     def _every_experiment_is_valid(self):

@@ -28,9 +28,7 @@ def axes(path: str, variable: nnx.Param) -> tuple[str | None, ...]:
     """The names of all the axes of a parameter, those of stacked layers included."""
     named = variable.get_metadata().get("axes")
     if named is None or len(named) > len(variable.shape):
-        raise ValueError(
-            f"parameter {path} of shape {variable.shape} has axes={named!r}; wanted a name or None per axis"
-        )
+        raise ValueError(f"parameter {path} of shape {variable.shape} has axes={named!r}; wanted a name or None per axis")
     return ("layers",) * (len(variable.shape) - len(named)) + tuple(named)
 
 

@@ -159,7 +159,7 @@ def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
 
 def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    short = ("--training.steps", "2", "--model.depth", "1", "--model.channel", "none")
+    short = ("--training.steps", "2")
     assert cli.main([str(file), *short]) == 0
     assert cli.main(["resume", "runs/mqar-softmax"]) == 0
     capsys.readouterr()

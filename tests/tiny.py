@@ -8,7 +8,8 @@ from seqzoo.config import Experiment, replace
 
 TINY = {
     "model.d_model": 16,
-    "model.depth": 2,
+    "model.depth": 1,
+    "model.channel": "none",
     "model.layers": ("softmax(heads=2)",),
     "task": "mqar(vocab_size=32, length=16, pairs=2, batch_size=8, eval_pairs=(1, 2), eval_examples=16)",
     "optimizer.warmup_steps": 2,

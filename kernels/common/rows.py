@@ -1,4 +1,4 @@
-"""Reading and writing one token's row of [b, t, ...] inside a loop. XLA updates a loop's carry in place, so `put` copies nothing."""
+"""One token's row of [b, t, ...], read and written inside a loop. XLA updates a loop's carry in place, so `put` copies nothing."""
 
 from jax import Array, lax
 

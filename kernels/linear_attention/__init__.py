@@ -43,27 +43,29 @@ def linear_attention(
     Args:
       q, k: [b, t, groups, k] float. `groups` divides h: head i uses group i // (h // groups) (Mamba-2 shares B and C so).
       v: [b, t, h, v] float.
-      log_decay: g <= 0, -inf included, which forgets exactly: None (keep everything), [h], [b, t, h] or [b, t, h, k]. Positive values
-        are not looked for; they grow the state.
+      log_decay: g <= 0, -inf included, which forgets exactly: None (keep everything), [h], [b, t, h] or [b, t, h, k].
+        Positive values are not looked for; they grow the state.
       scale: factor on the output, a Python number; None is k ** -0.5.
       initial_state: [b, h, k, v] S before the first token; None is zero.
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
       implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
         "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 128 * 128: "loop".
-      chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64 ("chunked" on a CPU: 32; "loop": 16).
+      chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64, on a CPU and in "loop" 32.
         "reference" has none and refuses it.
 
     Returns:
-      (o, S): o [b, t, h, v] in v's dtype, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32, the inputs' dtypes).
+      (o, S): o [b, t, h, v] in v's dtype, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32,
+      the inputs' dtypes).
 
     Raises:
       ValueError: shapes, dtypes, `implementation` or `chunk_size` do not fit (found and wanted are named).
 
-    Sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`: the defaults of
-    GPUs (TF32) and TPUs (bfloat16) are 1e-3 off; with narrower inputs they run at the default, which rounds no more than the inputs were.
-    Backward: own rule; residuals are the inputs and the states at the starts of chunks, O(t/c k v) and never O(t k v). The gradient of
-    log_decay is a sum of products of decays with what they scale, never a difference of running sums.
+    Sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`: the defaults
+    of GPUs (TF32) and TPUs (bfloat16) are 1e-3 off. With narrower inputs they run at the default, which on no platform rounds more
+    than bfloat16 does.
+    Backward: own rule; residuals are the inputs and the states at the starts of chunks, O(t/c k v) and never O(t k v). The gradient
+    of log_decay is a sum of products of decays with what they scale, never a difference of running sums.
     Cost: time O(t k v) ("loop") or O(t c (k + v) + t k v) ("chunked"); the state is h k v numbers per row, whatever t.
     Source: Katharopoulos et al., 2020, arXiv:2006.16236; chunks and channel decay: Yang et al., 2023, arXiv:2312.06635; head decay:
     Dao and Gu, 2024, arXiv:2405.21060.
@@ -84,9 +86,10 @@ def linear_attention(
         log_decay = jnp.broadcast_to(log_decay[None, None], (batch, length, heads))
     if segment_ids is not None:
         k, log_decay = _separate(k, log_decay, segment_ids, initial_segment, (batch, length, heads), state_dtype)
-    state = jnp.zeros((batch, heads, width, v.shape[3]), state_dtype) if initial_state is None else initial_state.astype(state_dtype)
+    empty = jnp.zeros((batch, heads, width, v.shape[3]), state_dtype)
+    state = empty if initial_state is None else initial_state.astype(state_dtype)
 
-    if name == "reference":
+    if name == "reference" or length == 0:
         o, state = reference.forward(q, k, v, log_decay, state, scale=settings.scale)
     else:
         o, state = _attend(settings, q, k, v, log_decay, state)
@@ -115,27 +118,31 @@ def _separate(k, log_decay, segment_ids, initial_segment, shape, dtype):
     """(k, log_decay) such that a document's first token forgets everything before it and padding does nothing."""
     if log_decay is None:
         log_decay = jnp.zeros(shape, dtype)
-    starts, real = (x.reshape(x.shape + (1,) * (log_decay.ndim - 2)) for x in (documents.starts(segment_ids, initial_segment), segment_ids != 0))
-    log_decay = jnp.where(real, log_decay, jnp.zeros_like(log_decay))
-    return documents.zero_padding(k, segment_ids), jnp.where(starts, jnp.full_like(log_decay, -jnp.inf), log_decay)
+
+    def choose(where, value, otherwise):
+        return jnp.where(where.reshape(where.shape + (1,) * (otherwise.ndim - 2)), jnp.full_like(otherwise, value), otherwise)
+
+    log_decay = choose(segment_ids == 0, 0.0, log_decay)
+    log_decay = choose(documents.starts(segment_ids, initial_segment), -jnp.inf, log_decay)
+    return documents.zero_padding(k, segment_ids), log_decay
 
 
 def _default(key_width, value_width, log_decay):
-    """The implementation that None stands for: the faster one where both were timed (benchmarks in docs, `linear_attention`)."""
+    """The implementation that None stands for: the faster one for forward and backward where both were timed."""
     wide = key_width * value_width >= 128 * 128 and (log_decay is None or log_decay.ndim < 4)
     return "loop" if dispatch.on_cpu() and not wide else "chunked"
 
 
 def _chunk(name, chunk_size, length):
     if chunk_size is None:
-        chunk_size = {"loop": 16, "chunked": 32 if dispatch.on_cpu() else 64, "reference": 1}[name]
+        chunk_size = 64 if name == "chunked" and not dispatch.on_cpu() else 32
     elif name == "reference":
         raise ValueError(f'chunk_size={chunk_size!r} means nothing to implementation="reference", wanted None')
     elif not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}, wanted a positive int or None")
-    if length < chunk_size:
-        return max(1, length if length <= chunked.SUB_BLOCK else min(chunk_size, -(-length // chunked.SUB_BLOCK) * chunked.SUB_BLOCK))
-    return chunk_size
+    if length <= chunked.SUB_BLOCK:
+        return min(chunk_size, max(length, 1))
+    return min(chunk_size, -(-length // chunked.SUB_BLOCK) * chunked.SUB_BLOCK)
 
 
 def _check(q, k, v, log_decay, initial_state):

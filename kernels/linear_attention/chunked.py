@@ -5,16 +5,14 @@ Inside a chunk of c tokens, with D_ij = g_{j+1} + ... + g_i (0 for i = j) and S 
     o_i = scale (exp(g_1 + ... + g_i) q_i)^T S + scale \sum_{j <= i} (\sum_k q_ik k_jk exp(D_ijk)) v_j
     S'  = Diag(exp(g_1 + ... + g_c)) S + \sum_j (exp(D_cj) k_j) v_j^T
 
-Every exponent is a sum of non-positive terms, formed as such by masked sums: subtracting running sums, the usual way, loses digits
-after a strong reset and makes NaN after an infinite one. With a decay per channel, exp(D_ijk) is only formed for pairs inside
+Every exponent is a sum of non-positive terms, formed as such: subtracting running sums, the usual way, loses digits after a strong
+reset and makes NaN after an infinite one. With a decay per channel, exp(D_ijk) is only formed for pairs inside
 sub-blocks of 16 tokens; between sub-blocks it is the product of j's suffix, the whole sub-blocks between and i's prefix, which are
 absorbed into k and q so that a matrix product does the sum over k ("secondary chunking", Yang et al., 2023, arXiv:2312.06635).
-Backward: chunks in reverse, each differentiated by JAX from the state saved at its start. Shapes as in `grouping.py`, with time moved
-behind the heads inside a chunk.
+Backward: chunks in reverse, each differentiated by JAX from the state saved at its start. Shapes as in `grouping.py`, inside a
+chunk with time moved behind the heads.
 Cost per head and chunk: 2 c^2 (k + v) + 4 c k v multiply-adds; memory beyond the inputs t/c states per head.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -26,32 +24,23 @@ from .grouping import merge, split
 SUB_BLOCK = 16  # pairs inside it cost k exponentials each; Yang et al. 2023 and fla use 16
 
 
-def _masked_sum(mask, g):
-    """sum_l mask[..., l] g[..., l, x], over [*leading, l, x] -> [*leading, *mask.shape[:-1], x], safe for -inf (where a product is not)."""
-    leading = g.ndim - 2
-    g = g.reshape(*g.shape[:leading], *(1,) * (mask.ndim - 1), *g.shape[leading:])
-    mask = mask.reshape((1,) * leading + mask.shape + (1,))
-    return jnp.sum(jnp.where(mask, g, jnp.zeros((1,) * g.ndim, g.dtype)), axis=-2)
-
-
 def _prefix(g):
     """[..., c, x]: the sum up to and including each row."""
-    i = np.arange(g.shape[-2])
-    return _masked_sum(i[None, :] <= i[:, None], g)
+    return lax.cumsum(g, axis=g.ndim - 2)
 
 
 def _suffix(g):
     """[..., c, x]: the sum after each row."""
-    i = np.arange(g.shape[-2])
-    return _masked_sum(i[None, :] > i[:, None], g)
+    later = jnp.concatenate([g[..., 1:, :], jnp.zeros_like(g[..., :1, :])], axis=-2)
+    return lax.cumsum(later, axis=g.ndim - 2, reverse=True)
 
 
-def _pairs(g, *, strict=False):
-    """[..., c, c, x]: the sum over j < l <= i (`strict`: j < l < i); -inf above the diagonal (`strict`: and on it)."""
-    i, j, l = np.ogrid[: g.shape[-2], : g.shape[-2], : g.shape[-2]]
-    total = _masked_sum((j < l) & ((l < i) if strict else (l <= i)), g)
-    causal = ((j < i) if strict else (j <= i)).reshape((1,) * (g.ndim - 2) + (*total.shape[-3:-1], 1))
-    return jnp.where(causal, total, jnp.full((1,) * total.ndim, -jnp.inf, total.dtype))
+def _pairs(g):
+    """[..., c, c, x]: the sum over j < l <= i; -inf above the diagonal, j > i."""
+    shape = (*g.shape[:-1], *g.shape[-2:])
+    row, column = (lax.broadcasted_iota(jnp.int32, shape, g.ndim - axis) for axis in (2, 1))
+    after_j = jnp.where(row > column, jnp.broadcast_to(g[..., :, None, :], shape), 0.0)
+    return jnp.where(row >= column, lax.cumsum(after_j, axis=g.ndim - 2), -jnp.inf)
 
 
 def _no_decay(dot, q, k, v, s):
@@ -71,24 +60,27 @@ def _head_decay(dot, q, k, v, g, s):
 
 def _channel_decay(dot, q, k, v, g, s):
     b, n, r, c, width = g.shape
-    sub = c if c <= SUB_BLOCK else math.gcd(c, SUB_BLOCK)
-    blocks = c // sub
-    g = g.reshape(b, n, r, blocks, sub, width)
-    q, k = (x.reshape(b, n, 1, blocks, sub, width) for x in (q, k))
-    v = v.reshape(b, n, r, blocks, sub, v.shape[-1])
+    sub = max(x for x in range(1, SUB_BLOCK + 1) if c % x == 0)
+    g, v = (x.reshape(b, n, r, c // sub, sub, x.shape[-1]) for x in (g, v))
+    q, k = (x.reshape(b, n, 1, c // sub, sub, width) for x in (q, k))
     total, prefix, suffix = jnp.sum(g, axis=-2), _prefix(g), _suffix(g)
     inside = jnp.sum(q[..., :, None, :] * k[..., None, :, :] * jnp.exp(_pairs(g)), axis=-1)
     o = dot("bnrBij,bnrBjv->bnrBiv", inside, v)
-    q = q * jnp.exp(prefix)
-    if blocks > 1:
-        reach = jnp.exp(_pairs(total, strict=True)[..., None, :] + suffix[..., None, :, :, :])  # from row j of block J to block I's start
-        scores = dot("bnrIik,bnrIJjk->bnrIiJj", q, k[:, :, :, None] * reach)
-        o = o + dot("bnrIiJj,bnrJjv->bnrIiv", scores, v)
-    before, after = _prefix(total) if blocks > 1 else total, _suffix(total)
-    before = jnp.concatenate([jnp.zeros_like(before[..., :1, :]), before[..., :-1, :]], axis=-2)
-    o = o + dot("bnrIik,bnrkv->bnrIiv", q * jnp.exp(before)[..., None, :], s)
-    written = dot("bnrJjk,bnrJjv->bnrkv", k * jnp.exp(suffix + after[..., None, :]), v)
-    return o.reshape(b, n, r, c, -1), jnp.exp(jnp.sum(total, axis=-2))[..., None] * s + written
+    rows = []
+    since_start = jnp.zeros_like(total[..., 0, None, :])  # [..., 1, k]: of the whole sub-blocks before sub-block i
+    reach = suffix[..., :0, :, :]  # [..., i, sub, k]: from each row before sub-block i to its start
+    for i in range(c // sub):
+        q_i = q[..., i, :, :] * jnp.exp(prefix[..., i, :, :])
+        row = o[..., i, :, :] + dot("bnrik,bnrkv->bnriv", q_i * jnp.exp(since_start), s)
+        if i:
+            scores = dot("bnrik,bnrBjk->bnriBj", q_i, k[..., :i, :, :] * jnp.exp(reach))
+            row = row + dot("bnriBj,bnrBjv->bnriv", scores, v[..., :i, :, :])
+        rows.append(row)
+        step = total[..., i, None, :]
+        since_start = since_start + step
+        reach = jnp.concatenate([reach + step[..., None, :, :], suffix[..., i, None, :, :]], axis=-3)
+    written = dot("bnrBjk,bnrBjv->bnrkv", k * jnp.exp(reach), v)
+    return jnp.concatenate(rows, axis=-2), jnp.exp(since_start[..., 0, :, None]) * s + written
 
 
 def _one_chunk(precision, scale, q, k, v, log_decay, s):
@@ -96,6 +88,8 @@ def _one_chunk(precision, scale, q, k, v, log_decay, s):
     groups = q.shape[2]
 
     def dot(spec, x, y):
+        # jaxlib 0.10.2's CPU compiler fuses the products of the backward pass into sums over r; the fusion reads out of bounds.
+        x, y = lax.optimization_barrier((x, y))
         return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=s.dtype)
 
     q, k, v = (jnp.moveaxis(x.astype(s.dtype), 1, 2) for x in (q, k, v))

@@ -76,40 +76,50 @@ def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
     def per_group(x):
         return jnp.sum(x.reshape(batch, groups, heads // groups, width), axis=2)
 
-    def recompute(first, i, carry):
-        s, scratch = carry
-        s = _write(k, v, decay, s, first + i)
-        return s, _put(scratch, s, i + 1, axis=0)
+    def d_output(t):
+        return scale * _at(d_o, t).astype(dtype)
 
-    def back(first, scratch, i, carry):
-        r, dq, dk, dv, dg = carry
+    def recompute(first, i, carry):
+        s, befores, dq = carry
+        befores = _put(befores, s, i, axis=0)
+        s = _write(k, v, decay, s, first + i)
+        return s, befores, _put(dq, per_group(_read_values(d_output(first + i), s)), first + i)
+
+    def back(first, befores, i, carry):
+        # r arrives as dL/dS of the token after, `fade` as that token's decay: with one update per step XLA keeps one copy of r.
+        r, fade, dk, dv, dg = carry
         t = first + i
         q_t, k_t = (share(_at(x, t), heads).astype(dtype) for x in (q, k))
-        v_t, d_o_t = _at(v, t).astype(dtype), scale * _at(d_o, t).astype(dtype)
-        before, after = _at(scratch, i, axis=0), _at(scratch, i + 1, axis=0)
-        r = r + q_t[..., None] * d_o_t[..., None, :]
-        dq = _put(dq, per_group(_read_values(d_o_t, after)), t)
-        dk = _put(dk, per_group(_read_values(v_t, r)), t)
+        r = (r if fade is None else over_state(fade) * r) + q_t[..., None] * d_output(t)[..., None, :]
+        dk = _put(dk, per_group(_read_values(_at(v, t).astype(dtype), r)), t)
         dv = _put(dv, _read(k_t, r), t)
         if decay is not None:
-            a_t = _at(decay, t)
-            # A product with ones, because XLA's CPU code for a plain sum over the last axis adds one number at a time.
-            lost = _read_values(jnp.ones_like(d_o_t), before * r)
-            dg = _put(dg, a_t * (lost if a_t.ndim == 3 else jnp.sum(lost, axis=-1)), t)
-            r = over_state(a_t) * r
-        return r, dq, dk, dv, dg
+            fade = _at(decay, t)
+            dg = _put(dg, fade * _inner(_at(befores, i, axis=0), r, fade.ndim), t)
+        return r, fade, dk, dv, dg
 
     def one_chunk(m, carry):
-        scratch, *rest = carry
+        befores, dq, *rest = carry
         j = starts.shape[0] - 1 - m
         first = j * chunk
         count = jnp.minimum(chunk, length - first)
-        s = _at(starts, j, axis=0)
-        _, scratch = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (s, _put(scratch, s, 0, axis=0)))
-        rest = lax.fori_loop(0, count, lambda i, c: back(first, scratch, count - 1 - i, c), tuple(rest))
-        return scratch, *rest
+        _, befores, dq = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (_at(starts, j, axis=0), befores, dq))
+        rest = lax.fori_loop(0, count, lambda i, c: back(first, befores, count - 1 - i, c), tuple(rest))
+        return befores, dq, *rest
 
-    scratch = jnp.zeros((chunk + 1, *starts.shape[1:]), dtype)
-    grads = [None if x is None else jnp.zeros_like(x) for x in (q, k, v, log_decay)]
-    _, r, *grads = lax.fori_loop(0, starts.shape[0], one_chunk, (scratch, d_last, *grads))
-    return *grads, r
+    befores = jnp.zeros((chunk, *starts.shape[1:]), dtype)
+    dq, dk, dv, dg = (None if x is None else jnp.zeros_like(x) for x in (q, k, v, log_decay))
+    fade = None if decay is None else jnp.ones_like(decay[:, 0])
+    _, dq, r, fade, dk, dv, dg = lax.fori_loop(0, starts.shape[0], one_chunk, (befores, dq, d_last, fade, dk, dv, dg))
+    return dq, dk, dv, dg, r if fade is None else over_state(fade) * r
+
+
+def _inner(x, y, axes):
+    """The sum of x * y over all but the first `axes` axes (2: k and v, 3: v) of states, as a product with ones.
+
+    XLA's CPU code for a plain sum over the last axis adds one number at a time.
+    """
+    x = x * y
+    if axes == 3:
+        return _read_values(jnp.ones_like(x[:, :, 0]), x)
+    return jnp.sum(_read(jnp.ones_like(x[..., 0]), x), axis=-1)

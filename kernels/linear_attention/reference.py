@@ -7,7 +7,7 @@ from .grouping import over_state, share
 
 
 def forward(q, k, v, log_decay, state, *, scale):
-    """(o [b, t, h, v], last state) by a `lax.scan`, to be differentiated by JAX itself. Cost: O(t k v); gradients keep every state."""
+    """(o [b, t, h, v], last state) by a `lax.scan`, for JAX itself to differentiate. Cost: O(t k v); gradients keep every state."""
     heads = v.shape[2]
 
     def step(s, token):

@@ -7,15 +7,7 @@ history is kept beyond the output. The backward loop makes both gradients in one
 import jax.numpy as jnp
 from jax import Array, lax
 
-
-def row(x: Array, t: Array) -> Array:
-    """Row t of axis 1."""
-    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
-
-
-def put(x: Array, value: Array, t: Array) -> Array:
-    """x with row t of axis 1 set to value, in x's dtype; in place where x is a loop's carry."""
-    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=1)
+from seqzoo.kernels.common.rows import put, row
 
 
 def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:

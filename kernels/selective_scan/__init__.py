@@ -50,9 +50,9 @@ def selective_scan(
     Raises:
       ValueError: shapes or dtypes that do not fit, or an unknown implementation.
 
-    States are computed in promote(float32, inputs). Time O(b t d n), bound by the exponentials; nothing of size [b, t, d, n] exists:
-    backward recomputes the states from every 16th. Residuals are the inputs and b t d n / 16 states. The write is Mamba's code's
-    (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
+    States are computed in promote(float32, inputs). Time O(b t d n), bound by the exponentials; nothing of size [b, t, d, n]
+    exists: backward recomputes the states from every 16th. Residuals are the inputs and b t d n / 16 states. The write is that of
+    Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
     table = {"loop": partial(_scan, "loop"), "chunked": partial(_scan, "chunked"), "reference": reference.scan}

@@ -1,8 +1,8 @@
 """Two levels, for devices on which every step of a loop is a kernel launch: all chunks advance together.
 
 The same composition as `linear_recurrence.chunked`: chunks become rows, are run from zero for their summaries (exp(A sum dt), final
-state), the summaries are composed one after the other, and the loop runs all chunks again from their true initial states. The sum of dt
-over a chunk only grows, so its exponential is as exact as the product of the decays.
+state), the summaries are composed one after the other, and the loop runs all chunks again from their true initial states. The sum
+of dt over a chunk only grows, so its exponential is as exact as the product of the decays.
 """
 
 import jax.numpy as jnp

@@ -1,9 +1,10 @@
 """One token after the other, in place, the state laid out [b, n, d]: the channels lie side by side, so every operation vectorises.
 
-No [b, t, n, d] exists. Forward keeps the state before every 16th token; backward takes these blocks from the last to the first, runs
-each forward again for its 16 states and decays, and walks it back with the gradient of the state. Memory O(b t d n / 16).
+No [b, t, n, d] exists. Forward keeps the state before every 16th token; backward takes these blocks from the last to the first,
+runs each forward again for its 16 states and decays, and walks it back with the gradient of the state. Memory O(b t d n / 16).
 
-Names: g [b, t, d] is the dt of the decay (inf forgets), u [b, t, d] what is written (dt x), A [n, d], h and its gradient r [b, n, d].
+Names: g [b, t, d] is the dt of the decay (inf forgets), u [b, t, d] what is written (dt x), A [n, d]; the state h and its gradient
+r are [b, n, d].
 """
 
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ def outer(n: Array, d: Array) -> Array:
     return n[:, :, None] * d[:, None]
 
 
+def contract(formula: str, x: Array, y: Array) -> Array:
+    """An einsum in full precision. As a product and a sum it would leave the loop for XLA's thread pool at every token (CPU)."""
+    return jnp.einsum(formula, x, y, precision=lax.Precision.HIGHEST)
+
+
 def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) -> tuple[Array, Array, Array]:
     """Returns (y [b, t, d], h at the end [b, n, d], the states before each block [b, t / 16, n, d])."""
     length = g.shape[1]
@@ -31,7 +37,7 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
     def token(t, carry):
         h, y = carry
         h = decay(row(g, t), A) * h + outer(row(B, t), row(u, t))
-        return h, put(y, jnp.sum(h * row(C, t)[:, :, None], axis=1), t)
+        return h, put(y, contract("bnd,bn->bd", h, row(C, t)), t)
 
     def block(i, carry):
         h, y, saved = carry
@@ -64,29 +70,33 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
         i = blocks(length) - 1 - i
         r, dA, *gradients, decays, states = carry
         first, end = i * BLOCK, _end(i, length)
-        _, decays, states = lax.fori_loop(first, end, again, (row(saved, i), decays, states))
+        h = row(saved, i)
+        states = lax.dynamic_update_index_in_dim(states, h, 0, 0)
+        _, decays, states = lax.fori_loop(first, end, again, (h, decays, states))
 
         def back(j, carry):
             r, dA_block, dg, du, dB, dC = carry
             t = end - 1 - (j - first)
             g_t, u_t, B_t, C_t, dy_t = (row(x, t) for x in (g, u, B, C, dy))
-            a, h = (lax.dynamic_index_in_dim(x, t % BLOCK, 0, keepdims=False) for x in (decays, states))
-            h_after = a * h + outer(B_t, u_t)
+            a, h, after = (
+                lax.dynamic_index_in_dim(x, slot, 0, keepdims=False)
+                for x, slot in ((decays, t % BLOCK), (states, t % BLOCK), (states, t % BLOCK + 1))
+            )
             r = r + outer(C_t, dy_t)
-            dC = put(dC, _over_channels(h_after, dy_t), t)
-            dB = put(dB, _over_channels(r, u_t), t)
-            du = put(du, jnp.sum(r * B_t[:, :, None], axis=1), t)
+            dC = put(dC, contract("bnd,bd->bn", after, dy_t), t)
+            dB = put(dB, contract("bnd,bd->bn", r, u_t), t)
+            du = put(du, contract("bnd,bn->bd", r, B_t), t)
             r = a * r
             e = h * r
-            dg = put(dg, jnp.sum(e * A[None], axis=1), t)
+            dg = put(dg, contract("bnd,nd->bd", e, A), t)
             # Where g is inf, e is exactly 0, and so is g e in the limit.
             return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
 
         r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, jnp.zeros_like(dA), *gradients))
         return r, dA + dA_block, *gradients, decays, states  # summed block by block: rounding grows with sqrt(t / 16)
 
-    scratch = jnp.zeros_like(dlast, shape=(BLOCK, *dlast.shape))
-    carry = (dlast, jnp.zeros_like(dlast), *(jnp.zeros_like(x) for x in (g, u, B, C)), scratch, scratch)
+    decays, states = (jnp.zeros_like(dlast, shape=(BLOCK + more, *dlast.shape)) for more in (0, 1))
+    carry = (dlast, jnp.zeros_like(dlast), *(jnp.zeros_like(x) for x in (g, u, B, C)), decays, states)
     dinitial, dA, dg, du, dB, dC, *_ = lax.fori_loop(0, blocks(length), block, carry)
     return dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial
 
@@ -99,8 +109,3 @@ def blocks(length: int) -> int:
 def _end(i: Array, length: int) -> Array:
     """The token after block i."""
     return (i + 1) * BLOCK if length % BLOCK == 0 else jnp.minimum((i + 1) * BLOCK, length)
-
-
-def _over_channels(x: Array, y: Array) -> Array:
-    """sum_d x [b, n, d] y [b, d] -> [b, n]."""
-    return jnp.einsum("bnd,bd->bn", x, y, precision=lax.Precision.HIGHEST)

@@ -17,7 +17,7 @@ MIXERS = {
     "aaren": "#2a9d4e",
 }
 
-# For every other label, by a hash of it.
+# For every other name, by a hash of it: a new mixer needs no entry above to have a colour that stays.
 OTHERS = ("#17a3b8", "#b5a000", "#c2185b", "#5c6bc0", "#6d8b3c", "#a1543c", "#00796b", "#d081b5", "#52606d", "#4f9bd9")
 
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
@@ -33,9 +33,9 @@ class Style(NamedTuple):
 
 
 def colour(label: str) -> str:
-    """The colour of a label: that of the mixer it begins with, else one that depends on the label alone."""
+    """The colour of a label: that of the mixer it begins with."""
     name = re.match(r"\w*", label).group()
-    return MIXERS.get(name) or OTHERS[zlib.crc32(label.encode()) % len(OTHERS)]
+    return MIXERS.get(name) or OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:

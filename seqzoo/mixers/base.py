@@ -9,6 +9,13 @@ from jax import Array
 from seqzoo.kernels.common import documents
 from seqzoo.registry import Registry
 
+LAWS = {  # what tests/mixers/test_law.py proves of every mixer, unless its class says `exemptions = {law: reason}`
+    "causality": "no output depends on a later input",
+    "split": "pieces in turn, of any lengths, give the whole",
+    "packing": "a packed document gives what it gives alone",
+    "precision": "float32 is within 1e-5 of float64 step by step",
+}
+
 State = Any  # a NamedTuple of arrays, with `segment` [b] int32 among them
 
 registry = Registry("mixer", reserved=("dtype", "param_dtype", "depth", "rngs"))

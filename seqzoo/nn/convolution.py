@@ -21,7 +21,7 @@ class ShortConvolution(nnx.Module):
         uniform = lambda shape: jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound)
         self.w = nnx.Param(uniform((width, d)), axes=(None, "heads"))
         self.b = nnx.Param(uniform((d,)), axes=("heads",)) if bias else None
-        self.dtype = dtype
+        self.tail, self.dtype = (width - 1, d), dtype
 
     def __call__(self, x: Array, *, tail: Array | None, segment: Array | None, segment_ids: Array | None) -> tuple[Array, Array]:
         """[b, t, d] -> ([b, t, d], the tail after the call). `segment` is the last id seen before it."""
@@ -38,5 +38,4 @@ class ShortConvolution(nnx.Module):
 
     def init_state(self, batch: int, dtype: Any) -> Array:
         """The empty tail."""
-        width, d = self.w[...].shape
-        return jnp.zeros((batch, width - 1, d), dtype)
+        return jnp.zeros((batch, *self.tail), dtype)

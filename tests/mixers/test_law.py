@@ -10,6 +10,7 @@ from law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
 from tolerances import RELATIVE, assert_close, error
 
 from seqzoo import mixers
+from seqzoo.mixers.base import LAWS
 
 # Settings that change what a state holds or which terms there are.
 VARIANTS = (
@@ -34,6 +35,7 @@ CUTS = (
 
 def holds(law, spec):
     """Skips a law that the mixer's class names as an exemption (the README's table shows those)."""
+    assert law in LAWS
     name = mixers.registry.check(spec).name
     reason = mixers.registry.get(name).exemptions.get(law)
     if reason:
@@ -62,6 +64,7 @@ def test_float32_whole_equals_float64_step_by_step(spec):
 
 @every
 def test_no_output_depends_on_a_later_input(spec):
+    holds("causality", spec)
     it = subject(spec)
     x, dy, dstate = it.random(4)
     silent = [jnp.zeros_like(leaf) for leaf in dstate]
@@ -218,6 +221,12 @@ def test_pieces_of_their_true_lengths_give_the_whole(spec, cut):
     first, middle = run(x[:, :cut], it.carried)
     rest, last = run(x[:, cut:], middle)
     assert_close((jnp.concatenate([first, rest], axis=1), last), (y, state), what=f"{spec} cut at {cut}")
+
+
+@pytest.mark.parametrize("name", mixers.names())
+def test_an_exemption_names_a_law_and_gives_its_reason(name):
+    for law, reason in mixers.registry.get(name).exemptions.items():
+        assert law in LAWS and len(reason) > 20, f"{name}: {law!r}: {reason!r}"
 
 
 def test_windowed_flops_count_the_pairs_that_are_seen():

@@ -4,8 +4,8 @@ import io
 import os
 import re
 import signal
-import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -69,19 +69,17 @@ def test_a_taken_folder_name_gets_a_number(tmp_path):
     assert [folder.create(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
 
 
-def test_runs_that_start_at_the_same_time_get_folders_of_their_own(tmp_path):
-    found, barrier = [], threading.Barrier(8)
+def test_a_run_that_is_beaten_to_a_name_takes_the_next(tmp_path, monkeypatch):
+    """Another run makes the folder at the worst moment: after any look at the disk, before our mkdir."""
+    make = Path.mkdir
 
-    def start():
-        barrier.wait()
-        found.extend(folder.create(tmp_path, "a") for _ in range(5))
+    def beaten(path, *args, **kwargs):
+        if path == tmp_path / "a":
+            make(path, exist_ok=True)
+        make(path, *args, **kwargs)
 
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(found)) == 40
+    monkeypatch.setattr(Path, "mkdir", beaten)
+    assert folder.create(tmp_path, "a") == tmp_path / "a-2"
 
 
 def test_what_is_no_run_folder_is_said_with_the_runs_inside_it(tmp_path):

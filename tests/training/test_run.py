@@ -129,8 +129,8 @@ def test_the_summary_says_what_the_metrics_say(whole):
         assert result["chance"] == 1 / 16 and "pairs" in result["settings"]
     mean = lambda step: np.mean([line["accuracy"] for line in evaluated if line["step"] == step])
     assert np.mean([r["accuracy"] for r in summary["best"].values()]) == max(mean(3), mean(6))
-    # two layers of 2 rows (keys, values) of 16 float32 for 16 tokens is what the caches alone need
-    assert summary["state_bytes"] >= 2 * 2 * 16 * 16 * 4
+    # Keys and values of 16 float32 for each of 16 tokens are what the cache of the one layer needs; a few counters come on top.
+    assert 2 * 16 * 16 * 4 <= summary["state_bytes"] < 2 * 16 * 16 * 4 + 64
     assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(training.prepare(tiny()).abstract["params"]))
 
 

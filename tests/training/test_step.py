@@ -13,7 +13,7 @@ from seqzoo.config import Optimizer
 from seqzoo.sharding import RULES, ShardingError
 from seqzoo.training import optimizer, step
 
-SHARDED = dict(mesh__replica=2, mesh__fsdp=4, model__depth=1, model__channel="none")
+SHARDED = dict(mesh__replica=2, mesh__fsdp=4)
 
 
 class Layer(nnx.Module):
@@ -67,7 +67,7 @@ def test_a_step_compiles_once_per_spec_and_donates_its_state():
 
 
 def test_loss_and_accuracy_are_weighted_means_over_tokens():
-    plan = training.prepare(tiny(model__depth=1))
+    plan = training.prepare(tiny())
     state = training.initialise(plan)
     rng = np.random.default_rng(0)
     batch = {

@@ -1,0 +1,78 @@
+"""What the sections of a config are made of: a strict base class, and fields that the command line gives in one word."""
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from seqzoo.registry import did_you_mean, split
+
+
+class ConfigError(ValueError):
+    """A config that is wrong or cannot be read. The message names the setting, what was found and what exists."""
+
+
+def _one_string(parse, show, metavar):
+    """How tyro reads a field from one command-line word."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: not isinstance(value, str),
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
+def _dict(text: str) -> dict:
+    """A dict in JSON or in Python."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        pass
+    try:
+        return dict(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f'{text!r} is no dict; wanted for example \'{{"model.layers": ("gla", "mamba2")}}\'') from None
+
+
+def tuples(value):
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, Mapping):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+Layers = Annotated[tuple[str, ...], _one_string(split, ", ".join, "SPECS")]
+Axes = Annotated[dict[str, tuple[Any, ...]], _one_string(_dict, json.dumps, "DICT")]
+Rules = Annotated[dict[str, str | None], _one_string(_dict, json.dumps, "DICT")]
+
+
+def _message(problem) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    what = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    return f"{where}: {what}{found}" if where else what
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names and says which it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:  # whose own text is long, and buries the message that the validators below write
+            raise ConfigError("; ".join(_message(problem) for problem in error.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names_only(cls, values):
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, cls.model_fields)} Settings: {known}")
+        return values

@@ -1,0 +1,338 @@
+"""S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t: every form against float64, and the laws of documents."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import RELATIVE, assert_close, rms
+
+from seqzoo.kernels.common import documents
+from seqzoo.kernels.linear_attention import linear_attention
+
+FORMS = ["loop", "chunked"]
+DECAYS = ["none", "constant", "head", "channel"]
+VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token
+CHUNK = 20  # "chunked" with a decay per channel: two sub-blocks of 10
+LENGTH = 53  # three chunks, the last one short
+# With chunks of 4: documents of 1, 2, 3, 4 and 5 tokens, an id that returns, padding in front, inside, behind and everywhere.
+IDS = np.array(
+    [
+        [0, 0, 5, 1, 1, 2, 0, 2, 2, 2, 1, 1, 1, 0, 0, 1, 1, 3, 3, 3, 3, 3, 0, 4, 4, 4, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 0, 1, 0, 0, 0, 4, 4, 4, 4, 4],
+        [0] * 27,
+    ],
+    np.int32,
+)
+
+
+def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, violent=None, seed=0):
+    """float32 arrays by argument name; every 17th token's log decay is `violent`."""
+    random = np.random.default_rng(seed)
+    arrays = {name: random.normal(size=(batch, length, groups, k)) for name in ("q", "k")}
+    arrays["v"] = random.normal(size=(batch, length, heads, v))
+    arrays["initial_state"] = random.normal(size=(batch, heads, k, v))
+    shape = {"none": None, "constant": (heads,), "head": (batch, length, heads), "channel": (batch, length, heads, k)}[decay]
+    if shape is not None:
+        arrays["log_decay"] = -random.uniform(0, 0.5, shape)
+        if violent is not None:
+            arrays["log_decay"][:, 3::17] = violent
+    return {name: x.astype(np.float32) for name, x in arrays.items()}
+
+
+def run(arrays, ids=None, initial_segment=None, **settings):
+    arrays = dict(arrays)
+    qkv = [arrays.pop(name) for name in "qkv"]
+    return linear_attention(*qkv, **arrays, segment_ids=ids, initial_segment=initial_segment, **settings)
+
+
+@functools.cache
+def _compiled(settings):
+    def loss(arrays, weights, ids, initial_segment):
+        outputs = run(arrays, ids, initial_segment, **dict(settings))
+        return sum(jnp.sum(o.astype(w.dtype) * w) for o, w in zip(outputs, weights, strict=True)), outputs
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def weights_for(arrays):
+    """The cotangents of o and S: a fixed random projection."""
+    random = np.random.default_rng(7)
+    return [random.normal(size=arrays[name].shape) for name in ("v", "initial_state")]
+
+
+def everything(arrays, ids=None, initial_segment=None, weights=None, **settings):
+    """o, S and the gradients of a projection of both to every float input, as a dict; what the tests compare."""
+    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in arrays.values()))
+    weights = [jnp.asarray(w, dtype) for w in (weights_for(arrays) if weights is None else weights)]
+    (_, (o, last)), gradients = _compiled(tuple(settings.items()))(arrays, weights, ids, initial_segment)
+    return {"o": o, "last": last, **gradients}
+
+
+def exact(arrays, *arguments, **settings):
+    with jax.enable_x64(True):
+        wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
+        result = everything(wide, *arguments, implementation="reference", **settings)
+        assert all(x.dtype == jnp.float64 for x in result.values())
+        return {name: np.asarray(x) for name, x in result.items()}
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_reference_is_the_formula(decay):
+    arrays = draw(decay, batch=1, length=4, groups=2, heads=4)
+    o, last = run(arrays, implementation="reference", scale=0.7)
+    s = np.asarray(arrays["initial_state"][0], np.float64)
+    g = np.broadcast_to(arrays["log_decay"], (1, 4, 4)) if decay == "constant" else arrays.get("log_decay", np.zeros((1, 4, 4)))
+    for t in range(4):
+        for h in range(4):
+            q, k, v = arrays["q"][0, t, h // 2], arrays["k"][0, t, h // 2], arrays["v"][0, t, h]
+            s[h] = np.diag(np.broadcast_to(np.exp(g[0, t, h]), 6)) @ s[h] + np.outer(k, v)
+            assert_close(o[0, t, h], 0.7 * q @ s[h])
+    assert_close(last[0], s)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_values_final_state_and_gradients_are_the_references(form, decay):
+    arrays = draw(decay, groups=2, heads=4)
+    assert_close(everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [1, 2, 16, 17])
+def test_rows_shorter_than_a_chunk_are_the_references(form, length):
+    arrays = draw("channel", length=length)
+    assert_close(everything(arrays, implementation=form), exact(arrays))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_row_returns_the_state_it_was_given(form):
+    arrays = draw(length=0)
+    o, last = run(arrays, implementation=form)
+    assert o.shape == arrays["v"].shape
+    np.testing.assert_array_equal(last, arrays["initial_state"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_chunk_size_changes_nothing(form):
+    arrays = draw("channel", length=40)
+    wanted = exact(arrays)
+    for chunk in (1, 17, 32, 64):
+        assert_close(everything(arrays, implementation=form, chunk_size=chunk), wanted, what=f"chunk_size={chunk}")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
+    mild = {name: rms(x) for name, x in exact(draw(decay)).items()}
+    for gate in VIOLENT:
+        arrays = draw(decay, violent=gate)
+        got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
+        for name in wanted:
+            assert_close(got[name], wanted[name], scale=mild[name], what=f"{name} at {gate}")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
+    for gate in VIOLENT[1:]:
+        arrays = draw(decay)
+        arrays["log_decay"][:] = gate
+        got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
+        for name, x in got.items():
+            assert np.isfinite(x).all(), f"{name} at {gate}"
+            scale = rms(wanted["o"]) if name in ("log_decay", "initial_state") else 0.0
+            assert_close(x, wanted[name], scale=scale, what=f"{name} at {gate}")
+        if gate == -np.inf:
+            assert not np.any(got["log_decay"]) and not np.any(got["initial_state"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_packed_documents_give_what_each_gives_alone(form, decay):
+    arrays = draw(decay, batch=3, length=IDS.shape[1])
+    weights = weights_for(arrays)
+    weights[1][:] = 0
+    initial_segment = np.array([3, 1, 0], np.int32)  # row 0's state belongs to another document, row 1's to its first
+    got = everything(arrays, IDS, initial_segment, weights, implementation=form, chunk_size=4)
+    wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
+    wanted["o"] = np.zeros(arrays["v"].shape)
+    numbers = np.asarray(documents.number(jnp.asarray(IDS), jnp.asarray(initial_segment)))
+    per_token = [name for name in arrays if name not in ("initial_state", "log_decay")] + ["log_decay"] * (
+        decay in ("head", "channel")
+    )
+    for row in range(3):
+        for document in set(numbers[row]) - {-1}:
+            where = np.flatnonzero(numbers[row] == document)
+            alone = {n: x[row : row + 1, where] if n in per_token else x for n, x in arrays.items()}
+            carried = document == 0
+            alone["initial_state"] = arrays["initial_state"][row : row + 1] * carried
+            # Padded on the right by hand, with tokens that write and keep nothing, so that all documents share one compilation.
+            extra = IDS.shape[1] - len(where)
+            padded = {
+                n: np.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) if n in per_token else x for n, x in alone.items()
+            }
+            cotangent = np.pad(weights[0][row : row + 1, where], [(0, 0), (0, extra), (0, 0), (0, 0)])
+            result = exact(padded, None, None, (cotangent, weights[1][row : row + 1]))
+            for name, x in result.items():
+                if name == "last":
+                    continue
+                if name == "log_decay" and decay == "constant":
+                    wanted[name] += x
+                elif name == "initial_state":
+                    wanted[name][row] += x[0] * carried
+                else:
+                    wanted[name][row, where] = x[0, : len(where)]
+    for name, x in wanted.items():
+        if name == "log_decay" and decay != "constant":
+            starts = np.asarray(documents.starts(jnp.asarray(IDS), jnp.asarray(initial_segment)))
+            assert not np.any(np.asarray(got[name])[starts])
+        assert_close(got[name], x, what=name)
+    for name in ("o", *per_token):
+        assert not np.any(np.asarray(got[name])[IDS == 0]), f"{name} at padding"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("decay", "cuts"),
+    [("none", (1, 7)), ("channel", (6, 15)), *(pytest.param(d, range(1, 27), marks=pytest.mark.slow) for d in DECAYS)],
+)
+def test_a_row_cut_anywhere_is_the_whole_row(form, decay, cuts):
+    arrays = draw(decay, batch=3, length=IDS.shape[1])
+    initial = np.array([3, 1, 0], np.int32)
+    cut = jax.jit(functools.partial(run, implementation=form, chunk_size=4))
+    whole = cut(arrays, IDS, initial)
+    for at in cuts:
+        pieces, state, segment = [], arrays["initial_state"], jnp.asarray(initial)
+        for part in (slice(0, at), slice(at, None)):
+            piece = {n: x[:, part] if x.ndim > 1 and n != "initial_state" else x for n, x in arrays.items()}
+            o, state = cut({**piece, "initial_state": state}, IDS[:, part], segment)
+            segment = documents.last_segment(jnp.asarray(IDS[:, part]), segment)
+            pieces.append(o)
+        assert_close((jnp.concatenate(pieces, axis=1), state), whole, what=f"cut at {at}")
+
+
+@pytest.mark.parametrize("form", [*FORMS, "reference"])
+def test_nothing_huge_leaks_from_the_document_before(form):
+    arrays = draw("channel", length=24)
+    ids = np.repeat(np.array([[1, 2, 1]], np.int32), 8, axis=1).repeat(2, axis=0)
+    loud = {name: x.copy() for name, x in arrays.items()}
+    loud["v"][:, 8:16] = 1e30
+    loud["initial_state"][:] = 1e30
+    other = np.array([9, 9], np.int32)
+    weights = weights_for(arrays)
+    quiet, noisy = (everything(x, ids, other, weights, implementation=form) for x in (arrays, loud))
+    for name in ("o", "q", "k", "v", "log_decay"):
+        np.testing.assert_array_equal(np.asarray(quiet[name])[:, 16:], np.asarray(noisy[name])[:, 16:])
+    np.testing.assert_array_equal(quiet["last"], noisy["last"])
+    assert not np.any(noisy["initial_state"])
+
+
+def test_without_initial_segment_the_state_belongs_to_the_first_document():
+    arrays = draw(length=9)
+    ids = np.array([[0, 0, 7, 7, 7, 7, 7, 7, 7]] * 2, np.int32)
+    late = {n: x[:, 2:] if n != "initial_state" else x for n, x in arrays.items()}
+    o, last = run(arrays, ids)
+    wanted = run(late)
+    assert_close((o[:, 2:], last), wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_float64_stays_float64(form, decay):
+    arrays = draw(decay)
+    with jax.enable_x64(True):
+        wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
+        got = everything(wide, implementation=form, chunk_size=CHUNK)
+        assert all(x.dtype == jnp.float64 for x in got.values())
+        assert_close(got, exact(arrays), tolerance=RELATIVE["float64"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_states(form):
+    arrays = draw("channel")
+    low = {name: jnp.asarray(x, jnp.bfloat16) if name in "qkv" else x for name, x in arrays.items()}
+    got = everything(low, implementation=form, chunk_size=CHUNK)
+    assert {name: got[name].dtype for name in ("o", "q", "last")} == {"o": jnp.bfloat16, "q": jnp.bfloat16, "last": jnp.float32}
+    assert_close(got, exact({n: np.asarray(x, np.float32) for n, x in low.items()}), tolerance=RELATIVE["bfloat16"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
+    arrays = draw("head", batch=2, length=9)
+    plain = functools.partial(run, implementation=form, chunk_size=4)
+
+    def total(f):
+        return jax.jit(jax.grad(lambda x: sum(jnp.sum(jnp.sin(y)) for y in f(x))))
+
+    def mapped(x):
+        return jax.vmap(plain)({n: a[:, None] for n, a in x.items()})
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, row: (c, plain(jax.tree.map(lambda a: a[None], row))), None, x)[1]
+
+    wanted = total(plain)(arrays)
+    for f in (mapped, scanned, jax.checkpoint(plain)):
+        assert_close(total(f)(arrays), wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
+    arrays = draw("head", batch=8, length=9)
+    wanted = everything(arrays, implementation=form, chunk_size=4)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P("fsdp")))
+        got = everything(placed, implementation=form, chunk_size=4)
+        assert_close(got, wanted)
+
+
+def test_the_default_on_a_cpu_is_one_of_the_named_forms():
+    arrays = draw("head", length=5)
+    np.testing.assert_array_equal(run(arrays)[0], run(arrays, implementation="loop")[0])
+    wide = draw("head", length=5, k=128, v=128)
+    np.testing.assert_array_equal(run(wide)[0], run(wide, implementation="chunked")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"implementation": "chunky"}, "Did you mean 'chunked'"),
+        ({"chunk_size": 0}, "chunk_size=0, wanted a positive int"),
+        ({"chunk_size": 8, "implementation": "reference"}, "means nothing"),
+        ({"k": np.zeros((2, 9, 1, 7), np.float32)}, r"k has shape \(2, 9, 1, 7\), wanted q's \(2, 9, 1, 6\)"),
+        ({"q": np.zeros((2, 9, 6), np.float32)}, r"q has shape \(2, 9, 6\), wanted 4 axes"),
+        ({"v": np.zeros((2, 8, 2, 5), np.float32)}, r"v has shape \(2, 8, 2, 5\)"),
+        ({"v": np.zeros((2, 9, 2, 5), np.int32)}, "v has dtype int32, wanted a floating dtype"),
+        ({"log_decay": np.zeros((2, 9, 3), np.float32)}, r"log_decay has shape \(2, 9, 3\), wanted one of"),
+        ({"initial_state": np.zeros((2, 2, 5, 6), np.float32)}, r"initial_state has shape .* wanted \(2, 2, 6, 5\)"),
+        ({"segment_ids": np.zeros((2, 8), np.int32)}, r"segment_ids has shape \(2, 8\)"),
+    ],
+)
+def test_bad_inputs_are_refused_with_what_was_found_and_wanted(change, message):
+    arrays = {**draw(length=9), **change}
+    with pytest.raises(ValueError, match=message):
+        linear_attention(**arrays)
+
+
+def test_heads_that_do_not_divide_into_the_groups_are_refused():
+    with pytest.raises(ValueError, match="a multiple of q's 2 heads"):
+        run(draw(groups=2, heads=3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_keeps_states_only_at_the_starts_of_chunks(form):
+    arrays = draw("channel", batch=1, length=64, heads=1, k=16, v=16)
+    closed = jax.make_jaxpr(lambda x: everything(x, implementation=form, chunk_size=16))(arrays)
+    shapes = [variable.aval.shape for equation in _equations(closed.jaxpr) for variable in equation.outvars]
+    states = [np.prod(s) // 256 for s in shapes if s[-2:] == (16, 16)]
+    assert max(states) <= 16  # one chunk's states or pairs; all 64 would be O(t k v)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                yield from _equations(inner.jaxpr)

@@ -1,0 +1,30 @@
+"""The README's code runs, its table is the registry's, and what it links to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tolerances import assert_close
+
+from seqzoo.mixers import table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_the_code_runs_and_the_pieces_give_the_whole(code):
+    names = {}
+    exec(code, names)
+    assert_close(names["jax"].numpy.concatenate([names["first"], names["rest"]], axis=1), names["y"])
+
+
+def test_the_table_of_mixers_is_that_of_the_registry():
+    """Regenerate it with `python -m seqzoo.mixers.table`."""
+    shown = README.split("<!-- mixers: python -m seqzoo.mixers.table -->\n")[1].split("<!-- end of mixers -->")[0]
+    assert shown.strip() == table.markdown().strip()
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:docs|configs|tests|benchmarks|seqzoo)/[\w./]+\.\w+", README))))
+def test_what_is_named_exists(path):
+    assert (ROOT / path).is_file()
