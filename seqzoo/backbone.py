@@ -187,8 +187,8 @@ class ModelState(NamedTuple):
 class LanguageModel(nnx.Module):
     """Embedding, Stack, norm, head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
 
-    Embeddings are drawn from N(0, 1/d_model): a tied head's logits start in scale, and the tokens do not drown what the blocks add to
-    the residual stream, which is what recall over two layers is built from.
+    Embeddings are drawn from N(0, 1/d_model): a tied head's logits start in scale, and the tokens do not drown what the blocks add
+    to the residual stream, which is what recall over two layers is built from.
 
     Args:
       vocab_size: number of token ids.

@@ -2,14 +2,14 @@
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
 
-MIXERS = ("softmax(heads=2)", "sigmoid(heads=2, length=64)", "gla(heads=2)", "mamba", "mamba2", "aaren(heads=2)")
+MIXERS = ("softmax(heads=2)", "sigmoid(heads=2, length=64)", "gla(heads=2)", "mamba", "mamba2(state=16)", "aaren(heads=2)")
 
 config = Comparison(
     base=Experiment(
         model=Model(d_model=64, depth=2, channel="none", tied=False),
         task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
-        training=Training(steps=750, eval_every=250, checkpoint_every=750, log_every=25, keep=1),
+        training=Training(steps=600, eval_every=100, checkpoint_every=600, log_every=25, keep=1),
     ),
     axes={"model.layers": MIXERS},
 )

@@ -67,17 +67,26 @@ def test_a_position_beyond_the_table_is_nan_and_never_a_neighbours(model):
     assert np.all(np.isfinite(run(model, TOKENS[:, :20])[0]))
 
 
-def test_scan_and_loop_and_every_remat_are_the_same_function():
+def value_and_gradients(**settings):
+    """Loss and gradients of a model with two periods and a rest."""
+
     def loss(model):
         return jnp.sum(jax.nn.log_softmax(model(TOKENS, segment_ids=IDS)[0])[..., 0] * (IDS != 0))
 
-    results = {}
-    for stack, remat in (("scan", "none"), ("loop", "none"), ("scan", "full"), ("scan", "dots")):
-        model = build(layers=("linear(heads=1)", "softmax(heads=1)"), stack=stack, remat=remat, depth=5)
-        results[stack, remat] = jax.jit(jax.value_and_grad(loss))(model)
-    wanted = jax.tree.leaves(results["scan", "none"])
-    for which, got in results.items():
-        assert_close(jax.tree.leaves(got), wanted, what=str(which))
+    model = build(layers=("linear(heads=1)", "softmax(heads=1)"), depth=5, **settings)
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(model))
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    return value_and_gradients()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"stack": "loop"}, {"remat": "full"}, pytest.param({"remat": "dots"}, marks=pytest.mark.slow)], ids=str
+)
+def test_scan_and_loop_and_every_remat_are_the_same_function(settings, scanned):
+    assert_close(value_and_gradients(**settings), scanned)
 
 
 def test_tied_head_is_the_embedding_and_an_untied_one_is_not():

@@ -3,11 +3,11 @@
 from jax import Array, lax
 
 
-def row(x: Array, t: Array) -> Array:
-    """Row t of axis 1."""
-    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+def row(x: Array, t: Array, axis: int = 1) -> Array:
+    """Row t of axis 1, or of another."""
+    return lax.dynamic_index_in_dim(x, t, axis=axis, keepdims=False)
 
 
-def put(x: Array, value: Array, t: Array) -> Array:
-    """x with row t of axis 1 set to value, in x's dtype."""
-    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=1)
+def put(x: Array, value: Array, t: Array, axis: int = 1) -> Array:
+    """x with row t of axis 1, or of another, set to value, in x's dtype."""
+    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=axis)

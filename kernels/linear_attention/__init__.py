@@ -52,6 +52,7 @@ def linear_attention(
       implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
         "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 128 * 128: "loop".
       chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64, on a CPU and in "loop" 32.
+        Best a multiple of 16.
         "reference" has none and refuses it.
 
     Returns:

@@ -59,28 +59,27 @@ def _head_decay(dot, q, k, v, g, s):
 
 
 def _channel_decay(dot, q, k, v, g, s):
-    b, n, r, c, width = g.shape
+    b, h, c, _ = g.shape
     sub = max(x for x in range(1, SUB_BLOCK + 1) if c % x == 0)
-    g, v = (x.reshape(b, n, r, c // sub, sub, x.shape[-1]) for x in (g, v))
-    q, k = (x.reshape(b, n, 1, c // sub, sub, width) for x in (q, k))
+    q, k, v, g = (x.reshape(b, h, c // sub, sub, x.shape[-1]) for x in (q, k, v, g))
     total, prefix, suffix = jnp.sum(g, axis=-2), _prefix(g), _suffix(g)
     inside = jnp.sum(q[..., :, None, :] * k[..., None, :, :] * jnp.exp(_pairs(g)), axis=-1)
-    o = dot("bnrBij,bnrBjv->bnrBiv", inside, v)
+    o = dot("bhBij,bhBjv->bhBiv", inside, v)
     rows = []
-    since_start = jnp.zeros_like(total[..., 0, None, :])  # [..., 1, k]: of the whole sub-blocks before sub-block i
-    reach = suffix[..., :0, :, :]  # [..., i, sub, k]: from each row before sub-block i to its start
+    since_start = jnp.zeros_like(total[:, :, 0, None])  # [b, h, 1, k]: of the whole sub-blocks before sub-block i
+    reach = suffix[:, :, :0]  # [b, h, i, sub, k]: from each row before sub-block i to its start
     for i in range(c // sub):
-        q_i = q[..., i, :, :] * jnp.exp(prefix[..., i, :, :])
-        row = o[..., i, :, :] + dot("bnrik,bnrkv->bnriv", q_i * jnp.exp(since_start), s)
+        q_i = q[:, :, i] * jnp.exp(prefix[:, :, i])
+        row = o[:, :, i] + dot("bhik,bhkv->bhiv", q_i * jnp.exp(since_start), s)
         if i:
-            scores = dot("bnrik,bnrBjk->bnriBj", q_i, k[..., :i, :, :] * jnp.exp(reach))
-            row = row + dot("bnriBj,bnrBjv->bnriv", scores, v[..., :i, :, :])
+            scores = dot("bhik,bhBjk->bhiBj", q_i, k[:, :, :i] * jnp.exp(reach))
+            row = row + dot("bhiBj,bhBjv->bhiv", scores, v[:, :, :i])
         rows.append(row)
-        step = total[..., i, None, :]
+        step = total[:, :, i, None]
         since_start = since_start + step
-        reach = jnp.concatenate([reach + step[..., None, :, :], suffix[..., i, None, :, :]], axis=-3)
-    written = dot("bnrBjk,bnrBjv->bnrkv", k * jnp.exp(reach), v)
-    return jnp.concatenate(rows, axis=-2), jnp.exp(since_start[..., 0, :, None]) * s + written
+        reach = jnp.concatenate([reach + step[:, :, :, None], suffix[:, :, i, None]], axis=2)
+    written = dot("bhBjk,bhBjv->bhkv", k * jnp.exp(reach), v)
+    return jnp.concatenate(rows, axis=2), jnp.exp(since_start[:, :, 0, :, None]) * s + written
 
 
 def _one_chunk(precision, scale, q, k, v, log_decay, s):
@@ -88,18 +87,19 @@ def _one_chunk(precision, scale, q, k, v, log_decay, s):
     groups = q.shape[2]
 
     def dot(spec, x, y):
-        # jaxlib 0.10.2's CPU compiler fuses the products of the backward pass into sums over r; the fusion reads out of bounds.
-        x, y = lax.optimization_barrier((x, y))
         return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=s.dtype)
 
     q, k, v = (jnp.moveaxis(x.astype(s.dtype), 1, 2) for x in (q, k, v))
-    v, s = split(v, groups), split(s, groups)
-    if log_decay is None:
-        o, s = _no_decay(dot, q, k, v, s)
+    g = None if log_decay is None else jnp.moveaxis(log_decay.astype(s.dtype), 1, 2)
+    if g is not None and g.ndim == 4:
+        # Not (n, r): scores are per head anyway, and summing 7 axes over r crashes jaxlib 0.10.2 on CPUs.
+        q, k = (jnp.repeat(x, v.shape[1] // groups, axis=1) for x in (q, k))
+        o, s = _channel_decay(dot, q, k, v, g, s)
     else:
-        g = split(jnp.moveaxis(log_decay.astype(s.dtype), 1, 2), groups)
-        o, s = (_head_decay if g.ndim == 4 else _channel_decay)(dot, q, k, v, g, s)
-    return scale * jnp.moveaxis(merge(o), 2, 1), merge(s)
+        v, s = split(v, groups), split(s, groups)
+        o, s = _no_decay(dot, q, k, v, s) if g is None else _head_decay(dot, q, k, v, split(g, groups), s)
+        o, s = merge(o), merge(s)
+    return scale * jnp.moveaxis(o, 2, 1), s
 
 
 def _precision(*arrays):

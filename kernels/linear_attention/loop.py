@@ -13,21 +13,14 @@ Cost: O(t k v) time; memory beyond the inputs t/c + c states per head.
 import jax.numpy as jnp
 from jax import lax
 
+from ..common.rows import put, row
 from .grouping import over_state, share
-
-
-def _at(x, i, axis=1):
-    return lax.dynamic_index_in_dim(x, i, axis=axis, keepdims=False)
-
-
-def _put(x, row, i, axis=1):
-    return lax.dynamic_update_index_in_dim(x, row.astype(x.dtype), i, axis=axis)
 
 
 def _write(k, v, decay, s, i):
     """S_i from S_{i-1}."""
-    k_t, v_t = share(_at(k, i), v.shape[2]).astype(s.dtype), _at(v, i).astype(s.dtype)
-    decayed = s if decay is None else over_state(_at(decay, i)) * s
+    k_t, v_t = share(row(k, i), v.shape[2]).astype(s.dtype), row(v, i).astype(s.dtype)
+    decayed = s if decay is None else over_state(row(decay, i)) * s
     return decayed + k_t[..., None] * v_t[..., None, :]
 
 
@@ -39,12 +32,12 @@ def forward(q, k, v, log_decay, state, *, scale, chunk, save):
     def step(i, carry):
         s, o = carry
         s = _write(k, v, decay, s, i)
-        q_t = scale * share(_at(q, i), heads).astype(dtype)
-        return s, _put(o, _read(q_t, s), i)
+        q_t = scale * share(row(q, i), heads).astype(dtype)
+        return s, put(o, _read(q_t, s), i)
 
     def one_chunk(j, carry):
         s, o, starts = carry
-        starts = _put(starts, s, j, axis=0)
+        starts = put(starts, s, j, axis=0)
         s, o = lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o))
         return s, o, starts
 
@@ -77,25 +70,25 @@ def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
         return jnp.sum(x.reshape(batch, groups, heads // groups, width), axis=2)
 
     def d_output(t):
-        return scale * _at(d_o, t).astype(dtype)
+        return scale * row(d_o, t).astype(dtype)
 
     def recompute(first, i, carry):
         s, befores, dq = carry
-        befores = _put(befores, s, i, axis=0)
+        befores = put(befores, s, i, axis=0)
         s = _write(k, v, decay, s, first + i)
-        return s, befores, _put(dq, per_group(_read_values(d_output(first + i), s)), first + i)
+        return s, befores, put(dq, per_group(_read_values(d_output(first + i), s)), first + i)
 
     def back(first, befores, i, carry):
         # r arrives as dL/dS of the token after, `fade` as that token's decay: with one update per step XLA keeps one copy of r.
         r, fade, dk, dv, dg = carry
         t = first + i
-        q_t, k_t = (share(_at(x, t), heads).astype(dtype) for x in (q, k))
+        q_t, k_t = (share(row(x, t), heads).astype(dtype) for x in (q, k))
         r = (r if fade is None else over_state(fade) * r) + q_t[..., None] * d_output(t)[..., None, :]
-        dk = _put(dk, per_group(_read_values(_at(v, t).astype(dtype), r)), t)
-        dv = _put(dv, _read(k_t, r), t)
+        dk = put(dk, per_group(_read_values(row(v, t).astype(dtype), r)), t)
+        dv = put(dv, _read(k_t, r), t)
         if decay is not None:
-            fade = _at(decay, t)
-            dg = _put(dg, fade * _inner(_at(befores, i, axis=0), r, fade.ndim), t)
+            fade = row(decay, t)
+            dg = put(dg, fade * _inner(row(befores, i, axis=0), r, fade.ndim), t)
         return r, fade, dk, dv, dg
 
     def one_chunk(m, carry):
@@ -103,7 +96,7 @@ def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
         j = starts.shape[0] - 1 - m
         first = j * chunk
         count = jnp.minimum(chunk, length - first)
-        _, befores, dq = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (_at(starts, j, axis=0), befores, dq))
+        _, befores, dq = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (row(starts, j, axis=0), befores, dq))
         rest = lax.fori_loop(0, count, lambda i, c: back(first, befores, count - 1 - i, c), tuple(rest))
         return befores, dq, *rest
 

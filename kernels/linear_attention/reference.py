@@ -13,8 +13,8 @@ def forward(q, k, v, log_decay, state, *, scale):
     def step(s, token):
         q_t, k_t, v_t, *g_t = token
         decayed = over_state(jnp.exp(g_t[0])) * s if g_t else s
-        s = decayed + share(k_t, heads)[..., None] * v_t[..., None, :]
-        return s, scale * jnp.sum(share(q_t, heads)[..., None] * s, axis=-2)
+        s = decayed + jnp.einsum("bhk,bhv->bhkv", share(k_t, heads), v_t)
+        return s, scale * jnp.einsum("bhk,bhkv->bhv", share(q_t, heads), s)
 
     inputs = [x for x in (q, k, v, log_decay) if x is not None]
     last, o = lax.scan(step, state, [jnp.moveaxis(x.astype(state.dtype), 1, 0) for x in inputs])

@@ -8,8 +8,8 @@ of dt over a chunk only grows, so its exponential is as exact as the product of 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from seqzoo.kernels.common.rows import row
 from seqzoo.kernels.linear_recurrence.chunked import chunk_size, compose, fold, unfold
-from seqzoo.kernels.linear_recurrence.loop import row
 from seqzoo.kernels.selective_scan import loop
 
 

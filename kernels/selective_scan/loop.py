@@ -10,7 +10,7 @@ r are [b, n, d].
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.linear_recurrence.loop import put, row
+from seqzoo.kernels.common.rows import put, row
 
 BLOCK = 16  # tokens between saved states: 1/16 of the history is kept, and one block's history stays in the cache
 
@@ -26,7 +26,8 @@ def outer(n: Array, d: Array) -> Array:
 
 
 def contract(formula: str, x: Array, y: Array) -> Array:
-    """An einsum in full precision. As a product and a sum it would leave the loop for XLA's thread pool at every token (CPU)."""
+    """An einsum over channels or states in full precision. As a matrix-vector product with batch b alone, even where the vector is
+    all ones, it stays vectorised inside a CPU's loop; a product and a sum would go to XLA's thread pool at every token."""
     return jnp.einsum(formula, x, y, precision=lax.Precision.HIGHEST)
 
 
@@ -55,6 +56,7 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
     dg = sum_n A e    du = sum_n r B    dA = sum_bt g e    dB = sum_d r u    dC = sum_d h dy    r_{t-1} += exp(g_t A) r_t
     """
     length = g.shape[1]
+    ones = jnp.ones_like(B, shape=(B.shape[0], B.shape[2]))
 
     def again(t, carry):
         h, decays, states = carry
@@ -63,7 +65,7 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
         return (
             after,
             lax.dynamic_update_index_in_dim(decays, a, t % BLOCK, 0),
-            lax.dynamic_update_index_in_dim(states, h, t % BLOCK, 0),
+            lax.dynamic_update_index_in_dim(states, after, t % BLOCK + 1, 0),
         )
 
     def block(i, carry):
@@ -88,7 +90,7 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
             du = put(du, contract("bnd,bn->bd", r, B_t), t)
             r = a * r
             e = h * r
-            dg = put(dg, contract("bnd,nd->bd", e, A), t)
+            dg = put(dg, contract("bnd,bn->bd", e * A[None], ones), t)
             # Where g is inf, e is exactly 0, and so is g e in the limit.
             return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
 

@@ -15,8 +15,8 @@ def scan(decay_dt: Array, written: Array, A: Array, B: Array, C: Array, initial:
         # dt = inf by a select, so that differentiating exp(inf * A) does not multiply inf by 0.
         never = jnp.isinf(g_bd)[:, :, None]
         decay = jnp.where(never, 0, jnp.exp(jnp.where(never, 0, g_bd[:, :, None]) * A[None]))
-        h = decay * h + u_bd[:, :, None] * b_bn[:, None]
-        return h, jnp.sum(h * c_bn[:, None], axis=2)
+        h = decay * h + jnp.einsum("bd,bn->bdn", u_bd, b_bn)
+        return h, jnp.einsum("bdn,bn->bd", h, c_bn)
 
     last, y = lax.scan(step, initial, tuple(jnp.moveaxis(x, 1, 0) for x in (decay_dt, written, B, C)))
     return jnp.moveaxis(y, 0, 1), last

@@ -111,6 +111,13 @@ def test_not_even_a_nan_of_another_document_or_of_padding_leaks():
     assert np.all(gradient[:, [0, 1, 4, 5]] == 0)
 
 
+def test_a_nan_at_padding_reaches_no_gradient():
+    x, *rest = draw(3, 21, dtype=np.float32)
+    ids = jnp.asarray(IDS, jnp.int32)
+    x = jnp.where((ids == 0)[:, :, None], jnp.nan, x)
+    assert all(np.all(np.isfinite(g)) for g in gradients(lambda *a: call(*a, segment_ids=ids), [x, *rest]))
+
+
 @pytest.mark.parametrize("cut", [1, 3, 7, 8, 13, 20])
 def test_a_row_cut_anywhere_gives_what_the_whole_row_gives(cut):
     ids = jnp.asarray(IDS, jnp.int32)
