@@ -50,7 +50,7 @@ def linear_attention(
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
       implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
-        "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 128 * 128: "loop".
+        "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 64 * 64: "loop".
       chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64, on a CPU and in "loop" 32.
         Best a multiple of 16.
         "reference" has none and refuses it.
@@ -130,7 +130,7 @@ def _separate(k, log_decay, segment_ids, initial_segment, shape, dtype):
 
 def _default(key_width, value_width, log_decay):
     """The implementation that None stands for: the faster one for forward and backward where both were timed."""
-    wide = key_width * value_width >= 128 * 128 and (log_decay is None or log_decay.ndim < 4)
+    wide = key_width * value_width >= 64 * 64 and (log_decay is None or log_decay.ndim < 4)
     return "loop" if dispatch.on_cpu() and not wide else "chunked"
 
 

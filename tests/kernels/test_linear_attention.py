@@ -291,7 +291,7 @@ def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
 def test_the_default_on_a_cpu_is_one_of_the_named_forms():
     arrays = draw("head", length=5)
     np.testing.assert_array_equal(run(arrays)[0], run(arrays, implementation="loop")[0])
-    wide = draw("head", length=5, k=128, v=128)
+    wide = draw("head", length=5, k=64, v=64)
     np.testing.assert_array_equal(run(wide)[0], run(wide, implementation="chunked")[0])
 
 
