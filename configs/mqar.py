@@ -12,5 +12,5 @@ config = Experiment(
     model=Model(layers=("softmax(heads=2)",), d_model=64, depth=2, channel="none", tied=False),
     task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
     optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
-    training=Training(steps=600, eval_every=100, checkpoint_every=200, log_every=25),
+    training=Training(steps=500, eval_every=100, checkpoint_every=250, log_every=25),
 )

@@ -7,9 +7,9 @@ MIXERS = ("softmax(heads=2)", "sigmoid(heads=2, length=64)", "gla(heads=2)", "ma
 config = Comparison(
     base=Experiment(
         model=Model(d_model=64, depth=2, channel="none", tied=False),
-        task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
+        task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=256)",
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
-        training=Training(steps=600, eval_every=100, checkpoint_every=600, log_every=25, keep=1),
+        training=Training(steps=500, eval_every=125, checkpoint_every=500, log_every=25, keep=1),
     ),
     axes={"model.layers": MIXERS},
 )
