@@ -2,11 +2,19 @@
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
 
-MIXERS = ("softmax(heads=2)", "sigmoid(heads=2, length=64)", "gla(heads=2)", "mamba", "mamba2(state=16)", "aaren(heads=2)")
+# Attention without rotary positions: all six get the same learned ones, with which the step from token to token is found sooner.
+MIXERS = (
+    "softmax(heads=2, rope_base=None)",
+    "sigmoid(heads=2, length=64, rope_base=None)",
+    "gla(heads=2)",
+    "mamba",
+    "mamba2(state=16)",
+    "aaren(heads=2)",
+)
 
 config = Comparison(
     base=Experiment(
-        model=Model(d_model=64, depth=2, channel="none", tied=False),
+        model=Model(d_model=64, depth=2, channel="none", tied=False, learned_positions=64),
         task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=256)",
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
         training=Training(steps=500, eval_every=125, checkpoint_every=500, log_every=25, keep=1),
