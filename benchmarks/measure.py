@@ -19,7 +19,7 @@ TELLING = (
     "LD_PRELOAD",
     "XLA_",
     "JAX_",
-    "TF_",
+    "TF_XLA_",
     "OMP_",
     "OPENBLAS_",
     "CUDA_VISIBLE_DEVICES",
