@@ -11,20 +11,15 @@ from tolerances import RELATIVE, assert_close, rms
 from seqzoo.kernels.common import documents
 from seqzoo.kernels.linear_attention import linear_attention
 
-FORMS = ["loop", "chunked"]
+from . import scan_cases
+from .scan_cases import FORMS, IDS, VIOLENT
+
 DECAYS = ["none", "constant", "head", "channel"]
-VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token
 CHUNK = 20  # "chunked" with a decay per channel: two sub-blocks of 10
 LENGTH = 53  # three chunks, the last one short
-# With chunks of 4: documents of 1, 2, 3, 4 and 5 tokens, an id that returns, padding in front, inside, behind and everywhere.
-IDS = np.array(
-    [
-        [0, 0, 5, 1, 1, 2, 0, 2, 2, 2, 1, 1, 1, 0, 0, 1, 1, 3, 3, 3, 3, 3, 0, 4, 4, 4, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 0, 1, 0, 0, 0, 4, 4, 4, 4, 4],
-        [0] * 27,
-    ],
-    np.int32,
-)
+
+everything = functools.partial(scan_cases.everything, linear_attention)
+exact = functools.partial(scan_cases.exact, linear_attention)
 
 
 def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, violent=None, seed=0):
@@ -41,47 +36,10 @@ def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, v
     return {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
-def run(arrays, ids=None, initial_segment=None, **settings):
-    arrays = dict(arrays)
-    qkv = [arrays.pop(name) for name in "qkv"]
-    return linear_attention(*qkv, **arrays, segment_ids=ids, initial_segment=initial_segment, **settings)
-
-
-@functools.cache
-def _compiled(settings):
-    def loss(arrays, weights, ids, initial_segment):
-        outputs = run(arrays, ids, initial_segment, **dict(settings))
-        return sum(jnp.sum(o.astype(w.dtype) * w) for o, w in zip(outputs, weights, strict=True)), outputs
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def weights_for(arrays):
-    """The cotangents of o and S: a fixed random projection."""
-    random = np.random.default_rng(7)
-    return [random.normal(size=arrays[name].shape) for name in ("v", "initial_state")]
-
-
-def everything(arrays, ids=None, initial_segment=None, weights=None, **settings):
-    """o, S and the gradients of a projection of both to every float input, as a dict; what the tests compare."""
-    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in arrays.values()))
-    weights = [jnp.asarray(w, dtype) for w in (weights_for(arrays) if weights is None else weights)]
-    (_, (o, last)), gradients = _compiled(tuple(settings.items()))(arrays, weights, ids, initial_segment)
-    return {"o": o, "last": last, **gradients}
-
-
-def exact(arrays, *arguments, **settings):
-    with jax.enable_x64(True):
-        wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
-        result = everything(wide, *arguments, implementation="reference", **settings)
-        assert all(x.dtype == jnp.float64 for x in result.values())
-        return {name: np.asarray(x) for name, x in result.items()}
-
-
 @pytest.mark.parametrize("decay", DECAYS)
 def test_the_reference_is_the_formula(decay):
     arrays = draw(decay, batch=1, length=4, groups=2, heads=4)
-    o, last = run(arrays, implementation="reference", scale=0.7)
+    o, last = linear_attention(**arrays, implementation="reference", scale=0.7)
     s = np.asarray(arrays["initial_state"][0], np.float64)
     g = np.broadcast_to(arrays["log_decay"], (1, 4, 4)) if decay == "constant" else arrays.get("log_decay", np.zeros((1, 4, 4)))
     for t in range(4):
@@ -109,7 +67,7 @@ def test_rows_shorter_than_a_chunk_are_the_references(form, length):
 @pytest.mark.parametrize("form", FORMS)
 def test_an_empty_row_returns_the_state_it_was_given(form):
     arrays = draw(length=0)
-    o, last = run(arrays, implementation=form)
+    o, last = linear_attention(**arrays, implementation=form)
     assert o.shape == arrays["v"].shape
     np.testing.assert_array_equal(last, arrays["initial_state"])
 
@@ -125,12 +83,11 @@ def test_the_chunk_size_changes_nothing(form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", ["head", "channel"])
 def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
-    mild = {name: rms(x) for name, x in exact(draw(decay)).items()}
+    mild = exact(draw(decay))
     for gate in VIOLENT:
         arrays = draw(decay, violent=gate)
-        got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
-        for name in wanted:
-            assert_close(got[name], wanted[name], scale=mild[name], what=f"{name} at {gate}")
+        got = everything(arrays, implementation=form, chunk_size=CHUNK)
+        scan_cases.assert_close_on_the_scale_of(mild, got, exact(arrays), f"at {gate}")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,7 +99,7 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
         got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
         for name, x in got.items():
             assert np.isfinite(x).all(), f"{name} at {gate}"
-            scale = rms(wanted["o"]) if name in ("log_decay", "initial_state") else 0.0
+            scale = rms(wanted["output"]) if name in ("log_decay", "initial_state") else 0.0
             assert_close(x, wanted[name], scale=scale, what=f"{name} at {gate}")
         if gate == -np.inf:
             assert not np.any(got["log_decay"]) and not np.any(got["initial_state"])
@@ -152,16 +109,14 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
 @pytest.mark.parametrize("decay", DECAYS)
 def test_packed_documents_give_what_each_gives_alone(form, decay):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
-    weights = weights_for(arrays)
+    weights = scan_cases.projection((arrays["v"], arrays["initial_state"]))
     weights[1][:] = 0
     initial_segment = np.array([3, 1, 0], np.int32)  # row 0's state belongs to another document, row 1's to its first
     got = everything(arrays, IDS, initial_segment, weights, implementation=form, chunk_size=4)
     wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
-    wanted["o"] = np.zeros(arrays["v"].shape)
+    wanted["output"] = np.zeros(arrays["v"].shape)
     numbers = np.asarray(documents.number(jnp.asarray(IDS), jnp.asarray(initial_segment)))
-    per_token = [name for name in arrays if name not in ("initial_state", "log_decay")] + ["log_decay"] * (
-        decay in ("head", "channel")
-    )
+    per_token = ("q", "k", "v", *(["log_decay"] if decay in ("head", "channel") else []))
     for row in range(3):
         for document in set(numbers[row]) - {-1}:
             where = np.flatnonzero(numbers[row] == document)
@@ -189,28 +144,23 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
             starts = np.asarray(documents.starts(jnp.asarray(IDS), jnp.asarray(initial_segment)))
             assert not np.any(np.asarray(got[name])[starts])
         assert_close(got[name], x, what=name)
-    for name in ("o", *per_token):
+    for name in ("output", *per_token):
         assert not np.any(np.asarray(got[name])[IDS == 0]), f"{name} at padding"
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("decay", "cuts"),
-    [("none", (1, 7)), ("channel", (6, 15)), *(pytest.param(d, range(1, 27), marks=pytest.mark.slow) for d in DECAYS)],
+    [("none", (1, 7)), ("channel", (6, 15)), *(pytest.param(d, range(1, 37), marks=pytest.mark.slow) for d in DECAYS)],
 )
 def test_a_row_cut_anywhere_is_the_whole_row(form, decay, cuts):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
     initial = np.array([3, 1, 0], np.int32)
-    cut = jax.jit(functools.partial(run, implementation=form, chunk_size=4))
-    whole = cut(arrays, IDS, initial)
+    op = jax.jit(functools.partial(linear_attention, implementation=form, chunk_size=4))
+    whole = op(**arrays, segment_ids=IDS, initial_segment=initial)
+    per_token = [name for name, x in arrays.items() if x.ndim > 1 and name != "initial_state"]
     for at in cuts:
-        pieces, state, segment = [], arrays["initial_state"], jnp.asarray(initial)
-        for part in (slice(0, at), slice(at, None)):
-            piece = {n: x[:, part] if x.ndim > 1 and n != "initial_state" else x for n, x in arrays.items()}
-            o, state = cut({**piece, "initial_state": state}, IDS[:, part], segment)
-            segment = documents.last_segment(jnp.asarray(IDS[:, part]), segment)
-            pieces.append(o)
-        assert_close((jnp.concatenate(pieces, axis=1), state), whole, what=f"cut at {at}")
+        assert_close(scan_cases.cut_in_two(op, arrays, per_token, at, IDS, initial), whole, what=f"cut at {at}")
 
 
 @pytest.mark.parametrize("form", [*FORMS, "reference"])
@@ -221,9 +171,8 @@ def test_nothing_huge_leaks_from_the_document_before(form):
     loud["v"][:, 8:16] = 1e30
     loud["initial_state"][:] = 1e30
     other = np.array([9, 9], np.int32)
-    weights = weights_for(arrays)
-    quiet, noisy = (everything(x, ids, other, weights, implementation=form) for x in (arrays, loud))
-    for name in ("o", "q", "k", "v", "log_decay"):
+    quiet, noisy = (everything(x, ids, other, implementation=form) for x in (arrays, loud))
+    for name in ("output", "q", "k", "v", "log_decay"):
         np.testing.assert_array_equal(np.asarray(quiet[name])[:, 16:], np.asarray(noisy[name])[:, 16:])
     np.testing.assert_array_equal(quiet["last"], noisy["last"])
     assert not np.any(noisy["initial_state"])
@@ -232,9 +181,8 @@ def test_nothing_huge_leaks_from_the_document_before(form):
 def test_without_initial_segment_the_state_belongs_to_the_first_document():
     arrays = draw(length=9)
     ids = np.array([[0, 0, 7, 7, 7, 7, 7, 7, 7]] * 2, np.int32)
-    late = {n: x[:, 2:] if n != "initial_state" else x for n, x in arrays.items()}
-    o, last = run(arrays, ids)
-    wanted = run(late)
+    o, last = linear_attention(**arrays, segment_ids=ids)
+    wanted = linear_attention(**scan_cases.at(arrays, ("q", "k", "v", "log_decay"), slice(2, None)))
     assert_close((o[:, 2:], last), wanted)
 
 
@@ -242,11 +190,8 @@ def test_without_initial_segment_the_state_belongs_to_the_first_document():
 @pytest.mark.parametrize("decay", DECAYS)
 def test_float64_stays_float64(form, decay):
     arrays = draw(decay)
-    with jax.enable_x64(True):
-        wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
-        got = everything(wide, implementation=form, chunk_size=CHUNK)
-        assert all(x.dtype == jnp.float64 for x in got.values())
-        assert_close(got, exact(arrays), tolerance=RELATIVE["float64"])
+    got = scan_cases.everything64(linear_attention, arrays, implementation=form, chunk_size=CHUNK)
+    assert_close(got, exact(arrays), tolerance=RELATIVE["float64"])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -254,14 +199,17 @@ def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_states(form):
     arrays = draw("channel")
     low = {name: jnp.asarray(x, jnp.bfloat16) if name in "qkv" else x for name, x in arrays.items()}
     got = everything(low, implementation=form, chunk_size=CHUNK)
-    assert {name: got[name].dtype for name in ("o", "q", "last")} == {"o": jnp.bfloat16, "q": jnp.bfloat16, "last": jnp.float32}
+    dtypes = {name: str(got[name].dtype) for name in ("output", "q", "last")}
+    assert dtypes == {"output": "bfloat16", "q": "bfloat16", "last": "float32"}
     assert_close(got, exact({n: np.asarray(x, np.float32) for n, x in low.items()}), tolerance=RELATIVE["bfloat16"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
     arrays = draw("head", batch=2, length=9)
-    plain = functools.partial(run, implementation=form, chunk_size=4)
+
+    def plain(x):
+        return linear_attention(**x, implementation=form, chunk_size=4)
 
     def total(f):
         return jax.jit(jax.grad(lambda x: sum(jnp.sum(jnp.sin(y)) for y in f(x))))
@@ -280,19 +228,14 @@ def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
     arrays = draw("head", batch=8, length=9)
-    wanted = everything(arrays, implementation=form, chunk_size=4)
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P("fsdp")))
-        got = everything(placed, implementation=form, chunk_size=4)
-        assert_close(got, wanted)
+    scan_cases.assert_a_mesh_changes_nothing(linear_attention, arrays, implementation=form, chunk_size=4)
 
 
 def test_the_default_on_a_cpu_is_one_of_the_named_forms():
     arrays = draw("head", length=5)
-    np.testing.assert_array_equal(run(arrays)[0], run(arrays, implementation="loop")[0])
+    np.testing.assert_array_equal(linear_attention(**arrays)[0], linear_attention(**arrays, implementation="loop")[0])
     wide = draw("head", length=5, k=64, v=64)
-    np.testing.assert_array_equal(run(wide)[0], run(wide, implementation="chunked")[0])
+    np.testing.assert_array_equal(linear_attention(**wide)[0], linear_attention(**wide, implementation="chunked")[0])
 
 
 @pytest.mark.parametrize(
@@ -318,7 +261,7 @@ def test_bad_inputs_are_refused_with_what_was_found_and_wanted(change, message):
 
 def test_heads_that_do_not_divide_into_the_groups_are_refused():
     with pytest.raises(ValueError, match="a multiple of q's 2 heads"):
-        run(draw(groups=2, heads=3))
+        linear_attention(**draw(groups=2, heads=3))
 
 
 @pytest.mark.parametrize("form", FORMS)
