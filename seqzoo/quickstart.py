@@ -14,8 +14,8 @@ MIXERS = (
     "softmax(heads=2, rope_base=None)",
     "sigmoid(heads=2, length=64, rope_base=None)",
     "gla(heads=2)",
-    "mamba",
-    "mamba2(state=16)",
+    "mamba(expand=1)",
+    "mamba2(expand=1, head_width=32, state=16)",
     "aaren(heads=2)",
 )
 
