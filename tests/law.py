@@ -10,13 +10,13 @@ from flax import nnx
 
 from seqzoo import mixers
 
-BATCH, LENGTH, WIDTH = 2, 41, 32
+BATCH, LENGTH, WIDTH = 2, 44, 32
 # Row 0: leading, interior and trailing padding, documents of 1, 2 and more tokens, an id that comes back, a document that goes on
 # behind padding. Row 1 continues the carried document 5 and then starts another.
 IDS = np.array(
     [
-        [0] * 2 + [1] * 5 + [2] + [1] * 2 + [0] * 3 + [1] * 4 + [3] * 17 + [0] + [4] * 5 + [0],
-        [5] * 20 + [8] * 21,
+        [0] * 2 + [1] * 5 + [2] + [1] * 2 + [0] * 3 + [1] * 4 + [3] * 20 + [0] + [4] * 5 + [0],
+        [5] * 20 + [8] * 24,
     ],
     np.int32,
 )
@@ -24,9 +24,9 @@ DOCUMENTS = [
     (0, 2, 7),
     (0, 7, 8),
     (0, 8, 17),
-    (0, 17, 34),
-    (0, 35, 40),
-    (1, 20, 41),
+    (0, 17, 37),
+    (0, 38, 43),
+    (1, 20, 44),
 ]  # (row, first, after the last); none is carried in
 
 
@@ -51,6 +51,7 @@ class Subject:
         leaves = [leaf + 0.1 * noise.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
         self.params = jax.tree.unflatten(tree, leaves)
         self.whole = jax.jit(functools.partial(self._pull, self._whole))
+        self.placed = jax.jit(functools.partial(self._pull, self._whole))  # under a mesh
         self._stepwise = jax.jit(functools.partial(self._pull, self._steps))
 
     def _whole(self, params, state, x, ids):
@@ -99,7 +100,7 @@ class Subject:
 
     @functools.cached_property
     def carried(self):
-        """A state that has something to carry: that after 41 tokens of document 5, in float64 and exact in float32."""
+        """A state that has something to carry: that after 44 tokens of document 5, in float64 and exact in float32."""
         x, dy, dstate = self.random(2)
         state = self.stepwise(self.empty(), x, np.full((BATCH, LENGTH), 5, np.int32), dy, dstate).state
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, to_float32(leaf)), state)

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.attention import blocks, reference
+from seqzoo.kernels.attention import blocks, reference, ring
 from seqzoo.kernels.attention.cache import Cache, cached_tokens, empty_cache, overflown, written
 from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
-from seqzoo.kernels.common import dispatch, documents
+from seqzoo.kernels.common import dispatch, documents, pieces, placement
 
 __all__ = ["Cache", "attention", "empty_cache"]
 
@@ -79,15 +79,27 @@ def attention(
     tokens = Tokens(document, index)
     queries = Tokens(jnp.where(document < 0, ABSENT_QUERY, document), index)
 
-    pieces = [(k, v, tokens)]
+    cache = None
     if initial_state is not None:
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
-        pieces.insert(0, (old_keys, old_values, cached_tokens(initial_state, window)))
-    cells = t * sum(piece[0].shape[1] for piece in pieces)
-    default = "reference" if t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX else "blocks"
-    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, default)
+        cache = (old_keys, old_values, cached_tokens(initial_state, window))
+    layout = placement.plan("attention", b=b, t=1 if implementation == "reference" else t, h=(h, k.shape[2], v.shape[2]))
+    cells = t * (t + (0 if cache is None else cache[0].shape[1]))
+    small = layout.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
+    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, "reference" if small else "blocks")
     words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
-    o = documents.zero_padding(attend(settings, q, pieces, queries, words), segment_ids)
+    # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.
+    reach = layout.pieces if window is None or segment_ids is not None else 1 - (1 - window) // (t // layout.pieces)
+
+    def piece(q, k, v, cache, tokens, queries, words):
+        both = [(k, v, tokens)] if cache is None else [cache, (k, v, tokens)]
+        if layout.time is not None:
+            return ring.attend(settings, q, both, queries, words, layout.time, min(reach, layout.pieces))
+        return attend(settings, q, both, queries, words)
+
+    arrays = (q, k, v, cache, tokens, queries, words)
+    axes = ("b t h .", "b t h .", "b t h .", ("b . h .", "b . h .", "b ."), "b t", "b t", "b h t .")
+    o = documents.zero_padding(pieces.run(layout, piece, arrays, axes, "b t h ."), segment_ids)
     if initial_state is None:
         return o, None
 

@@ -8,7 +8,7 @@ Cost: O(t s) time less what the bounds skip; memory O(t + s) plus a few [b, h, b
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens, kept, visible
 from seqzoo.kernels.common.dispatch import state_dtype
+from seqzoo.kernels.common.varying import align, zeros
 
 SMALLEST, LARGEST = 32, 256  # block lengths; measured on CPU
 CELLS = 2**20  # largest b h block block: 4 MiB of float32 scores; twice as many were 1.3 times slower on CPU
@@ -48,12 +49,12 @@ def attend(settings: Settings, q: Array, pieces: list[tuple[Array, Array, Tokens
     k, v, document, index = (
         jnp.concatenate(leaves, axis=1) for leaves in zip(*((k, v, *tokens) for k, v, tokens in pieces), strict=True)
     )
-    queries = Tokens(_pad(queries.document, rows, 1, ABSENT_QUERY), _pad(queries.index, rows, 1))
-    keys = Tokens(_pad(document, columns, 1, ABSENT_KEY), _pad(index, columns, 1))
-    words = None if words is None else _pad(words, rows, 2)
+    queries = whole_blocks(queries, rows, ABSENT_QUERY)
+    keys = whole_blocks(Tokens(document, index), columns, ABSENT_KEY)
+    words = None if words is None else pad(words, rows, 2)
     cells = Cells(queries, keys, *bounds(settings, queries, keys, rows, columns, carried), words)
-    q, k, v = (_pad(jnp.moveaxis(x, 1, 2), n, 2) for x, n in ((q, rows), (k, columns), (v, columns)))
-    return jnp.moveaxis(_attend(Plan(settings, rows, columns), q, k, v, cells)[:, :, :t], 1, 2)
+    q, k, v = (pad(jnp.moveaxis(x, 1, 2), n, 2) for x, n in ((q, rows), (k, columns), (v, columns)))
+    return jnp.moveaxis(_attend(Plan(settings, rows, columns), *align((q, k, v, cells)))[:, :, :t], 1, 2)
 
 
 def block_length(tokens: int, rows: int) -> int:
@@ -95,17 +96,18 @@ def bounds(settings: Settings, queries: Tokens, keys: Tokens, rows: int, columns
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: Plan, q: Array, k: Array, v: Array, cells: Cells) -> Array:
     """o [b, h, t, v] from q [b, h, t, k], k [b, hk, s, k], v [b, hv, s, v], all of whole blocks."""
-    return _forward(plan, q, k, v, cells)[0]
+    return forward(plan, q, k, v, cells, q.dtype)[0]
 
 
-def _forward(plan, q, k, v, cells):
+def forward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, out_dtype: Any) -> tuple[Array, Array | None]:
+    """(o [b, h, t, v], the logarithm of softmax's denominators [b, h, t, 1], -inf where a query sees no key; None for sigmoid)."""
     settings, dtype = plan.settings, state_dtype(q)
     softmax = settings.scores == "softmax"
     b, h, t, _ = q.shape
 
     def query_block(i, results):
         q_i, queries, words = _rows(plan, i, q, cells)
-        column = jnp.zeros((b, h, plan.rows, 1), dtype)
+        column = zeros(q_i, (b, h, plan.rows, 1), dtype)
         start = (column - jnp.inf, column) if softmax else None
 
         def key_block(j, carry):
@@ -125,36 +127,50 @@ def _forward(plan, q, k, v, cells):
                 weights = weights * kept(settings, words, keys)
             return statistics, mixed + _over_keys(weights, v_j)
 
-        mixed = jnp.zeros((b, h, plan.rows, v.shape[3]), dtype)
+        mixed = zeros(q_i, (b, h, plan.rows, v.shape[3]), dtype)
         statistics, mixed = lax.fori_loop(cells.first[i], cells.end[i], key_block, (start, mixed))
         if not softmax:
             return (_put(results[0], mixed, i), None)
         top, total = statistics
         empty = total == 0
         total = jnp.where(empty, 1, total)
-        log_sum = jnp.where(empty, 0, top) + jnp.log(total)
+        log_sum = jnp.where(empty, -jnp.inf, top + jnp.log(total))
         return _put(results[0], mixed / total, i), _put(results[1], log_sum, i)
 
-    results = jnp.zeros((b, h, t, v.shape[3]), q.dtype), jnp.zeros((b, h, t, 1), dtype) if softmax else None
+    results = zeros(q, (b, h, t, v.shape[3]), out_dtype), zeros(q, (b, h, t, 1), dtype) if softmax else None
     return lax.fori_loop(np.int32(0), np.int32(t // plan.rows), query_block, results)
 
 
 def _save(plan, q, k, v, cells):
-    o, log_sum = _forward(plan, q, k, v, cells)
-    return o, (q, k, v, cells, o if log_sum is not None else None, log_sum)
+    o, log_sum = forward(plan, q, k, v, cells, q.dtype)
+    return o, (q, k, v, cells, row_statistics(o, log_sum))
+
+
+def row_statistics(o: Array, log_sum: Array | None) -> tuple[Array, Array] | None:
+    """What the backward pass needs of softmax's rows: the outputs and finite logarithms of the denominators."""
+    return None if log_sum is None else (o, jnp.where(log_sum == -jnp.inf, 0, log_sum))
 
 
 def _backward(plan, saved, do):
-    q, k, v, cells, o, log_sum = saved
+    q, k, v, *_ = saved
+    gradients = backward(plan, *saved, do)
+    return *(x.astype(like.dtype) for x, like in zip(gradients, (q, k, v), strict=True)), None
+
+
+def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics: Any, do: Array) -> tuple[Array, Array, Array]:
+    """(dq, dk, dv) in the state's dtype, from the gradient of all of o, of which these keys may be a part."""
     settings, dtype, t = plan.settings, state_dtype(q), q.shape[2]
-    # sum_j w_ij dw_ij, which softmax takes off every dw_ij, is do_i . o_i.
-    row_term = None if o is None else jnp.sum(do.astype(dtype) * o, axis=-1, keepdims=True)
+    softmax = statistics is not None
+    if softmax:
+        o, log_sum = statistics
+        # sum_j w_ij dw_ij, which softmax takes off every dw_ij, is do_i . o_i.
+        row_term = jnp.sum(do.astype(dtype) * o, axis=-1, keepdims=True)
 
     def query_block(i, gradients):
         dq, dk, dv = gradients
         q_i, queries, words = _rows(plan, i, q, cells)
         do_i = _cut(do, i, plan.rows)
-        if o is not None:
+        if softmax:
             log_sum_i, row_term_i = _cut(log_sum, i, plan.rows), _cut(row_term, i, plan.rows)
 
         def key_block(j, carry):
@@ -162,25 +178,25 @@ def _backward(plan, saved, do):
             k_j, v_j, keys = _columns(plan, j, k, v, cells)
             scores = _scores(plan, q_i, k_j, queries, keys)
             dw = _over_width(do_i, v_j, dtype)
-            w = jax.nn.sigmoid(scores) if o is None else jnp.exp(scores - log_sum_i)
+            w = jnp.exp(scores - log_sum_i) if softmax else jax.nn.sigmoid(scores)
             mixed_w = w
             if words is not None:
                 factor = kept(settings, words, keys)
                 mixed_w, dw = w * factor, dw * factor
-            ds = w * (1 - w) * dw if o is None else w * (dw - row_term_i)
+            ds = w * (dw - row_term_i) if softmax else w * (1 - w) * dw
             # 0 * inf: a huge value in an unseen document must not reach this one.
             ds = jnp.where(scores == -jnp.inf, 0, ds)
             dv = _add(dv, _over_queries(mixed_w, do_i, v_j), j)
             dk = _add(dk, _over_queries(ds, q_i, k_j), j)
             return dq_i + _over_keys(ds, k_j), dk, dv
 
-        start = jnp.zeros(q_i.shape, dtype)
+        start = zeros(q_i, dtype=dtype)
         dq_i, dk, dv = lax.fori_loop(cells.first[i], cells.end[i], key_block, (start, dk, dv))
         return _put(dq, dq_i * settings.scale, i), dk, dv
 
-    start = jnp.zeros_like(q), jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
+    start = tuple(zeros(x, dtype=dtype) for x in (q, k, v))
     dq, dk, dv = lax.fori_loop(np.int32(0), np.int32(t // plan.rows), query_block, start)
-    return dq, (dk * settings.scale).astype(k.dtype), dv.astype(v.dtype), None
+    return dq, dk * settings.scale, dv
 
 
 _attend.defvjp(_save, _backward)
@@ -224,7 +240,13 @@ def _over_queries(w: Array, x: Array, like: Array) -> Array:
 # Blocks of arrays.
 
 
-def _pad(x: Array, multiple: int, axis: int, value: int = 0) -> Array:
+def whole_blocks(tokens: Tokens, length: int, absent: int) -> Tokens:
+    """Filled up with tokens that nobody sees."""
+    return Tokens(pad(tokens.document, length, 1, absent), pad(tokens.index, length, 1))
+
+
+def pad(x: Array, multiple: int, axis: int, value: int = 0) -> Array:
+    """x filled up along an axis to a multiple of a length."""
     widths = [(0, -x.shape[axis] % multiple if a == axis else 0) for a in range(x.ndim)]
     return jnp.pad(x, widths, constant_values=value)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from seqzoo.kernels.common import notes
+
 
 def state_dtype(*arrays):
     """The dtype of states and accumulation: promote(float32, the inputs' dtypes)."""
@@ -29,4 +31,5 @@ def choose(op: str, implementation: str | None, table: Mapping[str, Callable], d
         near = difflib.get_close_matches(str(name), table, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{op}: implementation={name!r} is unknown; it is None or one of {sorted(table)}.{hint}")
+    notes.record(op, f"implementation={name!r}")
     return table[name]

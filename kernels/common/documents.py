@@ -9,6 +9,9 @@ document). `segment_ids=None` means that every token continues that document.
 import jax.numpy as jnp
 from jax import Array, lax
 
+from seqzoo.kernels.common import pieces, placement
+from seqzoo.kernels.common.varying import zeros
+
 
 def check(segment_ids: Array | None, initial_segment: Array | None, batch: int, length: int) -> None:
     """Raises ValueError unless the ids have the shapes and the integer dtype that the rules above ask for."""
@@ -30,16 +33,31 @@ def previous_real(segment_ids: Array) -> Array:
 
 def starts(segment_ids: Array, initial_segment: Array | None = None) -> Array:
     """[b, t] bool: the tokens that begin a document, so that nothing from before may reach them."""
-    before = previous_real(segment_ids)
-    carried = jnp.zeros_like(segment_ids[:, :1]) if initial_segment is None else initial_segment[:, None].astype(segment_ids.dtype)
-    previous = jnp.where(before < 0, carried, jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1))
-    return (segment_ids != 0) & (previous != 0) & (segment_ids != previous)
+
+    def piece(ids, carried):
+        if layout.time is not None:
+            carried = pieces.fold(_latest, _last_real(ids), carried, layout.time)
+        before = previous_real(ids)
+        previous = jnp.where(before < 0, carried[:, None], jnp.take_along_axis(ids, jnp.maximum(before, 0), axis=1))
+        return (ids != 0) & (previous != 0) & (ids != previous)
+
+    layout = _layout(segment_ids)
+    carried = jnp.zeros_like(segment_ids[:, 0]) if initial_segment is None else initial_segment.astype(segment_ids.dtype)
+    return pieces.run(layout, piece, (segment_ids, carried), ("b t", "b"), "b t")
 
 
 def number(segment_ids: Array, initial_segment: Array | None = None) -> Array:
     """[b, t] int32: which document of this call each token is in; 0 is the carried one, -1 is padding."""
-    count = jnp.cumsum(starts(segment_ids, initial_segment), axis=1, dtype=jnp.int32)
-    return jnp.where(segment_ids != 0, count, -1)
+
+    def piece(ids, begins):
+        count = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
+        if layout.time is not None:
+            zero = zeros(count[:, 0])
+            count = count + pieces.fold(jnp.add, count[:, -1], zero, layout.time)[:, None]
+        return jnp.where(ids != 0, count, -1)
+
+    layout = _layout(segment_ids)
+    return pieces.run(layout, piece, (segment_ids, starts(segment_ids, initial_segment)), ("b t", "b t"), "b t")
 
 
 def positions(segment_ids: Array | None, initial_segment: Array | None, count: Array, length: int) -> tuple[Array, Array]:
@@ -50,21 +68,47 @@ def positions(segment_ids: Array | None, initial_segment: Array | None, count: A
     if segment_ids is None:
         steps = lax.broadcasted_iota(jnp.int32, (count.shape[0], length), 1)
         return count[:, None] + steps, count + jnp.int32(length)
-    before = jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - (segment_ids != 0)  # real tokens before each, this call
-    # The latest start's `before` is the largest so far, and -count is below all of them: a running maximum finds it.
-    base = lax.cummax(jnp.where(starts(segment_ids, initial_segment), before, -count[:, None]), axis=1)
-    after = (before + (segment_ids != 0) - base)[:, -1]
-    return jnp.maximum(before - base, 0), after
+
+    def piece(ids, begins, count):
+        real = (ids != 0).astype(jnp.int32)
+        before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real  # real tokens before each, in this piece
+        if layout.time is not None:
+            latest = jnp.max(jnp.where(begins, before, -1), axis=1)  # where the current document began; -1: before this piece
+            own = before[:, -1] + real[:, -1] - jnp.maximum(latest, 0)
+            count = pieces.fold(
+                lambda count, last: jnp.where(last[0], last[1], count + last[1]), (latest >= 0, own), count, layout.time
+            )
+        # The latest start's `before` is the largest so far, and -count is below all of them: a running maximum finds it.
+        base = lax.cummax(jnp.where(begins, before, -count[:, None]), axis=1)
+        after = (before + real - base)[:, -1]
+        return jnp.maximum(before - base, 0), pieces.of_piece(-1, after, layout.time)
+
+    layout = _layout(segment_ids)
+    begins = starts(segment_ids, initial_segment)
+    return pieces.run(layout, piece, (segment_ids, begins, count), ("b t", "b t", "b"), ("b t", "b"))
 
 
 def last_segment(segment_ids: Array | None, initial_segment: Array) -> Array:
     """[b] int32: the id to carry on, the last non-zero one seen. Tokens without ids (None) open document 1 if there is none."""
     if segment_ids is None:
         return jnp.where(initial_segment == 0, 1, initial_segment)
+    return _latest(initial_segment, _last_real(segment_ids)).astype(jnp.int32)
+
+
+def _last_real(segment_ids: Array) -> Array:
+    """[b]: the last non-zero id; 0 where there is none. Reductions alone, so that a mesh that cuts time sums small pieces."""
     rows = lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
     latest = jnp.max(jnp.where(segment_ids != 0, rows, -1), axis=1, keepdims=True)
-    found = jnp.take_along_axis(segment_ids, jnp.maximum(latest, 0), axis=1)
-    return jnp.where(latest < 0, initial_segment[:, None], found)[:, 0].astype(jnp.int32)
+    return jnp.sum(jnp.where(rows == latest, segment_ids, 0), axis=1, dtype=segment_ids.dtype)
+
+
+def _latest(carried: Array, last: Array) -> Array:
+    """`last` unless there is none."""
+    return jnp.where(last == 0, carried, last)
+
+
+def _layout(segment_ids: Array) -> placement.Layout:
+    return placement.plan("documents", b=segment_ids.shape[0], t=segment_ids.shape[1])
 
 
 def zero_padding(y: Array, segment_ids: Array | None) -> Array:

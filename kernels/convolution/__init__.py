@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import dispatch, documents
+from seqzoo.kernels.common import dispatch, documents, pieces, placement
+from seqzoo.kernels.common.varying import align
 from seqzoo.kernels.convolution import reference, xla
+from seqzoo.kernels.convolution import tail as tails
 
 __all__ = ["short_convolution"]
 
@@ -46,23 +48,33 @@ def short_convolution(
     """
     tail = _check(x, weight, bias, initial_state, initial_segment, segment_ids)
     form = dispatch.choose("short_convolution", implementation, {"xla": _xla, "reference": _reference}, "xla")
+    layout = placement.plan("short_convolution", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
     floats = [x, weight, tail] if bias is None else [x, weight, tail, bias]
     dtype = dispatch.state_dtype(*floats)
     bias = jnp.zeros(weight.shape[1:], dtype) if bias is None else bias
-    y, last = form(*(a.astype(dtype) for a in (x, weight, bias, tail)), segment_ids, initial_segment)
-    return y.astype(x.dtype), last.astype(tail.dtype)
+    real = None if segment_ids is None else segment_ids != 0
+    start = None if segment_ids is None else documents.starts(segment_ids, initial_segment)
+
+    def piece(x, weight, bias, tail, real, start):
+        if layout.time is not None and weight.shape[0] > 1:
+            tail = pieces.fold(tails.compose, tails.pushed(x, real, start, weight.shape[0] - 1), tail, layout.time)
+        y, last = form(x, weight, bias, tail, real, start)
+        return y, pieces.of_piece(-1, last, layout.time)
+
+    given = documents.zero_padding(x, segment_ids).astype(dtype)
+    arrays = (given, weight.astype(dtype), bias.astype(dtype), tail.astype(dtype), real, start)
+    y, last = pieces.run(layout, piece, arrays, ("b t h", ". h", "h", "b . h", "b t", "b t"), ("b t h", "b . h"))
+    return documents.zero_padding(y, segment_ids).astype(x.dtype), last.astype(tail.dtype)
 
 
-def _xla(x, weight, bias, tail, segment_ids, initial_segment):
-    if segment_ids is None:
-        return xla.shifted(x, weight, bias, tail)
-    return xla.packed(x, weight, bias, tail, segment_ids, initial_segment)
+def _xla(x, weight, bias, tail, real, start):
+    return xla.shifted(x, weight, bias, tail) if real is None else xla.packed(x, weight, bias, tail, real, start)
 
 
-def _reference(x, weight, bias, tail, segment_ids, initial_segment):
-    real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
-    start = jnp.zeros(x.shape[:2], bool) if segment_ids is None else documents.starts(segment_ids, initial_segment)
-    return reference.scan(documents.zero_padding(x, segment_ids), weight, bias, tail, real, start)
+def _reference(x, weight, bias, tail, real, start):
+    real = jnp.ones(x.shape[:2], bool) if real is None else real
+    start = jnp.zeros(x.shape[:2], bool) if start is None else start
+    return reference.scan(*align((x, weight, bias, tail, real, start)))
 
 
 def _check(x, weight, bias, initial_state, initial_segment, segment_ids) -> Array:

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.common import documents
-
 
 def shifted(x: Array, weight: Array, bias: Array, tail: Array) -> tuple[Array, Array]:
     """All tokens continue one document. x [b, t, d], tail [b, width - 1, d]; returns (y, tail) in the dtype given."""
@@ -20,33 +18,28 @@ def shifted(x: Array, weight: Array, bias: Array, tail: Array) -> tuple[Array, A
     return y + bias[None, None], rows[:, length:]
 
 
-def packed(
-    x: Array, weight: Array, bias: Array, tail: Array, segment_ids: Array, initial_segment: Array | None
-) -> tuple[Array, Array]:
-    """As `shifted`, each token seeing only the real tokens of its own document; y is 0 at padding."""
+def packed(x: Array, weight: Array, bias: Array, tail: Array, real: Array, start: Array) -> tuple[Array, Array]:
+    """As `shifted`, each token seeing only the real tokens of its own document; y means nothing at padding."""
     length, width = x.shape[1], weight.shape[0]
-    real = segment_ids != 0
     steps = lax.broadcasted_iota(jnp.int32, real.shape, 1)
     _, order = lax.sort_key_val((~real).astype(jnp.int32), steps, dimension=1, is_stable=True)
     _, inverse = lax.sort_key_val(order, steps, dimension=1)
 
-    rows = jnp.concatenate([tail, _permute(documents.zero_padding(x, segment_ids), order, inverse)], axis=1)
-    number = jnp.take_along_axis(documents.number(segment_ids, initial_segment), order, axis=1, mode="clip")
-    number = jnp.concatenate(
-        [jnp.zeros_like(number, shape=tail.shape[:2]), number], axis=1
-    )  # the tail is of document 0, the carried one
+    rows = jnp.concatenate([tail, _permute(x, order, inverse)], axis=1)
+    number = jnp.where(real, jnp.cumsum(start, axis=1, dtype=jnp.int32), -1)  # of the document, from the carried one's 0
+    number = jnp.take_along_axis(number, order, axis=1, mode="clip")
+    number = jnp.concatenate([jnp.zeros_like(number, shape=tail.shape[:2]), number], axis=1)  # the tail is of the carried one
 
     y = jnp.zeros_like(x) + bias[None, None]
     for i in range(width):
         same = number[:, i : i + length] == number[:, width - 1 :]
         y = y + weight[i][None, None] * jnp.where(same[:, :, None], rows[:, i : i + length], 0)
-    y = documents.zero_padding(_permute(y, inverse, order), segment_ids)
 
     latest = jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32) + lax.broadcasted_iota(jnp.int32, tail.shape[:2], 1)
     current = jnp.max(number, axis=1, keepdims=True, initial=0)
     kept = jnp.take_along_axis(number, latest, axis=1, mode="clip") == current
     tail = jnp.take_along_axis(rows, latest[:, :, None], axis=1, mode="clip")
-    return y, jnp.where(kept[:, :, None], tail, 0)
+    return _permute(y, inverse, order), jnp.where(kept[:, :, None], tail, 0)
 
 
 @jax.custom_vjp

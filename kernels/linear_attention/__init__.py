@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..common import dispatch, documents
-from . import chunked, loop, reference
+from ..common import dispatch, documents, pieces, placement
+from ..common.varying import align
+from . import chunked, loop, reference, summary
 
 IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked}
 
@@ -17,6 +18,7 @@ class _Settings(NamedTuple):
     backend: str
     scale: float
     chunk: int
+    time: str | None  # the mesh axis that cuts time: this is one of its pieces
 
     def arguments(self):
         return {"scale": self.scale, "chunk": self.chunk}
@@ -50,7 +52,7 @@ def linear_attention(
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
       implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
-        "chunked" (matrix products). None takes "chunked", except on a CPU with a decay per channel or k * v < 64 * 64: "loop".
+        "chunked" (matrix products). None takes "chunked", except on a CPU for one token, a decay per channel or small states.
       chunk_size: tokens between kept states, and per matrix product in "chunked"; None: 64, on a CPU and in "loop" 32.
         Best a multiple of 16.
         "reference" has none and refuses it.
@@ -78,38 +80,61 @@ def linear_attention(
     floats = [x for x in (q, k, v, log_decay, initial_state) if x is not None]
     state_dtype = dispatch.state_dtype(*floats)
 
-    by_platform = _default(width, v.shape[3], log_decay)
+    shape = (batch, heads, width, v.shape[3])
+    state = jnp.zeros(shape, state_dtype) if initial_state is None else initial_state.astype(state_dtype)
+    by_platform = _default(length, log_decay, state)
     name = by_platform if implementation is None else implementation
     dispatch.choose("linear_attention", name, IMPLEMENTATIONS, by_platform)
-    settings = _Settings(name, width**-0.5 if scale is None else float(scale), _chunk(name, chunk_size, length))
+    layout = placement.plan("linear_attention", b=batch, t=1 if name == "reference" else length, h=(q.shape[2], heads))
+    chunk = _chunk(name, chunk_size, length // layout.pieces)
+    settings = _Settings(name, width**-0.5 if scale is None else float(scale), chunk, layout.time)
 
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay[None, None], (batch, length, heads))
     if segment_ids is not None:
         k, log_decay = _separate(k, log_decay, segment_ids, initial_segment, (batch, length, heads), state_dtype)
-    empty = jnp.zeros((batch, heads, width, v.shape[3]), state_dtype)
-    state = empty if initial_state is None else initial_state.astype(state_dtype)
 
-    if name == "reference" or length == 0:
-        o, state = reference.forward(q, k, v, log_decay, state, scale=settings.scale)
-    else:
-        o, state = _attend(settings, q, k, v, log_decay, state)
+    decay_axes = "b t h ." if log_decay is not None and log_decay.ndim == 4 else "b t h"
+    axes = ("b t h .", "b t h .", "b t h .", decay_axes, "b h . .")
+    arrays = (q, k, v, log_decay, state)
+    o, state = pieces.run(layout, functools.partial(_piece, settings), arrays, axes, ("b t h .", "b h . ."))
     return documents.zero_padding(o, segment_ids), state
+
+
+def _piece(settings, q, k, v, log_decay, state):
+    if settings.backend == "reference" or q.shape[1] == 0:
+        return reference.forward(q, k, v, log_decay, state, scale=settings.scale)
+    o, last = _attend(settings, *align((q, k, v, log_decay, state), over=pieces.over(settings.time)))
+    return o, pieces.of_piece(-1, last, settings.time)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(settings, q, k, v, log_decay, state):
-    o, last, _ = IMPLEMENTATIONS[settings.backend].forward(q, k, v, log_decay, state, **settings.arguments(), save=False)
+    o, last, _ = _run(settings, q, k, v, log_decay, state, save=False)
     return o, last
 
 
+def _run(settings, q, k, v, log_decay, state, save):
+    if settings.time is not None:
+        state = pieces.fold(summary.compose, summary.forward(k, v, log_decay, state.dtype), state, settings.time)
+    return IMPLEMENTATIONS[settings.backend].forward(q, k, v, log_decay, state, **settings.arguments(), save=save)
+
+
 def _attend_forward(settings, q, k, v, log_decay, state):
-    o, last, starts = IMPLEMENTATIONS[settings.backend].forward(q, k, v, log_decay, state, **settings.arguments(), save=True)
+    o, last, starts = _run(settings, q, k, v, log_decay, state, save=True)
     return (o, last), (q, k, v, log_decay, starts)
 
 
 def _attend_backward(settings, residuals, cotangents):
-    return IMPLEMENTATIONS[settings.backend].backward(*residuals, *cotangents, **settings.arguments())
+    q, k, v, log_decay, starts = residuals
+    d_o, d_last = cotangents
+    if settings.time is not None:
+        decay, added = summary.backward(q, d_o, log_decay, d_last.dtype, settings.scale)
+        through = (decay, summary.compose(d_last, (decay, added)))
+        d_last = d_last + pieces.fold(summary.compose, through, jnp.zeros_like(d_last), settings.time, reverse=True)
+    backward = IMPLEMENTATIONS[settings.backend].backward
+    *gradients, d_state = backward(q, k, v, log_decay, starts, d_o, d_last, **settings.arguments())
+    return align((*gradients, pieces.only(0, d_state, settings.time)))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -128,10 +153,16 @@ def _separate(k, log_decay, segment_ids, initial_segment, shape, dtype):
     return documents.zero_padding(k, segment_ids), log_decay
 
 
-def _default(key_width, value_width, log_decay):
-    """The implementation that None stands for: the faster one for forward and backward where both were timed."""
-    wide = key_width * value_width >= 64 * 64 and (log_decay is None or log_decay.ndim < 4)
-    return "loop" if dispatch.on_cpu() and not wide else "chunked"
+def _default(length, log_decay, states):
+    """The implementation that None stands for, `states` being the initial ones: the faster for forward and backward where both were
+    timed (2 CPU cores). A loop wins while all states stay in the cache and matrix products are small."""
+    width, value_width = states.shape[2:]
+    if not dispatch.on_cpu():
+        return "chunked"
+    if length == 1 or (log_decay is not None and log_decay.ndim == 4):
+        return "loop"
+    wide = width * value_width >= (16 * 16 if log_decay is None else 64 * 64)
+    return "chunked" if wide or (log_decay is not None and states.size >= 2**15) else "loop"
 
 
 def _chunk(name, chunk_size, length):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..common.varying import zeros
 from .grouping import merge, split
 
 SUB_BLOCK = 16  # pairs inside it cost k exponentials each; Yang et al. 2023 and fla use 16
@@ -128,8 +129,8 @@ def forward(q, k, v, log_decay, state, *, scale, chunk, save):
         rows, s = _one_chunk(precision, scale, *_slices(inputs, j, chunk), s)
         return s, lax.dynamic_update_slice_in_dim(o, rows.astype(o.dtype), j * chunk, axis=1), starts
 
-    starts = jnp.zeros((chunks, *state.shape), state.dtype) if save else None
-    state, o, starts = lax.fori_loop(0, chunks, step, (state, jnp.zeros_like(inputs[2]), starts))
+    starts = zeros(state, (chunks, *state.shape)) if save else None
+    state, o, starts = lax.fori_loop(0, chunks, step, (state, zeros(inputs[2]), starts))
     return o[:, :length], state, starts
 
 
@@ -152,6 +153,6 @@ def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
         ]
         return r, grads
 
-    empty = [None if x is None else jnp.zeros_like(x) for x in (q, k, v, log_decay)]
+    empty = [None if x is None else zeros(x) for x in (q, k, v, log_decay)]
     r, grads = lax.fori_loop(0, chunks, step, (d_last, empty))
     return *(None if x is None else x[:, :length] for x in grads), r

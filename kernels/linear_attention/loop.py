@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..common.rows import put, row
+from ..common.varying import zeros
 from .grouping import over_state, share
 
 
@@ -41,12 +42,12 @@ def forward(q, k, v, log_decay, state, *, scale, chunk, save):
         s, o = lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o))
         return s, o, starts
 
-    o = jnp.zeros(v.shape, v.dtype)
+    o = zeros(v)
     if not save:
         state, o = lax.fori_loop(0, length, step, (state, o))
         return o, state, None
     chunks = -(-length // chunk)
-    starts = jnp.zeros((chunks, *state.shape), dtype)
+    starts = zeros(state, (chunks, *state.shape))
     state, o, starts = lax.fori_loop(0, chunks, one_chunk, (state, o, starts))
     return o, state, starts
 
@@ -100,9 +101,9 @@ def backward(q, k, v, log_decay, starts, d_o, d_last, *, scale, chunk):
         rest = lax.fori_loop(0, count, lambda i, c: back(first, befores, count - 1 - i, c), tuple(rest))
         return befores, dq, *rest
 
-    befores = jnp.zeros((chunk, *starts.shape[1:]), dtype)
-    dq, dk, dv, dg = (None if x is None else jnp.zeros_like(x) for x in (q, k, v, log_decay))
-    fade = None if decay is None else jnp.ones_like(decay[:, 0])
+    befores = zeros(starts, (chunk, *starts.shape[1:]))
+    dq, dk, dv, dg = (None if x is None else zeros(x) for x in (q, k, v, log_decay))
+    fade = None if decay is None else zeros(decay[:, 0]) + 1
     _, dq, r, fade, dk, dv, dg = lax.fori_loop(0, starts.shape[0], one_chunk, (befores, dq, d_last, fade, dk, dv, dg))
     return dq, dk, dv, dg, r if fade is None else over_state(fade) * r
 

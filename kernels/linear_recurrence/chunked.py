@@ -11,6 +11,8 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
+from seqzoo.kernels.common.rows import put, row
+from seqzoo.kernels.common.varying import zeros
 from seqzoo.kernels.linear_recurrence import loop
 
 
@@ -18,14 +20,7 @@ def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
     """As `loop.forward`."""
     chunk = chunk_size(b.shape[1])
     a_rows, b_rows = fold(a, chunk, fill=1), fold(b, chunk)
-
-    def step(t, carry):
-        product, h = carry
-        a_t = loop.row(a_rows, t)
-        return a_t * product, a_t * h + loop.row(b_rows, t)
-
-    zero = jnp.zeros_like(initial, shape=(b_rows.shape[0], b.shape[2]))
-    product, h = lax.fori_loop(0, chunk, step, (jnp.ones_like(zero), zero))
+    product, h = loop.summary(a_rows, b_rows, initial.dtype)
     h, last = loop.forward(a_rows, b_rows, compose(product, h, initial))
     return unfold(h, b.shape), last.reshape(b.shape[0], -1, b.shape[2])[:, -1]
 
@@ -34,17 +29,10 @@ def backward(a: Array, h: Array, initial: Array, dh: Array, dlast: Array) -> tup
     """As `loop.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
     chunk = chunk_size(h.shape[1])
     a_rows, h_rows, dh_rows = fold(a, chunk, fill=1), fold(h, chunk), fold(dh, chunk)
-
-    def step(i, carry):
-        product, r = carry
-        a_t = loop.row(a_rows, chunk - 1 - i)
-        return a_t * product, a_t * (r + loop.row(dh_rows, chunk - 1 - i))
-
-    zero = jnp.zeros_like(initial, shape=(h_rows.shape[0], h.shape[2]))
-    product, r = lax.fori_loop(0, chunk, step, (jnp.ones_like(zero), zero))
+    product, r = loop.summary_back(a_rows, dh_rows, dlast.dtype)
     behind = compose(product, r, dlast, reverse=True)
     ends = h[:, chunk - 1 : h.shape[1] - 1 : chunk].astype(initial.dtype)
-    before = jnp.concatenate([initial[:, None], ends], axis=1).reshape(zero.shape)
+    before = jnp.concatenate([initial[:, None], ends], axis=1).reshape(r.shape)
     da, db, dinitial = loop.backward(a_rows, h_rows, before, dh_rows, behind)
     return unfold(da, a.shape), unfold(db, h.shape), dinitial.reshape(h.shape[0], -1, h.shape[2])[:, 0]
 
@@ -60,9 +48,9 @@ def compose(product: Array, added: Array, initial: Array, reverse: bool = False)
     def step(i, carry):
         state, states = carry
         i = count - 1 - i if reverse else i
-        return loop.row(product, i) * state + loop.row(added, i), loop.put(states, state, i)
+        return row(product, i) * state + row(added, i), put(states, state, i)
 
-    _, states = lax.fori_loop(0, count, step, (initial, jnp.zeros_like(added)))
+    _, states = lax.fori_loop(0, count, step, (initial, zeros(added)))
     return states.reshape(-1, *initial.shape[1:])
 
 

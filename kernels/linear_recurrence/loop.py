@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from seqzoo.kernels.common.rows import put, row
+from seqzoo.kernels.common.varying import zeros
 
 
 def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
@@ -18,7 +19,7 @@ def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
         last = row(a, t) * last + row(b, t)
         return last, put(h, last, t)
 
-    last, h = lax.fori_loop(0, b.shape[1], step, (initial, jnp.zeros_like(b)))
+    last, h = lax.fori_loop(0, b.shape[1], step, (initial, zeros(b)))
     return h, last
 
 
@@ -32,5 +33,31 @@ def backward(a: Array, h: Array, initial: Array, dh: Array, dlast: Array) -> tup
         before = jnp.where(t == 0, initial, row(h, jnp.maximum(t - 1, 0)).astype(initial.dtype))
         return row(a, t) * r, put(da, r * before, t), put(db, r, t)
 
-    dinitial, da, db = lax.fori_loop(0, a.shape[1], step, (dlast, jnp.zeros_like(a), jnp.zeros_like(h)))
+    dinitial, da, db = lax.fori_loop(0, a.shape[1], step, (dlast, zeros(a), zeros(h)))
     return da, db, dinitial
+
+
+def summary(a: Array, b: Array, dtype) -> tuple[Array, Array]:
+    """What a row does to any h: (product, added) [b, d] with h at the end = product * h before + added. No history is kept."""
+
+    def step(t, carry):
+        product, h = carry
+        return row(a, t) * product, row(a, t) * h + row(b, t)
+
+    return lax.fori_loop(0, b.shape[1], step, _unit(b, dtype))
+
+
+def summary_back(a: Array, dh: Array, dtype) -> tuple[Array, Array]:
+    """The same of gradients: (product, added) with that of h before = product * that of h at the end + added."""
+
+    def step(i, carry):
+        product, r = carry
+        a_t = row(a, a.shape[1] - 1 - i)
+        return a_t * product, a_t * (r + row(dh, a.shape[1] - 1 - i))
+
+    return lax.fori_loop(0, a.shape[1], step, _unit(dh, dtype))
+
+
+def _unit(like: Array, dtype) -> tuple[Array, Array]:
+    added = zeros(like, (like.shape[0], *like.shape[2:]), dtype)
+    return added + 1, added

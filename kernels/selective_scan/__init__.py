@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import dispatch, documents
+from seqzoo.kernels.common import dispatch, documents, pieces, placement
+from seqzoo.kernels.common.varying import align
 from seqzoo.kernels.selective_scan import chunked, loop, reference
 
 __all__ = ["selective_scan"]
@@ -55,8 +56,8 @@ def selective_scan(
     Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
-    table = {"loop": partial(_scan, "loop"), "chunked": partial(_scan, "chunked"), "reference": reference.scan}
-    form = dispatch.choose("selective_scan", implementation, table, "loop" if dispatch.on_cpu() else "chunked")
+    form = dispatch.choose("selective_scan", implementation, _FORMS, "loop" if dispatch.on_cpu() else "chunked")
+    layout = placement.plan("selective_scan", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
     floats = [a for a in (x, dt, A, B, C, D, initial_state) if a is not None]
     dtype, out_dtype = dispatch.state_dtype(*floats), x.dtype
     x, dt, B, C = (documents.zero_padding(a, segment_ids).astype(dtype) for a in (x, dt, B, C))  # dt 0: padding passes h on
@@ -66,34 +67,56 @@ def selective_scan(
     written = jnp.where(jnp.isinf(dt), 0, dt) * x
     if segment_ids is not None:
         dt = jnp.where(documents.starts(segment_ids, initial_segment)[:, :, None], jnp.inf, dt)
-    y, last = form(dt, written, A.astype(dtype), B, C, initial)
+    arrays = (dt, written, A.astype(dtype), B, C, initial)
+    axes = ("b t h", "b t h", "h .", "b t .", "b t .", "b h .")
+    y, last = pieces.run(layout, partial(_piece, form, layout.time), arrays, axes, ("b t h", "b h ."))
     if D is not None:
         y = y + D.astype(dtype)[None, None] * x
     return documents.zero_padding(y, segment_ids).astype(out_dtype), last
 
 
-_FORMS = {"loop": loop, "chunked": chunked}
+def _piece(form, time, *arrays):
+    """y and the last state of one piece along the mesh axis `time`, or of the whole (None)."""
+    y, last = form(time, *align(arrays, over=pieces.over(time)))
+    return y, pieces.of_piece(-1, last, time)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(form, decay_dt, written, A, B, C, initial):
-    return _forward(form, decay_dt, written, A, B, C, initial)[0]
+def _reference(_, *arrays):
+    return reference.scan(*arrays)
 
 
-def _forward(form, decay_dt, written, A, B, C, initial):
-    y, last, saved = _FORMS[form].forward(decay_dt, written, A.T, B, C, jnp.swapaxes(initial, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(form, time, decay_dt, written, A, B, C, initial):
+    return _forward(form, time, decay_dt, written, A, B, C, initial)[0]
+
+
+def _forward(form, time, decay_dt, written, A, B, C, initial):
+    initial = jnp.swapaxes(initial, 1, 2)
+    if time is not None:
+        initial = pieces.fold(_compose, loop.summary(decay_dt, written, A.T, B), initial, time)
+    y, last, saved = form.forward(decay_dt, written, A.T, B, C, initial)
     return (y, jnp.swapaxes(last, 1, 2)), (decay_dt, written, A, B, C, saved)
 
 
-def _backward(form, residuals, cotangents):
+def _backward(form, time, residuals, cotangents):
     decay_dt, written, A, B, C, saved = residuals
     dy, dlast = cotangents
-    gradients = _FORMS[form].backward(decay_dt, written, A.T, B, C, saved, dy, jnp.swapaxes(dlast, 1, 2))
-    dg, du, dA, dB, dC, dinitial = gradients
-    return dg, du, dA.T, dB, dC, jnp.swapaxes(dinitial, 1, 2)
+    dlast = jnp.swapaxes(dlast, 1, 2)
+    if time is not None:
+        decay, added = loop.summary_back(decay_dt, A.T, C, dy)
+        through = (decay, decay * dlast + added)
+        dlast = dlast + pieces.fold(_compose, through, jnp.zeros_like(dlast), time, reverse=True)
+    dg, du, dA, dB, dC, dinitial = form.backward(decay_dt, written, A.T, B, C, saved, dy, dlast)
+    return align((dg, du, dA.T, dB, dC, pieces.only(0, jnp.swapaxes(dinitial, 1, 2), time)))
+
+
+def _compose(h, summary):
+    decay, added = summary
+    return decay * h + added
 
 
 _scan.defvjp(_forward, _backward)
+_FORMS = {"loop": partial(_scan, loop), "chunked": partial(_scan, chunked), "reference": _reference}
 
 
 def _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids) -> None:

@@ -5,10 +5,8 @@ state), the summaries are composed one after the other, and the loop runs all ch
 of dt over a chunk only grows, so its exponential is as exact as the product of the decays.
 """
 
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from seqzoo.kernels.common.rows import row
 from seqzoo.kernels.linear_recurrence.chunked import chunk_size, compose, fold, unfold
 from seqzoo.kernels.selective_scan import loop
 
@@ -17,13 +15,7 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
     """As `loop.forward`; the saved states are those of the chunks' rows, [b chunks, chunk / 16, n, d]."""
     rows = [fold(x, _chunk(g.shape[1])) for x in (g, u, B, C)]
     g_rows, u_rows, b_rows, _ = rows
-
-    def step(t, h):
-        return loop.decay(row(g_rows, t), A) * h + loop.outer(row(b_rows, t), row(u_rows, t))
-
-    zero = jnp.zeros_like(initial, shape=(g_rows.shape[0], *initial.shape[1:]))
-    summary = lax.fori_loop(0, g_rows.shape[1], step, zero)
-    starts = compose(loop.decay(jnp.sum(g_rows, axis=1), A), summary, initial)
+    starts = compose(*loop.summary(g_rows, u_rows, A, b_rows), initial)
     y, last, saved = loop.forward(g_rows, u_rows, A, *rows[2:], starts)
     return unfold(y, u.shape), last.reshape(initial.shape[0], -1, *initial.shape[1:])[:, -1], saved
 
@@ -31,15 +23,7 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
 def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy: Array, dlast: Array) -> tuple[Array, ...]:
     """As `loop.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
     g_rows, u_rows, b_rows, c_rows, dy_rows = (fold(x, _chunk(g.shape[1])) for x in (g, u, B, C, dy))
-    chunk = g_rows.shape[1]
-
-    def step(i, r):
-        t = chunk - 1 - i
-        return loop.decay(row(g_rows, t), A) * (r + loop.outer(row(c_rows, t), row(dy_rows, t)))
-
-    zero = jnp.zeros_like(dlast, shape=(g_rows.shape[0], *dlast.shape[1:]))
-    summary = lax.fori_loop(0, chunk, step, zero)
-    behind = compose(loop.decay(jnp.sum(g_rows, axis=1), A), summary, dlast, reverse=True)
+    behind = compose(*loop.summary_back(g_rows, A, c_rows, dy_rows), dlast, reverse=True)
     dg, du, dA, dB, dC, dinitial = loop.backward(g_rows, u_rows, A, b_rows, c_rows, saved, dy_rows, behind)
     dg, du, dB, dC = (unfold(x, like.shape) for x, like in ((dg, g), (du, u), (dB, B), (dC, C)))
     return dg, du, dA, dB, dC, dinitial.reshape(dlast.shape[0], -1, *dlast.shape[1:])[:, 0]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from seqzoo.kernels.common.rows import put, row
+from seqzoo.kernels.common.varying import zeros
 
 BLOCK = 16  # tokens between saved states: 1/16 of the history is kept, and one block's history stays in the cache
 
@@ -45,8 +46,8 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
         h, y = lax.fori_loop(i * BLOCK, _end(i, length), token, (h, y))
         return h, y, put(saved, h, i + 1)
 
-    saved = jnp.zeros_like(initial, shape=(initial.shape[0], blocks(length) + 1, *initial.shape[1:]))
-    last, y, saved = lax.fori_loop(0, blocks(length), block, (initial, jnp.zeros_like(u), put(saved, initial, 0)))
+    saved = zeros(initial, (initial.shape[0], blocks(length) + 1, *initial.shape[1:]))
+    last, y, saved = lax.fori_loop(0, blocks(length), block, (initial, zeros(u), put(saved, initial, 0)))
     return y, last, saved[:, :-1]
 
 
@@ -94,13 +95,30 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
             # Where g is inf, e is exactly 0, and so is g e in the limit.
             return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
 
-        r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, jnp.zeros_like(dA), *gradients))
+        r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, zeros(dA), *gradients))
         return r, dA + dA_block, *gradients, decays, states  # summed block by block: rounding grows with sqrt(t / 16)
 
-    decays, states = (jnp.zeros_like(dlast, shape=(BLOCK + more, *dlast.shape)) for more in (0, 1))
-    carry = (dlast, jnp.zeros_like(dlast), *(jnp.zeros_like(x) for x in (g, u, B, C)), decays, states)
+    decays, states = (zeros(dlast, (BLOCK + more, *dlast.shape)) for more in (0, 1))
+    carry = (dlast, zeros(dlast), *(zeros(x) for x in (g, u, B, C)), decays, states)
     dinitial, dA, dg, du, dB, dC, *_ = lax.fori_loop(0, blocks(length), block, carry)
     return dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial
+
+
+def summary(g: Array, u: Array, A: Array, B: Array) -> tuple[Array, Array]:
+    """What a row does to any h: (decay, added), both [b, n, d], with h at the end = decay h before + added. No outputs are kept."""
+    step = lambda t, h: decay(row(g, t), A) * h + outer(row(B, t), row(u, t))
+    return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _none(g, A))
+
+
+def summary_back(g: Array, A: Array, C: Array, dy: Array) -> tuple[Array, Array]:
+    """The same of gradients: (decay, added) with that of h before = decay times that of h at the end + added."""
+    last = g.shape[1] - 1
+    step = lambda i, r: decay(row(g, last - i), A) * (r + outer(row(C, last - i), row(dy, last - i)))
+    return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _none(g, A))
+
+
+def _none(g: Array, A: Array) -> Array:
+    return zeros(g, (g.shape[0], *A.shape))
 
 
 def blocks(length: int) -> int:

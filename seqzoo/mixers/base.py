@@ -13,6 +13,7 @@ LAWS = {  # what tests/mixers/test_law.py proves of every mixer, unless its clas
     "causality": "no output depends on a later input",
     "split": "pieces in turn, of any lengths, give the whole",
     "packing": "a packed document gives what it gives alone",
+    "placement": "rows, time and heads cut over a mesh of devices change nothing",
     "precision": "float32 is within 1e-5 of float64 step by step",
 }
 

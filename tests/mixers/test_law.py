@@ -10,6 +10,8 @@ from law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
 from tolerances import RELATIVE, assert_close, error
 
 from seqzoo import mixers
+from seqzoo.kernels import explain
+from seqzoo.kernels.common import placement
 from seqzoo.mixers.base import LAWS
 
 # Settings that change what a state holds or which terms there are.
@@ -29,7 +31,7 @@ CUTS = (
     7,
     11,
     24,
-    40,
+    43,
 )  # behind leading padding, at a document's border, inside padding, inside a document, before trailing padding
 
 
@@ -124,6 +126,25 @@ def test_a_document_packed_behind_others_gives_what_it_gives_alone(spec):
             take = lambda a, at=at, start=start, stop=stop, copy=copy, real=real: np.asarray(a)[copy, at : at + stop - start][real]
             assert_close(take(alone.y), pick(packed.y)[0][real], what=what)
             assert_close(take(alone.x), pick(packed.x)[0][real], what=what)
+
+
+MESH = jax.make_mesh((1, 2, 2, 2), placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+
+
+@every
+def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
+    """Values, final state and all gradients over packed documents, behind a state, on 2 x 2 x 2 devices."""
+    holds("placement", spec)
+    it = subject(spec)
+    x, dy, dstate = it.random(3)
+    tokens = jax.NamedSharding(MESH, jax.P(placement.BATCH, placement.TIME))
+    x, ids, dy = (jax.device_put(a, tokens) for a in (x, IDS, dy))
+    with jax.set_mesh(MESH):
+        placed = it.placed(it.params, it.carried, x, ids, dy, dstate)
+        said = explain(it._whole, it.params, it.carried, x, ids)
+    assert_close(without_padding(placed), without_padding(it.packed), what=spec)
+    cut = [line for line in said if "time" in line]
+    assert cut and all("time over seq=2" in line for line in cut), said
 
 
 @every

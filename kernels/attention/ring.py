@@ -1,0 +1,141 @@
+"""Attention with time cut over devices: queries stay, keys and values go round (Liu et al. 2023, arXiv:2310.01889).
+
+Every device runs `blocks` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of
+the partial softmaxes. In the backward pass the gradients of keys and values travel with them and are home after a whole round. Keys that
+lie later, and with a window those too far back, cost no work: the bounds of `blocks` are empty there.
+Cost: as `blocks`, on the last device t / pieces queries over all keys; 2 x pieces messages of one piece's keys and values (backward
+4 x), and memory for one piece's.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from seqzoo.kernels.attention import blocks
+from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens
+from seqzoo.kernels.common.dispatch import state_dtype
+from seqzoo.kernels.common.varying import align, zeros
+
+
+class Round(NamedTuple):
+    """What is fixed when a call is traced."""
+
+    settings: Settings
+    axis: str
+    steps: int  # pieces that a query may see, its own included
+    rows: int
+    columns: int
+    cached: int  # keys per block of the cache
+
+
+def attend(
+    settings: Settings,
+    q: Array,
+    pieces: list[tuple[Array, Array, Tokens]],
+    queries: Tokens,
+    words: Array | None,
+    axis: str,
+    steps: int,
+) -> Array:
+    """`blocks.attend` for one piece of time: the last of `pieces` is this device's, one before it is a cache, the same on all."""
+    b, t, h, _ = q.shape
+    *cache, own = pieces
+    rows = columns = blocks.block_length(t, b * h)
+    cached = blocks.block_length(cache[0][0].shape[1], b * h) if cache else 0
+    plan = Round(settings, axis, steps, rows, columns, cached)
+    blocked = lambda piece, length: (
+        *(blocks.pad(jnp.moveaxis(x, 1, 2), length, 2) for x in piece[:2]),
+        blocks.whole_blocks(piece[2], length, ABSENT_KEY),
+    )
+    queries = blocks.whole_blocks(queries, rows, ABSENT_QUERY)
+    words = None if words is None else blocks.pad(words, rows, 2)
+    arguments = (
+        blocks.pad(jnp.moveaxis(q, 1, 2), rows, 2),
+        blocked(own, columns),
+        blocked(cache[0], cached) if cache else None,
+        (queries, words),
+    )
+    return jnp.moveaxis(_attend(plan, *align(arguments, over=(axis,)))[:, :, :t], 1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Round, q: Array, own: tuple, cache: tuple | None, side: tuple) -> Array:
+    """o [b, h, t, v]; own and cache are (k, v, tokens), side (queries, words)."""
+    return _forward(plan, q, own, cache, side)[0]
+
+
+def _forward(plan, q, own, cache, side):
+    dtype = state_dtype(q)
+    o = zeros(q, (*q.shape[:3], own[1].shape[3]), dtype)
+    sums = zeros(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
+    so_far = (o, sums)
+    if cache is not None:
+        so_far = blocks.forward(*_cells(plan, q, cache, side, plan.cached), dtype)
+
+    def step(_, carry):
+        so_far, held = carry
+        here = blocks.forward(*_cells(plan, q, held, side, plan.columns), dtype)
+        return _merged(so_far, here), _pass_on(plan, held)
+
+    (o, sums), _ = lax.fori_loop(0, plan.steps, step, (so_far, own))
+    return o.astype(q.dtype), sums
+
+
+def _save(plan, q, own, cache, side):
+    o, sums = _forward(plan, q, own, cache, side)
+    return o, (q, own, cache, side, blocks.row_statistics(o, sums))
+
+
+def _backward(plan, saved, do):
+    q, own, cache, side, statistics = saved
+    dtype = state_dtype(q)
+    back = lambda piece, columns: blocks.backward(*_cells(plan, q, piece, side, columns), statistics, do)
+    cast = lambda gradients, like: tuple(g.astype(x.dtype) for g, x in zip(gradients, like, strict=True))
+
+    def step(_, carry):
+        dq, dk, dv, held = carry
+        dq_here, dk_here, dv_here = back(held, plan.columns)
+        dk, dv, held = _pass_on(plan, (dk + dk_here, dv + dv_here, held))
+        return dq + dq_here, dk, dv, held
+
+    start = (*(zeros(x, dtype=dtype) for x in (q, *own[:2])), own)
+    dq, dk, dv, _ = lax.fori_loop(0, plan.steps, step, start)
+    dk, dv = _pass_on(plan, (dk, dv), -plan.steps)  # home, if it was no whole round
+    d_cache = None
+    if cache is not None:
+        dq_cache, *gradients = back(cache, plan.cached)
+        dq, d_cache = dq + dq_cache, (*cast(gradients, cache[:2]), None)
+    return align((*cast((dq,), (q,)), (*cast((dk, dv), own[:2]), None), d_cache, None))
+
+
+_attend.defvjp(_save, _backward)
+
+
+def _cells(plan, q, piece, side, columns):
+    """(plan, q, k, v, cells) of one piece's keys, for `blocks`."""
+    k, v, keys = piece
+    queries, words = side
+    ends = blocks.bounds(plan.settings, queries, keys, plan.rows, columns, carried=k.shape[2])
+    return blocks.Plan(plan.settings, plan.rows, columns), q, k, v, blocks.Cells(queries, keys, *ends, words)
+
+
+def _merged(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+    """The attention over two sets of keys from that over each."""
+    if one[1] is None:
+        return one[0] + other[0], None
+    top = jnp.maximum(one[1], other[1])
+    base = jnp.where(top == -jnp.inf, 0, top)
+    shares = [jnp.exp(sums - base) for _, sums in (one, other)]
+    total = shares[0] + shares[1]
+    o = (one[0] * shares[0] + other[0] * shares[1]) / jnp.where(total == 0, 1, total)
+    return o, jnp.where(total == 0, -jnp.inf, base + jnp.log(jnp.where(total == 0, 1, total)))
+
+
+def _pass_on(plan: Round, held: Any, by: int = 1) -> Any:
+    count = lax.axis_size(plan.axis)
+    if by % count == 0:
+        return held
+    return lax.ppermute(held, plan.axis, [(i, (i + by) % count) for i in range(count)])
