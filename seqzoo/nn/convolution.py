@@ -16,12 +16,23 @@ class ShortConvolution(nnx.Module):
     Its state, the tail [b, width - 1, width of x], holds the last real tokens of the current document, the latest last.
     """
 
-    def __init__(self, d: int, width: int, *, bias: bool = True, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        d: int,
+        width: int,
+        *,
+        bias: bool = True,
+        axis: str | None = "heads",
+        implementation: str | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         bound = width**-0.5  # the framework's default for a depthwise kernel: fan_in is the width
         uniform = lambda shape: jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound)
-        self.w = nnx.Param(uniform((width, d)), axes=(None, "heads"))
-        self.b = nnx.Param(uniform((d,)), axes=("heads",)) if bias else None
-        self.tail, self.dtype = (width - 1, d), dtype
+        self.w = nnx.Param(uniform((width, d)), axes=(None, axis))
+        self.b = nnx.Param(uniform((d,)), axes=(axis,)) if bias else None
+        self.tail, self.implementation, self.dtype = (width - 1, d), implementation, dtype
 
     def __call__(self, x: Array, *, tail: Array | None, segment: Array | None, segment_ids: Array | None) -> tuple[Array, Array]:
         """[b, t, d] -> ([b, t, d], the tail after the call). `segment` is the last id seen before it."""
@@ -34,6 +45,7 @@ class ShortConvolution(nnx.Module):
             initial_state=tail,
             initial_segment=segment,
             segment_ids=segment_ids,
+            implementation=self.implementation,
         )
 
     def init_state(self, batch: int, dtype: Any) -> Array:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from seqzoo.kernels.common import documents
+from seqzoo.kernels.common.maximum import running_maximum
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.linear import with_ones
@@ -56,7 +57,8 @@ class Aaren(Mixer):
         k, v, q = heads(self.k(x)), heads(self.v(x)), heads(self.q(self.token[...].astype(x.dtype)))
         scores = jnp.einsum("hk,bthk->bth", q, k, preferred_element_type=jnp.promote_types(k.dtype, jnp.float32))
         scores = scores * self.sizes[2] ** -0.5
-        before, maximum = running_maximum(scores, state, segment_ids)
+        first, segment = (None, None) if state is None else (state.maximum, state.segment)
+        before, maximum = running_maximum(scores, initial_state=first, initial_segment=segment, segment_ids=segment_ids)
         # Real scores never exceed the maximum. Padding's may; it writes nothing, but its exponential must stay finite.
         weights = jnp.exp(jnp.where(scores <= maximum, scores - maximum, 0.0))
         o, memory = linear_attention(
@@ -83,26 +85,3 @@ class Aaren(Mixer):
         d_model, heads, width = self.sizes
         per_token = 6 * d_model**2 + 2 * d_model + 4 * heads * (width + 1)
         return 2 * d_model**2 + batch * length * per_token
-
-
-def running_maximum(scores: Array, state: AarenState | None, segment_ids: Array | None) -> tuple[Array, Array]:
-    """The largest score of the own document, before and after each token: ([b, t, h], [b, t, h]); -inf where there is none yet.
-
-    It only keeps exponentials in range: numerator and denominator scale alike, so no gradient flows through it.
-    """
-    scores = lax.stop_gradient(scores)
-    first = jnp.full_like(scores[:, 0], -jnp.inf) if state is None else lax.stop_gradient(state.maximum).astype(scores.dtype)
-    starts = jnp.zeros(scores.shape[:2], bool)
-    if segment_ids is not None:
-        starts = documents.starts(segment_ids, None if state is None else state.segment)
-        scores = jnp.where((segment_ids != 0)[..., None], scores, -jnp.inf)
-
-    def later(a, b):
-        return a[0] | b[0], jnp.where(b[0], b[1], jnp.maximum(a[1], b[1]))
-
-    starts = jnp.broadcast_to(starts[..., None], scores.shape)
-    _, maximum = lax.associative_scan(later, (starts, scores), axis=1)
-    untouched = ~jnp.cumsum(starts, axis=1).astype(bool)
-    maximum = jnp.where(untouched, jnp.maximum(maximum, first[:, None]), maximum)
-    before = jnp.concatenate([first[:, None], maximum[:, :-1]], axis=1)
-    return before, maximum

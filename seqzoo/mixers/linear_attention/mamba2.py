@@ -18,7 +18,8 @@ class Mamba2State(NamedTuple):
     """The memory and the convolution's last inputs."""
 
     memory: Array  # [b, h, n, p]
-    tail: Array  # [b, conv_width - 1, e + 2 groups n]
+    tail: Array  # [b, conv_width - 1, e], of x
+    bc_tail: Array  # [b, conv_width - 1, 2 groups n], of B and C
     segment: Array  # [b] int32
 
 
@@ -73,9 +74,11 @@ class Mamba2(Mixer):
         if heads % groups:
             raise ValueError(f"groups={groups} does not divide the {heads} heads: change groups or head_width")
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        mixed = e + 2 * groups * state
-        self.input = Linear(d_model, e + mixed + heads, **settings)
-        self.convolution = ShortConvolution(mixed, conv_width, **settings)
+        # One product in the released code; apart, so that heads can lie on several devices while all of these share B and C.
+        self.z, self.x, self.dt = (Linear(d_model, width, **settings) for width in (e, e, heads))
+        self.bc = Linear(d_model, 2 * groups * state, axes=("embed", None), **settings)
+        self.convolution = ShortConvolution(e, conv_width, **settings)
+        self.bc_convolution = ShortConvolution(2 * groups * state, conv_width, axis=None, **settings)
         self.dt_bias = nnx.Param(timestep_bias(rngs.params(), (heads,), param_dtype, dt_min, dt_max), axes=("heads",), decay=False)
         a = jax.random.uniform(rngs.params(), (heads,), param_dtype, 1.0, 16.0)  # Dao & Gu 2024, released code
         self.a_log = nnx.Param(jnp.log(a), axes=("heads",), decay=False)
@@ -87,13 +90,13 @@ class Mamba2(Mixer):
         self.dtype = param_dtype if dtype is None else dtype
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        _, e, heads, _, groups, n = self.sizes
-        z, mixed, dt = jnp.split(self.input(x), (e, 2 * e + 2 * groups * n), axis=-1)
-        tail, segment = (None, None) if state is None else (state.tail, state.segment)
-        mixed, tail = self.convolution(mixed, tail=tail, segment=segment, segment_ids=segment_ids)
+        _, _, heads, _, groups, _ = self.sizes
+        z, bc, dt, x = self.z(x), self.bc(x), self.dt(x), self.x(x)
+        tail, bc_tail, segment = (None,) * 3 if state is None else (state.tail, state.bc_tail, state.segment)
+        x, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)
+        bc, bc_tail = self.bc_convolution(bc, tail=bc_tail, segment=segment, segment_ids=segment_ids)
         split = lambda y, count: y.reshape(*y.shape[:2], count, -1)
-        x, b, c = jnp.split(jax.nn.silu(mixed), (e, e + groups * n), axis=-1)
-        x = split(x, heads)
+        x, (b, c) = split(jax.nn.silu(x), heads), jnp.split(jax.nn.silu(bc), 2, axis=-1)
         wide = jnp.promote_types(x.dtype, jnp.float32)  # decays are products of many steps, so steps are not rounded to bf16
         dt = jax.nn.softplus(dt.astype(wide) + self.dt_bias[...].astype(wide)[None, None])
         o, memory = linear_attention(
@@ -109,14 +112,15 @@ class Mamba2(Mixer):
         y = (o + self.skip[...].astype(x.dtype)[None, None, :, None] * x).reshape(z.shape)
         gate = jax.nn.silu(z)
         y = self.norm(y) * gate if self.norm_before_gate else self.norm(y * gate)
-        return self.out(y), updated(state, segment_ids, memory=memory, tail=tail)
+        return self.out(y), updated(state, segment_ids, memory=memory, tail=tail, bc_tail=bc_tail)
 
     def init_state(self, batch, max_length=None, dtype=None) -> Mamba2State:
         """An empty memory; `max_length` has no bearing on its size."""
         _, _, heads, p, _, n = self.sizes
         dtype = self.dtype if dtype is None else dtype
         memory = jnp.zeros((batch, heads, n, p), jnp.promote_types(jnp.float32, dtype))
-        return Mamba2State(memory, self.convolution.init_state(batch, dtype), jnp.zeros((batch,), jnp.int32))
+        tails = (convolution.init_state(batch, dtype) for convolution in (self.convolution, self.bc_convolution))
+        return Mamba2State(memory, *tails, jnp.zeros((batch,), jnp.int32))
 
     def flops(self, batch, length) -> int:
         d_model, e, heads, _, groups, n = self.sizes

@@ -66,7 +66,7 @@ class Mamba(Mixer):
         rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         symmetric = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(rank**-0.5), rank**-0.5)
-        self.input = Linear(d_model, 2 * e, **settings)
+        self.x, self.z = Linear(d_model, e, **settings), Linear(d_model, e, **settings)
         self.convolution = ShortConvolution(e, conv_width, **settings)
         self.select = Linear(e, rank + 2 * state, axes=("heads", None), **settings)
         self.dt = Linear(rank, e, axes=(None, "heads"), init=symmetric, **settings)
@@ -80,7 +80,7 @@ class Mamba(Mixer):
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         _, _, n, rank = self.sizes
-        x, z = jnp.split(self.input(x), 2, axis=-1)
+        x, z = self.x(x), self.z(x)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         x, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)
         x = jax.nn.silu(x)
