@@ -12,6 +12,7 @@ from seqzoo import channels, mixers
 from seqzoo.kernels.common import documents
 from seqzoo.nn import LayerNorm, Linear, RMSNorm, dropout
 from seqzoo.registry import did_you_mean
+from seqzoo.sharding import constrain
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 REMAT = {  # what the backward pass may keep of a block
@@ -58,6 +59,7 @@ class Block(nnx.Module):
         if self.channel is not None:
             y, channel_state = self.channel(self.channel_norm(x), state=inner.channel, key=keys[2], **side)
             x = x + dropout(y, self.dropout, keys[3]).astype(x.dtype)
+        x = constrain(x, "b t .")
         return x, None if state is None else BlockState(mixer_state, channel_state)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BlockState:
@@ -200,7 +202,8 @@ class LanguageModel(nnx.Module):
       tied: whether the head is the embedding, transposed.
       learned_positions: None, or how many positions (from 0 in each document) get a learned embedding added to the token's. A later
         position gives NaN, never a neighbour's row.
-      dropout: rate on the embedding and on each branch before it joins the residual stream; active when a key is given.
+      dropout: rate on each branch before it joins the residual stream; active when a key is given.
+      embedding_dropout: rate on the embedding; None: as `dropout`.
       stack: "scan" or "loop" over the layers; the same parameters and numbers.
       remat: "none", "full" or "dots": what a block's backward pass recomputes.
       dtype: of the computation; None is param_dtype. Logits are at least float32.
@@ -219,6 +222,7 @@ class LanguageModel(nnx.Module):
         tied: bool = True,
         learned_positions: int | None = None,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
         stack: str = "scan",
         remat: str = "none",
         dtype: Any = None,
@@ -246,7 +250,7 @@ class LanguageModel(nnx.Module):
         self.norm = NORMS[norm](d_model, param_dtype=param_dtype, rngs=rngs)
         self.head = None if tied else Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
         self.sizes = (vocab_size, d_model)
-        self.dropout = dropout
+        self.dropout = dropout if embedding_dropout is None else embedding_dropout
         self.dtype = param_dtype if dtype is None else dtype
 
     def __call__(
@@ -264,14 +268,15 @@ class LanguageModel(nnx.Module):
         none = jnp.zeros((batch,), jnp.int32)
         segment, count = (None, none) if state is None else (state.segment, state.position)
         counted, count = documents.positions(segment_ids, segment, count, length)
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        # Gathered over fsdp before the lookup: rows of tokens and columns of the table share that axis.
+        x = jnp.take(constrain(self.embedding[...], "h ."), tokens, axis=0).astype(self.dtype)
         if self.position_embedding is not None:
             where = counted if positions is None else positions
             if segment_ids is not None:
                 where = jnp.where(segment_ids != 0, where, 0)
-            rows = jnp.take(self.position_embedding[...], where, axis=0, mode="fill", fill_value=jnp.nan)
+            rows = jnp.take(constrain(self.position_embedding[...], ". ."), where, axis=0, mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
-        x = dropout(x, self.dropout, keys[0])
+        x = constrain(dropout(x, self.dropout, keys[0]), "b t .")
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
         logits = self.attend(self.norm(x))

@@ -1,4 +1,4 @@
-"""Which array lies where: parameter axes -> mesh axes by one table, and batches over the data axes."""
+"""Which array lies where: parameter axes -> mesh axes by one table; rows over (replica, fsdp), time over seq."""
 
 import math
 from collections.abc import Mapping
@@ -6,20 +6,22 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import Array
 from jax.sharding import AxisType, NamedSharding
 
 from seqzoo import params
+from seqzoo.kernels.common import placement
 
-AXES = ("replica", "fsdp", "seq", "tensor")
-BATCH_AXES = ("replica", "fsdp")
+AXES = placement.AXES
+BATCH_AXES = placement.BATCH
 
 # The axes that parameters name in `nnx.Param(value, axes=(...))`, and the mesh axis that each is split over. "layers" are the
 # leading axes of stacked layers.
 RULES: dict[str, str | None] = {
-    "vocab": None,
+    "vocab": "tensor",
     "embed": "fsdp",
-    "heads": None,
-    "mlp": None,
+    "heads": "tensor",
+    "mlp": "tensor",
     "state": None,
     "layers": None,
 }
@@ -35,8 +37,8 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
     Sizes that multiply to fewer devices than there are take the first.
 
     Raises:
-      ShardingError: the sizes do not fit the number of devices, or an axis larger than 1 would only repeat work, because neither
-        batch nor parameters are split over it.
+      ShardingError: the sizes do not fit the number of devices, or an axis larger than 1 would only repeat work, because no
+        parameters are split over it.
     """
     count = jax.device_count()
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -50,7 +52,7 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
         raise ShardingError(f"mesh {dict(sizes)} does not fit {count} devices: {fixed} does not divide {count}")
     shape = {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
     for axis, size in shape.items():
-        if size > 1 and axis not in BATCH_AXES and axis not in rules.values():
+        if size > 1 and axis in placement.HEADS and axis not in rules.values():
             raise ShardingError(
                 f"mesh.{axis}={size}: nothing is split over it, so its devices would repeat the same work; "
                 f"wanted mesh.{axis}=1, or a parameter axis on {axis!r} in mesh.rules"
@@ -60,17 +62,24 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over (replica, fsdp); holds for every array of a batch."""
-    return NamedSharding(mesh, jax.P(BATCH_AXES))
+    """Rows over (replica, fsdp), tokens over seq; holds for every array [b, t] of a batch."""
+    return NamedSharding(mesh, jax.P(placement.BATCH, placement.TIME))
 
 
-def check_batch(mesh: jax.sharding.Mesh, batch: int, what: str) -> None:
-    """Raises ShardingError unless the rows divide evenly over the data axes."""
-    sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
-    ways = math.prod(sizes.values())
-    if batch % ways:
-        named = " * ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise ShardingError(f"{what}: a batch of {batch} rows does not divide over mesh {named} = {ways} devices")
+def check_batch(mesh: jax.sharding.Mesh, batch: int, length: int, what: str) -> None:
+    """Raises ShardingError unless the rows divide evenly over the data axes and the tokens over seq."""
+    for size, axes, things in ((batch, placement.BATCH, "rows"), (length, placement.TIME, "tokens")):
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        if size % ways:
+            named = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+            raise ShardingError(f"{what}: {size} {things} do not divide over {named}, {ways} devices")
+
+
+def constrain(x: Array, axes: str) -> Array:
+    """x kept where the ambient mesh cuts its axes, "b t ." say (see `Layout.spec`); x itself without a mesh."""
+    sizes = {"b": 1, "t": 1, "h": 1} | dict(zip(axes.split(), x.shape, strict=True))
+    layout = placement.plan("array", b=sizes["b"], t=sizes["t"], h=[sizes["h"]])
+    return jax.lax.with_sharding_constraint(x, layout.spec(axes)) if layout.free else x
 
 
 def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[str, str | None]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Attention with time cut over devices: queries stay, keys and values go round (Liu et al. 2023, arXiv:2310.01889).
 
-Every device runs `blocks` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of
-the partial softmaxes. In the backward pass the gradients of keys and values travel with them and are home after a whole round. Keys that
-lie later, and with a window those too far back, cost no work: the bounds of `blocks` are empty there.
+Every device runs `blocks` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of the
+partial softmaxes. In the backward pass the gradients of keys and values travel with them and are home after a whole round. Keys
+that lie later, and with a window those too far back, cost no work: the bounds of `blocks` are empty there.
 Cost: as `blocks`, on the last device t / pieces queries over all keys; 2 x pieces messages of one piece's keys and values (backward
 4 x), and memory for one piece's.
 """

@@ -127,7 +127,7 @@ def _subsets(axes: frozenset[str]) -> dict[str, jax.P]:
 
 
 def fold(step: Callable, summary: Any, start: Any, axis: str, reverse: bool = False) -> Any:
-    """Inside a piece: `start` carried by step(state, summary) through all pieces before this one; if reverse, behind it, last first.
+    """Inside a piece: `start` carried by step(state, summary) through all pieces before this one (reverse: behind it).
 
     One all-gather of the summaries. The result varies over `axis`.
     """

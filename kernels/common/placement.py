@@ -21,8 +21,13 @@ class Layout(NamedTuple):
     b: tuple[str, ...] = ()
     h: tuple[str, ...] = ()
     t: tuple[str, ...] = ()
-    manual: frozenset[str] = frozenset()  # the axes that the op takes over, used or not; empty: it stays plain local code
+    free: frozenset[str] = frozenset()  # the axes that nobody holds yet, used or not
     pieces: int = 1  # into how many pieces time is cut
+
+    @property
+    def manual(self) -> frozenset[str]:
+        """The axes that an op takes over: all that are free, or none if it uses none and so stays plain local code."""
+        return self.free if self.b or self.h or self.t else frozenset()
 
     @property
     def time(self) -> str | None:
@@ -75,5 +80,4 @@ def plan(op: str, *, b: int = 1, t: int = 1, h: Sequence[int] = ()) -> Layout:
     heads = cut("heads", HEADS, [count for count in h if count > 1])
     time = cut("time", TIME, [t])
     notes.record(op, *(said or ["one piece"]))
-    manual = frozenset(free) if rows or heads or time else frozenset()
-    return Layout(rows, heads, time, manual, free[time[0]] if time else 1)
+    return Layout(rows, heads, time, frozenset(free), free[time[0]] if time else 1)

@@ -83,9 +83,9 @@ def prepare(experiment: config.Experiment) -> Plan:
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
     """Raises ShardingError if a batch of training or evaluation does not divide over the devices."""
     for spec in dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED))):
-        sharding.check_batch(mesh, spec.batch, f"task {experiment.task}, training")
+        sharding.check_batch(mesh, spec.batch, spec.length, f"task {experiment.task}, training")
     for part in task.slices():
-        sharding.check_batch(mesh, part.spec.batch, f"task {experiment.task}, evaluation {part.name!r}")
+        sharding.check_batch(mesh, part.spec.batch, part.spec.length, f"task {experiment.task}, evaluation {part.name!r}")
 
 
 def initialise(plan: Plan) -> State:

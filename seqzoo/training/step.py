@@ -29,7 +29,7 @@ def sums(plan: Plan, parameters: dict, batch: dict[str, Array], key: Array | Non
 
 def make_batch(plan: Plan, spec: BatchSpec, index: Array) -> dict[str, Array]:
     """The task's batch, its rows spread over the data axes."""
-    sharding.check_batch(plan.mesh, spec.batch, f"task {plan.experiment.task}, {spec}")
+    sharding.check_batch(plan.mesh, spec.batch, spec.length, f"task {plan.experiment.task}, {spec}")
     return jax.lax.with_sharding_constraint(plan.task.batch(spec, index), sharding.batch_sharding(plan.mesh))
 
 

@@ -79,7 +79,7 @@ def pulled(op, *arguments):
 @every
 @pytest.mark.parametrize("sizes", [dict(fsdp=2, seq=2, tensor=2), dict(seq=8)], ids=str)
 def test_cut_over_a_mesh_an_op_gives_what_it_gives_on_one_device(name, sizes):
-    """Whole rows on one device against pieces of 16 tokens, and of 4: shorter than documents, chunks and the convolution's reach."""
+    """Whole rows on one device against pieces of 16 tokens, and of 4: shorter than documents and chunks."""
     op = functools.partial(OPS[name][0], segment_ids=segments())
     whole = jax.jit(functools.partial(pulled, op))(*arrays(name))
     with jax.set_mesh(mesh(**sizes)):

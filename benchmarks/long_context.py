@@ -1,0 +1,83 @@
+"""One long row on eight CPU devices, time cut over seq, beside the same on one device: equal numbers, an eighth of the memory.
+
+    python -m benchmarks.long_context                       # 65,536 tokens, GLA and Mamba, minutes
+
+Forward and backward pass of one mixer, compiled for one device and for a mesh with seq = 8. Memory is what XLA plans for one
+device: arguments, outputs and temporaries of the compiled program. Errors are rms(difference) / rms(one device) of outputs and gradients.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+DEVICES = 8
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+
+import jax  # noqa: E402  (the number of devices is read when JAX is imported)
+import numpy as np  # noqa: E402
+import tyro  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from benchmarks import measure  # noqa: E402
+from seqzoo import mixers, sharding  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    mixers: tuple[str, ...] = ("gla(heads=2)", "mamba")
+    """Spec strings."""
+    length: int = 65536
+    """Tokens, in one row."""
+    d_model: int = 64
+    """Width."""
+    out: Path = measure.ROOT / "benchmarks" / "results" / "long_context_cpu.json"
+    """Where the JSON goes."""
+
+
+def run(spec: str, settings: Settings) -> dict:
+    """Memory per device and errors of one mixer."""
+    graphdef, parameters = nnx.split(mixers.create(spec, settings.d_model, rngs=nnx.Rngs(0)))
+    x, dy = (jax.random.normal(jax.random.key(i), (1, settings.length, settings.d_model)) for i in (1, 2))
+
+    def step(parameters, x, dy):
+        forward = lambda parameters, x: nnx.merge(graphdef, parameters)(x)[0]
+        y, back = jax.vjp(forward, parameters, x)
+        return y, *back(dy)
+
+    results, bytes_per_device = {}, {}
+    for devices in (1, DEVICES):
+        mesh = sharding.make_mesh({"replica": 1, "fsdp": 1, "seq": devices, "tensor": 1}, sharding.RULES)
+        with jax.set_mesh(mesh):
+            placed = [jax.device_put(a, sharding.batch_sharding(mesh)) for a in (x, dy)]
+            whole = jax.device_put(parameters, jax.NamedSharding(mesh, jax.P()))
+            compiled = jax.jit(lambda *a: step(*a)).lower(whole, *placed).compile()
+            results[devices] = jax.tree.map(np.asarray, compiled(whole, *placed))
+        planned = compiled.memory_analysis()
+        bytes_per_device[devices] = planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
+    rms = lambda a: float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
+    errors = jax.tree.map(lambda a, b: rms(a - b) / rms(a), results[1], results[DEVICES])
+    return {
+        "mixer": spec,
+        "bytes_per_device": bytes_per_device,
+        "ratio": bytes_per_device[1] / bytes_per_device[DEVICES],
+        "worst_error": max(jax.tree.leaves(errors)),
+    }
+
+
+def main(settings: Settings) -> None:
+    """Runs every mixer, prints a line each, writes the JSON."""
+    record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}, "devices": DEVICES, "runs": []}
+    for spec in settings.mixers:
+        result = run(spec, settings)
+        one, cut = (f"{size / 2**20:.0f} MiB" for size in result["bytes_per_device"].values())
+        print(f"{spec}: {one} on one device, {cut} on each of {DEVICES}; worst error {result['worst_error']:.1e}")
+        record["runs"].append(result)
+    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: {settings.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
