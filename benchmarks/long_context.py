@@ -3,7 +3,8 @@
     python -m benchmarks.long_context                       # 65,536 tokens, GLA and Mamba, minutes
 
 Forward and backward pass of one mixer, compiled for one device and for a mesh with seq = 8. Memory is what XLA plans for one
-device: arguments, outputs and temporaries of the compiled program. Errors are rms(difference) / rms(one device) of outputs and gradients.
+device: arguments, outputs and temporaries of the compiled program. Errors are rms(difference) / rms(one device) of outputs and
+gradients.
 """
 
 import json

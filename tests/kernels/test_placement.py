@@ -1,12 +1,12 @@
 """Ops lay themselves over a mesh: the same numbers, also inside a caller's own shard_map, and states move instead of sequences."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import moved
 from tolerances import assert_close
 
 from seqzoo.kernels import explain
@@ -89,15 +89,9 @@ def test_cut_over_a_mesh_an_op_gives_what_it_gives_on_one_device(name, sizes):
     assert_close(cut, whole, what=name)
 
 
-def moved(op, *arguments):
-    """Bytes that collectives of the compiled forward and backward pass bring to one device, by kind."""
-    text = jax.jit(lambda *a: pulled(op, *a)).lower(*arguments).compile().as_text()
-    kinds = r"= (.*?) (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?\("
-    total = {}
-    for shapes, kind in re.findall(kinds, text):
-        sizes = [np.prod([int(n) for n in dims.split(",") if n], dtype=int) for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)]
-        total[kind] = total.get(kind, 0) + sum(sizes) * 4
-    return total
+def compiled(op, *arguments):
+    """The forward and backward pass, compiled."""
+    return jax.jit(lambda *a: pulled(op, *a)).lower(*arguments).compile()
 
 
 @every
@@ -110,7 +104,7 @@ def test_time_sharding_moves_states_not_sequences(name):
                 jax.device_put(x, jax.NamedSharding(over, jax.P(None, "seq") if x.ndim > 2 and x.shape[1] == t else jax.P()))
                 for x in arrays(name, t)
             ]
-            totals.append(moved(OPS[name][0], *placed))
+            totals.append(moved(compiled(OPS[name][0], *placed)))
     short, long = totals
     assert short, "time is cut, so something must travel"
     if name.startswith("attention"):
@@ -159,7 +153,7 @@ def test_foreign_mesh_axes_are_left_to_the_partitioner():
         placed = [jax.device_put(x, jax.NamedSharding(foreign, jax.P("data"))) for x in q]
         assert explain(op, *placed)[-1] == "linear_attention: one piece"
         assert_close(jax.jit(lambda *a: pulled(op, *a))(*placed), whole)
-        assert "all-gather" not in moved(op, *placed)
+        assert "all-gather" not in moved(compiled(op, *placed))
 
 
 def test_explain_names_the_implementation():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import moved
 from flax import nnx
 from tiny import tiny
 from tolerances import assert_close
@@ -98,6 +99,19 @@ def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
                 losses[name].append(float(metrics["loss"]))
     np.testing.assert_allclose(losses["eight"], losses["one"], rtol=1e-4)
     assert "Involuntary" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", ["gla(heads=2)", "mamba", "mamba2(head_width=16)"])
+def test_with_time_cut_a_step_sends_no_more_for_longer_rows(layers):
+    """Gradients of parameters and states of layers travel, activations never do."""
+    totals = []
+    for length in (64, 128):
+        task = f"mqar(vocab_size=256, length={length}, pairs=2, batch_size=8, eval_pairs=2)"
+        plan = training.prepare(tiny(task=task, model__layers=(layers,), model__channel="swiglu", mesh__seq=8))
+        with jax.set_mesh(plan.mesh):
+            totals.append(moved(training.train_step(plan).lower(plan.abstract, plan.task.spec(0)).compile()))
+    assert totals[0] == totals[1]
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_name():
