@@ -47,7 +47,8 @@ def linear_recurrence(
       ValueError: shapes or dtypes that differ (both named), or an unknown implementation.
 
     Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d). "chunked" needs the product of |a| over
-    sqrt(t / 2) tokens not to overflow. For the uses of it see Martin & Cundy, 2018, arXiv:1709.04057.
+    sqrt(t / 2) tokens not to overflow, and a mesh that cuts time that over a piece. For the uses of it see Martin & Cundy, 2018,
+    arXiv:1709.04057.
     """
     _check(a, b, initial_state, initial_segment, segment_ids)
     by_platform = "loop" if dispatch.on_cpu() else "chunked"
