@@ -69,7 +69,7 @@ def plan(op: str, *, b: int = 1, t: int = 1, h: Sequence[int] = ()) -> Layout:
         used, ways = [], 1
         for axis in axes:
             size = free.get(axis, 1)
-            if size > 1 and counts and all(count % (ways * size) == 0 for count in counts):
+            if size > 1 and counts and all(count and count % (ways * size) == 0 for count in counts):
                 used, ways = [*used, axis], ways * size
                 said.append(f"{what} over {axis}={size}")
             elif size > 1:
