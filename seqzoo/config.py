@@ -40,7 +40,9 @@ class Model(Section):
     learned_positions: int | None = Field(None, ge=1)
     """How many positions get a learned embedding; None: no learned positions."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout rate on the embedding and on each branch."""
+    """Dropout rate on each branch, and on the embedding unless that has its own."""
+    embedding_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout rate on the embedding; None: as `dropout`."""
     stack: Literal[STACKS] = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
     remat: Literal[tuple(REMAT)] = "none"
@@ -80,7 +82,10 @@ class Optimizer(Section):
     final_fraction: float = Field(0.1, ge=0, le=1)
     """Where the cosine ends, at the last step, as a fraction of learning_rate."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled, times the learning rate; on matrices only, and not on those that their mixer marks with decay=False."""
+    """Decoupled, times the learning rate; on what decay_all says."""
+    decay_all: bool = False
+    """Whether weight decay acts on all parameters. If not: on matrices only, and not on those that their mixer marks with
+    decay=False."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running mean and of the running mean square of the gradient."""
     epsilon: float = Field(1e-8, gt=0)
@@ -105,6 +110,9 @@ class Training(Section):
     """Of the initial parameters and of dropout. The data have their own seed, in the task."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations; there is one at the end as well."""
+    stop_above: float | None = Field(None, ge=0, lt=1)
+    """End as soon as an evaluation's accuracy, averaged over slices, is above this; None: never. The schedule stays that of all
+    steps."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints; there is one at the end as well."""
     keep: int = Field(2, ge=1)
@@ -121,9 +129,9 @@ class Mesh(Section):
     fsdp: int = -1
     """The batch and the parameters' "embed" axis are split over these."""
     seq: int = 1
-    """For parameters, if `rules` says so."""
+    """Time is split over these: every device holds a piece of each row, and states travel."""
     tensor: int = 1
-    """For parameters, if `rules` says so."""
+    """Heads, channels and vocabulary are split over these, and the parameters that make them."""
     rules: Rules = Field(default=dict(sharding.RULES), validate_default=True)
     """Which mesh axis each parameter axis is split over; None: not split. What is left out stays as by default."""
 
@@ -203,15 +211,27 @@ class Comparison(Section):
     base: Annotated[Experiment, tyro.conf.arg(name="")] = Experiment()
     """What all of them share."""
     axes: Axes
-    """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}."""
+    """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}. Settings that
+    change together make an axis of names: {"size": {"small": {"model.depth": 2, "model.d_model": 64}, "large": {...}}}; where two
+    such axes set the same, the later one counts."""
 
     @field_validator("axes", mode="before")
     @classmethod
     def _named_axes_with_values(cls, value):
         for path, values in value.items() if isinstance(value, Mapping) else ():
-            if isinstance(values, str) or not isinstance(values, tuple | list) or not values:
+            if isinstance(values, Mapping):
+                if not values or not all(isinstance(each, Mapping) and each for each in values.values()):
+                    raise ValueError(f"{path!r} has {values!r}, wanted {{name: {{setting: value}}}} with at least one of each")
+            elif isinstance(values, str) or not isinstance(values, tuple | list) or not values:
                 raise ValueError(f"{path!r} has {values!r}, wanted a tuple of at least one value")
         return tuples(value)
+
+    @model_validator(mode="after")
+    def _no_axis_hides_another(self):
+        for path in self.axes:
+            if path not in self.named and (others := [name for name, paths in self.named.items() if path in paths]):
+                raise ValueError(f"{path} is an axis, and {', '.join(map(repr, others))} sets it too; wanted one of them")
+        return self
 
     @model_validator(mode="after")
     def _every_experiment_is_valid(self):
@@ -224,11 +244,24 @@ class Comparison(Section):
         """The comparison's name: `base.run.name`, or one made from the task."""
         return self.base.run.name or f"{tasks.registry.check(self.base.task).name}-comparison"
 
+    @property
+    def named(self) -> dict[str, set[str]]:
+        """The axes of names, each with the settings that any of its names sets."""
+        return {axis: set().union(*values.values()) for axis, values in self.axes.items() if isinstance(values, Mapping)}
+
+    @property
+    def varied(self) -> set[str]:
+        """Every setting that an axis sets."""
+        return set().union(*self.named.values(), self.axes.keys() - self.named.keys())
+
     def experiments(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
-        """Each combination as ({path: value}, experiment), the last axis varying fastest."""
+        """Each combination as ({axis: value or name}, experiment), the last axis varying fastest."""
         for values in itertools.product(*self.axes.values()):
             point = dict(zip(self.axes, values, strict=True))
-            yield point, replace(self.base, point)
+            changed = {}
+            for axis, value in point.items():
+                changed |= self.axes[axis][value] if axis in self.named else {axis: value}
+            yield point, replace(self.base, changed)
 
 
 Config = Experiment | Comparison

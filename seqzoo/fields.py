@@ -46,7 +46,7 @@ def tuples(value):
 
 
 Layers = Annotated[tuple[str, ...], _one_string(split, ", ".join, "SPECS")]
-Axes = Annotated[dict[str, tuple[Any, ...]], _one_string(_dict, json.dumps, "DICT")]
+Axes = Annotated[dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]], _one_string(_dict, json.dumps, "DICT")]
 Rules = Annotated[dict[str, str | None], _one_string(_dict, json.dumps, "DICT")]
 
 

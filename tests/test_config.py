@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from tiny import tiny
 
-from seqzoo import config, quickstart, training
+from seqzoo import compare, config, quickstart, training
 from seqzoo.config import Comparison, ConfigError, Experiment, Mesh, Model, Optimizer, Run, Training
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -105,8 +105,7 @@ def test_difference_names_both_values_and_forgets_where_the_run_is_kept():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_in_the_repository_is_valid_and_fits_its_task_and_model(path):
     chosen = config.load_file(path)
-    experiments = [chosen] if isinstance(chosen, Experiment) else [experiment for _, experiment in chosen.experiments()]
-    for experiment in experiments:
+    for experiment, *_ in compare.alike(chosen).values():
         training.check(config.replace(experiment, {"mesh.fsdp": 1}))
 
 

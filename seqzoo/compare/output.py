@@ -30,7 +30,7 @@ def say(console: Console, text: str) -> None:
 def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Run]) -> dict[str, Any]:
     """Writes results.json, results.csv and report.md, each whole or not at all. Returns what is in results.json."""
     from seqzoo.training import environment
-    from seqzoo.training.metrics import write_json, write_text
+    from seqzoo.training.writing import write_json, write_text
 
     rows, levels = summarise(runs), chances(runs)
     results = {
@@ -142,8 +142,13 @@ def report(
     lines += [
         "## How this was made",
         "",
-        f"* task: `{comparison.base.task}`" + (" (an axis replaces it)" if "task" in comparison.axes else ""),
-        f"* {comparison.base.training.steps} steps" + (" (an axis replaces it)" if "training.steps" in comparison.axes else ""),
+        f"* task: `{comparison.base.task}`" + (" (an axis replaces it)" if "task" in comparison.varied else ""),
+        f"* {comparison.base.training.steps} steps" + (" (an axis replaces it)" if "training.steps" in comparison.varied else ""),
+        *(
+            ["* fewer where an evaluation's accuracy came above training.stop_above"]
+            if any(run.summary.get("early") for run in runs)
+            else []
+        ),
         *(f"* axis `{path}`: {', '.join(f'`{value}`' for value in values)}" for path, values in comparison.axes.items()),
         f"* `{environment['command']}`",
         f"* {device['count']} x {device['kind']} ({device['platform']}), {device['cores']} cores, Python {environment['python']}",

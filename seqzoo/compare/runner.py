@@ -10,7 +10,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.compare import output
-from seqzoo.compare.summary import Run, label_of, summarise
+from seqzoo.compare.summary import LAYERS, Run, label_of, part, several, summarise
 
 RUNS = "runs"
 
@@ -68,7 +68,7 @@ def run(
 
 def _enter(folder: Path, comparison: config.Comparison) -> Path:
     """Opens the folder and records the comparison in it."""
-    from seqzoo.training.metrics import write_text
+    from seqzoo.training.writing import write_text
 
     path = folder / "config.json"
     if path.exists():
@@ -87,22 +87,16 @@ def _enter(folder: Path, comparison: config.Comparison) -> Path:
 
 
 def _planned(comparison: config.Comparison, number: int, count: int, point: dict[str, Any], experiment: config.Experiment) -> Run:
-    varied = [path for path, values in comparison.axes.items() if len(values) > 1]
-    slug = "-".join(_short(path, experiment, point) for path in varied) or "only"
+    parts = (experiment.model.layers if axis == LAYERS else [part(comparison, point, axis)] for axis in several(comparison))
+    slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
     return Run(
         name=f"{number:0{len(str(count - 1))}d}-{slug}"[:100],
-        label=label_of(point, experiment.model.layers, varied),
+        label=label_of(comparison, point, experiment.model.layers),
         point=point,
         rate=experiment.optimizer.learning_rate,
         seed=experiment.training.seed,
         summary={},
     )
-
-
-def _short(path: str, experiment: config.Experiment, point: dict[str, Any]) -> str:
-    """One axis of a point in a file name: the mixers, or name=value."""
-    text = ",".join(experiment.model.layers) if path == "model.layers" else f"{path.split('.')[-1]}={point[path]}"
-    return re.sub(r"[^\w=.,+]+", "_", text).strip("_")
 
 
 def _known(run: Run, folder: Path) -> Run:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+from seqzoo.config import Comparison
+
 RATE = "optimizer.learning_rate"
 SEED = "training.seed"
 LAYERS = "model.layers"
@@ -15,7 +17,7 @@ class Run(NamedTuple):
 
     name: str  # of its folder inside the comparison's
     label: str  # what is compared: everything of the point but learning rate and seed
-    point: dict[str, Any]  # {dotted path: value}
+    point: dict[str, Any]  # {axis: value or name}
     rate: float
     seed: int
     summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
@@ -52,16 +54,28 @@ class Row(NamedTuple):
     runs: tuple[str, ...]  # at the best learning rate, by name
 
 
-def label_of(point: Mapping[str, Any], layers: Sequence[str], varied: Iterable[str]) -> str:
-    """What a point is called: its mixers, then every other compared setting that takes several values.
+def label_of(comparison: Comparison, point: Mapping[str, Any], layers: Sequence[str]) -> str:
+    """What a point is called: its mixers, or what an axis of names calls them; then everything else that is compared.
 
     Args:
-      point: {dotted path: value}.
+      comparison: whose axes those are.
+      point: {axis: value or name}.
       layers: the experiment's mixers.
-      varied: the axes with more than one value.
     """
-    rest = [f"{path.split('.')[-1]}={point[path]}" for path in varied if path not in (LAYERS, RATE, SEED)]
-    return " ".join((", ".join(layers), *rest))
+    heads = [axis for axis, paths in comparison.named.items() if LAYERS in paths]
+    rest = [axis for axis in several(comparison) if axis not in (LAYERS, RATE, SEED, *heads)]
+    title = [point[axis] for axis in heads] or [", ".join(layers)]
+    return " ".join([*title, *(part(comparison, point, axis) for axis in rest)])
+
+
+def part(comparison: Comparison, point: Mapping[str, Any], axis: str) -> str:
+    """What a point is called on one axis: a name as it is, else setting=value."""
+    return point[axis] if axis in comparison.named else f"{axis.split('.')[-1]}={point[axis]}"
+
+
+def several(comparison: Comparison) -> list[str]:
+    """The axes with more than one value."""
+    return [axis for axis, values in comparison.axes.items() if len(values) > 1]
 
 
 def accuracy_of(summary: Mapping[str, Any]) -> float:

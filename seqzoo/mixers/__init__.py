@@ -11,7 +11,9 @@ from flax import nnx
 from seqzoo.mixers.attention.sigmoid import Sigmoid
 from seqzoo.mixers.attention.softmax import Softmax
 from seqzoo.mixers.base import Mixer, register, registry, state_bytes
+from seqzoo.mixers.convolution.base_conv import BaseConv
 from seqzoo.mixers.linear_attention.aaren import Aaren
+from seqzoo.mixers.linear_attention.based import Based
 from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
 from seqzoo.mixers.linear_attention.mamba2 import Mamba2
@@ -19,6 +21,8 @@ from seqzoo.mixers.selective_scan.mamba import Mamba
 
 __all__ = [
     "Aaren",
+    "BaseConv",
+    "Based",
     "GatedLinearAttention",
     "LinearAttention",
     "Mamba",

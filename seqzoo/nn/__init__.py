@@ -5,5 +5,6 @@ from seqzoo.nn.dropout import dropout
 from seqzoo.nn.linear import Linear, torch_uniform
 from seqzoo.nn.norm import LayerNorm, RMSNorm
 from seqzoo.nn.rotary import rotate
+from seqzoo.nn.taylor import taylor, taylor_width
 
-__all__ = ["LayerNorm", "Linear", "RMSNorm", "ShortConvolution", "dropout", "rotate", "torch_uniform"]
+__all__ = ["LayerNorm", "Linear", "RMSNorm", "ShortConvolution", "dropout", "rotate", "taylor", "taylor_width", "torch_uniform"]

@@ -27,10 +27,11 @@ def make(settings: config.Optimizer, steps: int, decay_mask: Any) -> optax.Gradi
     Args:
       settings: the section `optimizer`.
       steps: length of the run, where the cosine ends.
-      decay_mask: tree like the parameters of bools: where weight decay acts.
+      decay_mask: tree like the parameters of bools: where weight decay acts unless settings.decay_all.
     """
     b1, b2 = settings.betas
+    mask = None if settings.decay_all else decay_mask
     adamw = optax.adamw(
-        schedule(settings, steps), b1=b1, b2=b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=decay_mask
+        schedule(settings, steps), b1=b1, b2=b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=mask
     )
     return adamw if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)

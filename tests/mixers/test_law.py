@@ -24,6 +24,8 @@ VARIANTS = (
     "mamba(conv_width=1, state=3)",
     "mamba2(groups=2, head_width=16, state=8, norm_before_gate=True)",
     "aaren(heads=1)",
+    "based(heads=1, feature_width=8)",
+    "base_conv(width=1)",
 )
 every = pytest.mark.parametrize("spec", [*mixers.names(), *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)])
 CUTS = (
@@ -142,7 +144,8 @@ def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     with jax.set_mesh(MESH):
         placed = it.placed(it.params, it.carried, x, ids, dy, dstate)
         said = explain(it._whole, it.params, it.carried, x, ids)
-    assert_close(without_padding(placed), without_padding(it.packed), what=spec)
+    # Two runs in float32, each within the tolerance of the definition, so within twice that of each other.
+    assert_close(without_padding(placed), without_padding(it.packed), tolerance=2 * RELATIVE["float32"], what=spec)
     cut = [line for line in said if "time" in line]
     assert cut and all("time over seq=2" in line for line in cut), said
 

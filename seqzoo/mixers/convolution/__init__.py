@@ -1,0 +1,1 @@
+"""Mixers that see a few tokens back; they stand on `seqzoo.kernels.convolution`."""
