@@ -99,7 +99,7 @@ def test_two_runs_get_two_folders(ran, file):
         (("--model.d-model", "0"), "greater than or equal to 1"),
         (("--model.layers", "softmax(heads=3)"), "heads=3 does not divide d_model=16"),
         (("--mesh.replica", "3", "--mesh.fsdp", "-1"), "3 does not divide 8"),
-        (("--mesh.replica", "8", "--task", "mqar(vocab_size=32, length=16, pairs=2, batch_size=6)"), "does not divide"),
+        (("--mesh.replica", "8", "--task", "mqar(vocab_size=32, length=16, pairs=2, batch_size=6)"), "6 rows do not divide"),
         (("nonsense",), "nonsense"),
     ],
 )
@@ -121,6 +121,8 @@ def test_what_is_wrong_is_refused_with_the_nearest_and_nothing_is_written(ran, f
         (("eval",), "eval needs a run folder"),
         (("eval", "runs/none"), "runs/none is no run folder"),
         (("resume", "runs/none"), "runs/none is no run folder"),
+        (("--distributed", "here"), "--distributed is 'here'; wanted off, auto, or ADDRESS:PORT/COUNT/INDEX"),
+        (("--distributed=10.0.0.1:1234/2/2",), "with INDEX from 0 to COUNT - 1"),
     ],
 )
 def test_a_wrong_first_argument_is_said(ran, capsys, words, says):
@@ -147,7 +149,12 @@ def test_help_explains_every_setting(ran, request, kind, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(training.Interrupted(15, 3), 143), (training.Interrupted(2, 3), 130), (training.Diverged("step 3"), 1)],
+    [
+        (training.Interrupted(15, 3), 143),
+        (training.Interrupted(2, 3), 130),
+        (training.Diverged("step 3"), 1),
+        (training.WriteError("cannot write"), 1),
+    ],
 )
 def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
     def fail(*_, **__):
@@ -155,6 +162,32 @@ def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
 
     monkeypatch.setattr(training, "run", fail)
     assert ran(file) == code
+
+
+def test_a_place_that_cannot_be_written_is_said(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([str(file), "--run.folder", str(file)]) == 1
+    assert f"error: cannot write {file}" in capsys.readouterr().err
+
+
+def test_several_processes_do_not_share_a_comparison(ran, comparison, capsys, monkeypatch):
+    monkeypatch.setattr(training.distributed, "several", lambda: True)
+    assert ran(comparison) == 2
+    assert "a comparison runs in one process" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_on_other_devices_by_its_mesh_alone(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = training.create_folder("runs", "mine")
+    (folder / "config.json").write_text(tiny().model_dump_json())
+    calls = []
+    monkeypatch.setattr(training, "run", lambda chosen, folder, *, console, mesh: calls.append((chosen, folder, mesh)))
+    assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--mesh.replica", "2"]) == 0
+    assert calls == [(tiny(), folder, config.Mesh(fsdp=4, replica=2))]
+    assert cli.main(["resume", "runs/mine", "--mesh.replica", "3"]) == 2
+    assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--training.steps", "3"]) == 2
+    shown = capsys.readouterr().err
+    assert "do not divide" in shown and "resume takes only --mesh settings, found --training.steps" in shown and len(calls) == 1
 
 
 def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):

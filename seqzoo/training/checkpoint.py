@@ -1,12 +1,25 @@
-"""Checkpoints: one Orbax directory per step. Writing is atomic; reading falls back to older ones, aloud."""
+"""Checkpoints: one Orbax directory per step, written behind the training's back. Reading falls back to older ones, aloud.
 
+A directory is a checkpoint once Orbax has renamed it to its number; before that, what a killed process leaves behind is a
+temporary directory. Each holds the SHA-256 of its files, since nothing else would notice a byte that changed in the parameters.
+"""
+
+import hashlib
+import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from seqzoo.training import distributed
 from seqzoo.training.state import State
+from seqzoo.training.writing import WriteError, reason, write_json, writing
+
+DIGESTS = "sha256.json"
+STAMPED_LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of completion into it, after the digests are taken
+TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
 
 class CheckpointError(RuntimeError):
@@ -14,54 +27,171 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay."""
+    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay.
+
+    Reading works at any time, and changes nothing. Writing needs it as a context, which ends when the last save is on disk:
+
+        with checkpoints:
+            state = checkpoints.resume(abstract, say)
+            checkpoints.save(state)
+
+    With several processes all make the same calls; process 0 lists, checks, renames and removes.
+    """
 
     def __init__(self, folder: Path, keep: int = 1):
         self.folder = Path(folder).absolute()
         self.keep = keep
+        self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
+        self.complete: int | None = None  # the last such that is known to be on disk
+        self._saving: Path | None = None
+
+    def __enter__(self):
+        # A directory that cannot be made in the background leaves threads that wait for it, and the process does not end.
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._digest, create_directories_asynchronously=False)
+        self._checkpointer = ocp.StandardCheckpointer(async_options=options)
+        # Orbax prints a failed save three times with its trace; here it becomes one error, with that trace as its cause.
+        self._log, self._level = logging.getLogger("absl"), logging.getLogger("absl").level
+        self._log.setLevel(logging.CRITICAL)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            self.wait()
+        except WriteError as failed:
+            raise (failed if error is None else WriteError(f"{failed}; before that: {error}")) from error
+        finally:
+            self._checkpointer.close()
+            self._log.setLevel(self._level)
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, oldest first. Orbax renames a directory to its number when it is complete."""
+        """The steps that have a complete checkpoint, oldest first."""
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
 
-    def save(self, state: State) -> Path:
-        """Writes the state under its own step, waits until it is on disk, and removes what is older than the latest `keep`."""
-        path = self.folder / str(int(state["step"]))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, state)
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / str(step))
-        return path
+    def save(self, state: State) -> None:
+        """Starts to write the state under its own step; the caller may donate it at once.
+
+        The save before it is waited for, and then what is older than the latest `keep` complete checkpoints is removed: while this
+        one is on its way, `keep` others lie on the disk.
+        Raises:
+          WriteError: this save cannot start, or the one before it did not end well.
+        """
+        self.wait()
+        step = int(state["step"])
+        path = self.folder / str(step)
+        if not self.folder.is_dir():  # Orbax would make it again, beside nothing
+            raise WriteError(f"cannot write {path}: {self.folder} is no folder any more")
+        self._saving = path
+        self._or_write_error(lambda: self._checkpointer.save(path, state))
+        self.latest = step
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk, and nothing older than the latest `keep`. Raises WriteError if it failed."""
+        if self._saving is None:
+            return
+        self._or_write_error(self._checkpointer.wait_until_finished)
+        self._saving, self.complete = None, self.latest
+        if distributed.first():
+            for step in self.steps()[: -self.keep]:
+                with writing(self.folder / str(step)):
+                    shutil.rmtree(self.folder / str(step))
 
     def restore(self, abstract: State, say: Callable[[str], None]) -> State | None:
         """The latest state that loads, with the shardings of `abstract`; None if there is no checkpoint at all.
 
-        One that does not load is told to `say` and set aside as "unreadable-<step>", so that its step can be written again.
+        One that does not load is told to `say`.
         Raises:
-          CheckpointError: there are checkpoints, and none loads; all are left where they are.
+          CheckpointError: there are checkpoints, and none loads.
         """
-        failed = {}
-        for step in reversed(self.steps()):
-            try:
-                with ocp.StandardCheckpointer() as checkpointer:
-                    state = checkpointer.restore(self.folder / str(step), abstract)
-            except Exception as error:  # any failure means the same here: this one is of no use, is there an older one?
-                failed[step] = error
-                say(f"checkpoint {self.folder / str(step)} does not load: {_first_line(error)}")
-                continue
-            for bad in failed:
-                aside = _free(self.folder / f"unreadable-{bad}")
-                (self.folder / str(bad)).rename(aside)
-                say(f"going back to step {step}; the checkpoint of step {bad} is kept as {aside.name}")
-            return state
+        return self._latest(abstract, say)[0]
+
+    def resume(self, abstract: State, say: Callable[[str], None]) -> State | None:
+        """`restore`, for a run that will write here from now on.
+
+        What a killed process left half-written is removed, and a checkpoint that does not load is set aside as "unreadable-<step>",
+        so that its step can be written again; both are told to `say`.
+        Raises:
+          CheckpointError: as in `restore`; all are left where they are. WriteError: the folder cannot be changed.
+        """
+        for name in distributed.from_first(self._clear):
+            say(f"removed {name}: it was being written when its process ended")
+        state, bad = self._latest(abstract, say)
+        for step, aside in distributed.from_first(lambda: self._set_aside(bad)):
+            say(f"going back to step {int(state['step'])}; the checkpoint of step {step} is kept as {aside}")
+        self.latest = self.complete = None if state is None else int(state["step"])
+        return state
+
+    def _latest(self, abstract: State, say: Callable[[str], None]) -> tuple[State | None, dict[int, str]]:
+        """The latest state that loads, and what is wrong with those after it."""
+        failed: dict[int, str] = {}
+        for step in reversed(distributed.from_first(self.steps)):
+            path = self.folder / str(step)
+            problem = distributed.from_first(lambda path=path: damage(path))
+            if problem is None:
+                try:
+                    with ocp.StandardCheckpointer() as checkpointer:
+                        return checkpointer.restore(path, abstract), failed
+                except Exception as error:  # any failure means the same here: this one is of no use, is there an older one?
+                    problem = reason(error)
+            failed[step] = problem
+            say(f"checkpoint {path} does not load: {problem}")
         if failed:
-            reasons = "; ".join(f"step {step}: {_first_line(error)}" for step, error in failed.items())
+            reasons = "; ".join(f"step {step}: {problem}" for step, problem in failed.items())
             raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}). Remove the folder to start from scratch.")
-        return None
+        return None, failed
+
+    def _clear(self) -> list[str]:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        halves = sorted(self.folder.glob(TEMPORARY))
+        for half in halves:
+            with writing(half):
+                shutil.rmtree(half)
+        return [half.name for half in halves]
+
+    def _set_aside(self, bad: dict[int, str]) -> list[tuple[int, str]]:
+        asides = []
+        for step in bad:
+            aside = _free(self.folder / f"unreadable-{step}")
+            with writing(aside):
+                (self.folder / str(step)).rename(aside)
+            asides.append((step, aside.name))
+        return asides
+
+    def _digest(self) -> None:
+        """Called by Orbax in process 0 when all files of the save under way are there, before they become a checkpoint."""
+        (path,) = self.folder.glob(f"{self._saving.name}{TEMPORARY[1:]}")
+        write_json(path / DIGESTS, {name: _sha256(path / name) for name in _files(path)})
+
+    def _or_write_error(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # Orbax and TensorStore have their own types for what the system refuses
+            path, self._saving = self._saving, None
+            raise WriteError(f"cannot write {path}: {reason(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if each is as it was when it was written. Reads all of them."""
+    try:
+        wanted = json.loads((path / DIGESTS).read_text())
+        found = {name: _sha256(path / name) for name in wanted if (path / name).is_file()}
+    except (OSError, ValueError) as error:
+        return f"{DIGESTS}: {reason(error)}"
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        return f"{', '.join(missing)} is missing"
+    changed = [name for name in wanted if found[name] != wanted[name]]
+    return f"{', '.join(changed)} is not as it was written" if changed else None
+
+
+def _files(path: Path) -> list[str]:
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return [name for name in names if name not in (DIGESTS, STAMPED_LATER)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _free(path: Path) -> Path:

@@ -22,7 +22,7 @@ import jax
 
 import seqzoo
 from seqzoo import config
-from seqzoo.training.metrics import write_json, write_text
+from seqzoo.training.writing import remove_halves, write_json, write_text, writing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -30,22 +30,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def create(parent: str | Path, name: str) -> Path:
     """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time."""
     parent = Path(parent)
-    parent.mkdir(parents=True, exist_ok=True)
     number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1
+    with writing(parent / name):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                number += 1
 
 
-def enter(folder: str | Path, experiment: config.Experiment) -> Path:
-    """Opens a folder for a run, new or to be resumed, and records config and environment.
+def enter(folder: str | Path, experiment: config.Experiment, mesh: config.Mesh | None = None) -> Path:
+    """Opens a folder for a run, new or to be resumed, and records config and environment, and `mesh` if it is not the config's.
 
     Raises:
-      ValueError: the folder holds another experiment, or other things; nothing is written then.
+      ValueError: the folder holds another experiment, or other things; nothing is written then. WriteError: it cannot be written.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -58,12 +59,14 @@ def enter(folder: str | Path, experiment: config.Experiment) -> Path:
             raise ValueError(
                 f"{folder} holds another experiment ({'; '.join(differing)}); wanted a new folder, or the same settings"
             )
+        remove_halves(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
-    _record_environment(folder / "environment.json")
+    _record_environment(folder / "environment.json", {} if mesh is None else {"mesh": mesh.model_dump()})
     return folder
 
 
@@ -87,6 +90,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "git": git_revision(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
+        "processes": jax.process_count(),
     }
 
 
@@ -105,8 +109,8 @@ def git_revision() -> dict[str, Any] | None:
         return None
 
 
-def _record_environment(path: Path) -> None:
-    now = environment()
+def _record_environment(path: Path, more: dict[str, Any]) -> None:
+    now = environment() | more
     if path.exists():
         recorded = json.loads(path.read_text())
         recorded.setdefault("resumed", []).append(now)

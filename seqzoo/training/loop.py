@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from rich.console import Console
 
 from seqzoo import config, params
 from seqzoo.mixers import state_bytes
+from seqzoo.training import distributed
 from seqzoo.training import folder as folders
 from seqzoo.training import metrics as files
 from seqzoo.training.checkpoint import Checkpoints
@@ -20,6 +22,7 @@ from seqzoo.training.progress import Reporter
 from seqzoo.training.signals import Interrupted, StopSignals
 from seqzoo.training.state import Plan, State, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
+from seqzoo.training.writing import WriteError, write_json
 
 
 class Diverged(FloatingPointError):
@@ -27,28 +30,36 @@ class Diverged(FloatingPointError):
 
 
 def run(
-    experiment: config.Experiment, folder: str | Path, *, console: Console | None = None, stop_at: int | None = None
+    experiment: config.Experiment,
+    folder: str | Path,
+    *,
+    console: Console | None = None,
+    stop_at: int | None = None,
+    mesh: config.Mesh | None = None,
 ) -> dict[str, Any]:
     """Trains an experiment in a folder, or goes on where that folder stands; the result is bitwise that of never having stopped.
 
     Args:
       experiment: what to train. Checked against task, model and devices before anything is written.
       folder: a new folder, or one that an earlier call with the same experiment left.
-      console: where to print; None is standard output.
+      console: where to print; None is standard output, of process 0 if there are several.
       stop_at: stop, with a checkpoint, after this step; the schedule is that of the whole run.
+      mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
     Returns:
-      What is also in the folder's summary.json: "finished", "step", "parameters" (their number), "state_bytes" (decode memory per
-      row at the task's longest length), "tokens_per_second" (median, without compilation; None if too few steps ran to tell),
-      "final" and "best" ({slice: {"accuracy", "loss", "chance", "settings"}}, of the last evaluation and of the one with the
-      highest mean accuracy).
+      What is also in the folder's summary.json: "finished", "early" (finished before the last step, by training.stop_above),
+      "step", "parameters" (their number), "state_bytes" (decode memory per row at the task's longest length), "tokens_per_second"
+      (median, without compilation; None if too few steps ran to tell), "final" and "best" ({slice: {"accuracy", "loss", "chance",
+      "settings"}}, of the last evaluation and of the one with the highest mean accuracy).
     Raises:
       ValueError: settings that do not fit, or a folder that holds something else. Diverged: no longer finite.
       CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.
+      WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
-    console = console or Console()
-    plan = prepare(experiment)
-    folder = folders.enter(folder, experiment)
-    finished = _finished(folder / "summary.json")
+    console = console or Console(quiet=not distributed.first())
+    plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    distributed.check_mesh(plan.mesh)
+    folder = distributed.from_first(lambda: folders.enter(folder, experiment, mesh))
+    finished = distributed.from_first(lambda: _finished(folder / "summary.json"))
     return finished or _Loop(plan, folder, console).run(stop_at)
 
 
@@ -74,22 +85,31 @@ class _Loop:
         self.console = console
         self.train_step = train_step(plan)
         self.evaluate = evaluator(plan)
-        self.finite = jax.jit(_all_finite)
+        self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(plan.mesh, jax.P()))
         self.pending = None  # (step, metrics on the devices, tokens), dispatched and not yet read
 
     def run(self, stop_at: int | None) -> dict[str, Any]:
-        """Steps until the end, `stop_at`, a signal, or a number that is not finite."""
+        """Steps until the end, `stop_at`, a signal, a number that is not finite, or a write that fails."""
+        try:
+            with self.checkpoints:
+                return self.train(stop_at)
+        except WriteError as error:
+            again = f"when that is mended, go on with: train.py resume {self.folder}"
+            raise WriteError(f"{error}; {self.last_good()}; {again}") from error
+
+    def train(self, stop_at: int | None) -> dict[str, Any]:
+        """`run`, without its ending."""
         for note in self.plan.task.notes():
             self.say(f"note: {note}")
         if self.plan.mesh.size < jax.device_count():
             self.say(f"note: the mesh uses {self.plan.mesh.size} of {jax.device_count()} devices")
-        state = self.checkpoints.restore(self.plan.abstract, self.say)
+        state = self.checkpoints.resume(self.plan.abstract, self.say)
         if state is not None:
             self.say(f"resuming {self.folder} at step {int(state['step'])}")
         else:
             state = initialise(self.plan)
         self.step = int(state["step"])
-        self.metrics = files.Metrics(self.folder / "metrics.jsonl", self.step)
+        self.evaluated = distributed.from_first(self.open_metrics)
         end = self.settings.steps if stop_at is None else min(stop_at, self.settings.steps)
 
         with (
@@ -100,7 +120,7 @@ class _Loop:
             stopping = signals.stopping
             self.look(state, stopping)  # a run stopped between a checkpoint and its evaluation owes the evaluation
             compiled = set()
-            while self.step < end and not stopping():
+            while self.step < end and not stopping() and not self.above():
                 spec = self.plan.task.spec(self.step)
                 state, metrics = self.train_step(state, spec)
                 self.step += 1
@@ -118,9 +138,11 @@ class _Loop:
                     self.save(state)
                 self.look(state, stopping)
             self.read_pending()
-            if self.step not in self.checkpoints.steps():
+            if self.checkpoints.latest != self.step:
                 self.save(state)
-            summary = self.summarise(finished=self.step == self.settings.steps and self.metrics.evaluated == self.step)
+            self.checkpoints.wait()  # what follows says that it is there
+            ended = self.step == self.settings.steps or self.above()
+            summary = self.summarise(finished=ended and self.evaluated == self.step)
             if signals.caught is not None and not summary["finished"]:
                 self.say(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
                 raise Interrupted(signals.caught, self.step)
@@ -149,7 +171,7 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             rate = self.clock.lap()
-            self.metrics.append({"step": step, "kind": "train", **metrics, "tokens_per_second": rate})
+            self.record({"step": step, "kind": "train", **metrics, "tokens_per_second": rate})
             self.reporter.line(step, metrics, rate, left)
 
     def save(self, state: State) -> None:
@@ -161,7 +183,7 @@ class _Loop:
 
     def look(self, state: State, stopping: Callable[[], bool]) -> None:
         """Evaluates all slices if that is due and not done yet."""
-        if not self.due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
+        if not self.due(self.settings.eval_every) or self.evaluated >= self.step:
             return
         self.clock.pause()
         results = self.evaluate(state["params"], stopping)
@@ -170,21 +192,55 @@ class _Loop:
         flat = {f"{name} {key}": value for name, result in results.items() for key, value in result.items()}
         if not all(map(math.isfinite, flat.values())):
             self.diverged(self.step, flat)
-        self.metrics.append(*({"step": self.step, "kind": "eval", "slice": name, **r} for name, r in results.items()))
-        self.metrics.evaluated = self.step
+        self.record(*({"step": self.step, "kind": "eval", "slice": name, **r} for name, r in results.items()))
+        self.evaluated = self.step
         self.reporter.evaluation(self.step, results)
+
+    def above(self) -> bool:
+        """Whether the run was evaluated where it stands, and came above training.stop_above."""
+        if self.settings.stop_above is None or self.evaluated != self.step:
+            return False
+        return distributed.from_first(self.accuracy) > self.settings.stop_above
+
+    def accuracy(self) -> float:
+        """The mean over slices of the evaluation at the current step, as recorded: a resumed run did not see it."""
+        lines = files.read(self.folder / "metrics.jsonl")
+        found = [line["accuracy"] for line in lines if line["kind"] == "eval" and line["step"] == self.step]
+        return sum(found) / len(found)
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Raises Diverged."""
-        steps = self.checkpoints.steps()
-        good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "there is no checkpoint yet"
+        self.checkpoints.wait()
         shown = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
-        message = f"step {step}: no longer finite ({shown}); {good}. A smaller optimizer.learning_rate or clip_norm may help."
+        message = (
+            f"step {step}: no longer finite ({shown}); {self.last_good()}. A smaller optimizer.learning_rate or clip_norm may help."
+        )
         self.summarise(finished=False, stopped=message)
         raise Diverged(message)
 
+    def last_good(self) -> str:
+        """Where a run that stops now would go on, in words."""
+        step = self.checkpoints.complete
+        return (
+            "there is no checkpoint yet" if step is None else f"the last good checkpoint is {self.checkpoints.folder / str(step)}"
+        )
+
+    def open_metrics(self) -> int:
+        """Opens metrics.jsonl and returns the step of the last evaluation in it, or -1."""
+        self.metrics = files.Metrics(self.folder / "metrics.jsonl", self.step, [part.name for part in self.plan.task.slices()])
+        return self.metrics.evaluated
+
+    def record(self, *lines: dict[str, Any]) -> None:
+        """Adds lines to metrics.jsonl, in process 0."""
+        if distributed.first():
+            self.metrics.append(*lines)
+
     def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
         """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
+        return distributed.from_first(lambda: self.write_summary(finished, **more))
+
+    def write_summary(self, finished: bool, **more: str) -> dict[str, Any]:
+        """`summarise`, in process 0."""
         lines = files.read(self.folder / "metrics.jsonl")
         parts = {part.name: part for part in self.plan.task.slices()}
         by_step: dict[int, dict[str, Any]] = {}
@@ -196,6 +252,7 @@ class _Loop:
         rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train" and line["tokens_per_second"] is not None]
         summary = {
             "finished": finished,
+            "early": finished and self.step < self.settings.steps,
             "step": self.step,
             "parameters": params.count(self.plan.parameters),
             "state_bytes": state_bytes(self.plan.model(self.plan.abstract["params"]), self.plan.task.max_length),
@@ -204,7 +261,7 @@ class _Loop:
             "best": max(by_step.values(), key=_mean_accuracy) if by_step else {},
             **more,
         }
-        files.write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         return summary
 
 

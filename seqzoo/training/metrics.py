@@ -1,24 +1,36 @@
-"""metrics.jsonl: one JSON object per line, appended as the run goes; and JSON files that are whole or absent."""
+"""metrics.jsonl: one JSON object per line, appended as the run goes."""
 
 import json
-import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from seqzoo.training.writing import write_text, writing
+
 
 class Metrics:
-    """The metrics of a run that stands at `step`: lines of later steps, which a resumed run will write again, are dropped."""
+    """The metrics of a run that stands at `step`: lines of later steps, which a resumed run will write again, are dropped.
 
-    def __init__(self, path: Path, step: int = 0):
+    So is an evaluation that lacks one of `slices`: a disk that was full in its middle took only the first lines.
+    """
+
+    def __init__(self, path: Path, step: int = 0, slices: Iterable[str] = ()):
         self.path = Path(path)
         lines = [line for line in read(self.path) if line["step"] <= step]
-        self.evaluated = max((line["step"] for line in lines if line["kind"] == "eval"), default=-1)
+        seen: dict[int, set[str]] = {}
+        for line in lines:
+            if line["kind"] == "eval":
+                seen.setdefault(line["step"], set()).add(line.get("slice"))
+        whole = {at for at, names in seen.items() if names >= set(slices)}
+        lines = [line for line in lines if line["kind"] != "eval" or line["step"] in whole]
+        self.evaluated = max(whole, default=-1)
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, *lines: dict[str, Any]) -> None:
-        """Adds lines in one write, so that an evaluation is there with all its slices or not at all."""
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        """Adds lines in one write, so that a killed process leaves an evaluation with all its slices or not at all."""
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        with writing(self.path), self.path.open("a") as file:
+            file.write(text)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -27,15 +39,3 @@ def read(path: Path) -> list[dict[str, Any]]:
     text = path.read_text() if path.exists() else ""
     whole, _, _ = text.rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file by way of a neighbour and a rename: readers see the old or the new one, never a half."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(Path(path), json.dumps(value, indent=2) + "\n")

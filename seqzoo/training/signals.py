@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from seqzoo.training import distributed
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -23,7 +25,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """A context in which `caught` becomes the number of the first signal.
+    """A context in which `caught` becomes the number of the first signal, and `stopping()` says whether there was one.
+
+    With several processes, a signal to any one of them stops all at the same call of `stopping()`: JAX has a handler of its own for
+    SIGTERM, which must stay, and tells the others; SIGINT is passed on to it as SIGTERM.
 
     Signals are watched by a thread behind a pipe, not by a Python handler: handlers run between bytecodes of the main thread, and
     so would wait for the minutes that XLA may take to compile. Outside the main thread no handler can be set, and it does nothing.
@@ -34,13 +39,15 @@ class StopSignals:
         self._say = say
         self._exit = exit
         self._installed = False
+        self._several = distributed.several()
+        self._asked = False
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in self._own()}
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -58,17 +65,27 @@ class StopSignals:
         os.close(self._read)
 
     def stopping(self) -> bool:
-        """Whether a signal has come."""
+        """Whether to stop. With several processes, all must call it equally often."""
+        if self._several and self.caught is None and distributed.asked_to_stop():
+            self.caught = signal.SIGTERM
+            self._say("SIGTERM to one of the processes: saving after this step")
         return self.caught is not None
+
+    def _own(self) -> tuple[int, ...]:
+        return (signal.SIGINT,) if self._several else SIGNALS
 
     def _watch(self):
         while byte := os.read(self._read, 1):
-            if byte[0] not in SIGNALS:
+            if byte[0] not in self._own():
                 continue
             name = signal.Signals(byte[0]).name
-            if self.caught is not None:
+            if self._asked:
                 self._say(f"{name} again: ending at once, nothing is saved")
                 self._exit(128 + byte[0])
+            elif self._several:
+                os.kill(os.getpid(), signal.SIGTERM)
+                self._say(f"{name}: all processes save after some steps; once more ends this one at once, without saving")
             else:
                 self.caught = byte[0]
                 self._say(f"{name}: saving after this step; once more ends at once, without saving")
+            self._asked = True

@@ -8,6 +8,7 @@ import jax
 
 from seqzoo import config
 from seqzoo.backbone import LanguageModel
+from seqzoo.training import distributed
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints
 from seqzoo.training.state import Plan, State, prepare
@@ -24,6 +25,7 @@ def restore(folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | 
         inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("**/config.json"))[1:])
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
     plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    distributed.check_mesh(plan.mesh)
     state = Checkpoints(Path(folder) / "checkpoints").restore(plan.abstract, say)
     if state is None:
         raise FileNotFoundError(f"{folder} has no checkpoint")

@@ -1,8 +1,17 @@
-"""Most of a tiny run is compilation, and most runs here compile the same: they share one compilation cache."""
+"""What the tests of the trainer share: a compilation cache, and how two runs are compared.
+
+Most of a tiny run is compilation, and most runs here compile the same.
+"""
+
+import hashlib
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from seqzoo import training
+from seqzoo.training import metrics
 
 SETTINGS = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
 
@@ -19,3 +28,25 @@ def compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def digest():
+    """digest(experiment, folder): SHA-256 over every leaf of the latest checkpoint."""
+
+    def of(experiment, folder):
+        state = training.Checkpoints(folder / "checkpoints").restore(training.prepare(experiment).abstract, print)
+        leaves = jax.tree.leaves(state | {"rng": jax.random.key_data(state["rng"])})
+        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def numbers():
+    """numbers(folder): metrics.jsonl without what depends on the clock."""
+
+    def of(folder):
+        return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in metrics.read(folder / "metrics.jsonl")]
+
+    return of

@@ -7,11 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 from tiny import quiet
 
-from seqzoo.training import folder, metrics
+from seqzoo.training import distributed, folder, metrics
 from seqzoo.training.clock import Clock
 from seqzoo.training.progress import Reporter
 from seqzoo.training.signals import StopSignals
@@ -115,6 +116,64 @@ def test_the_first_signal_asks_and_the_second_ends_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: codes)
     assert codes == [128 + signal.SIGINT] and "SIGTERM: saving" in said[0] and "SIGINT again" in said[1]
+
+
+def test_with_several_processes_sigterm_is_left_to_jax_and_sigint_becomes_one(monkeypatch):
+    """All stop at the call of `stopping` that JAX names, once, and not when a signal comes to this process."""
+    polls = iter([False, False, True])
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "asked_to_stop", lambda: next(polls))
+    said, codes, terms = [], [], []
+    before = signal.signal(signal.SIGTERM, lambda *_: terms.append(1))  # in JAX's place
+    try:
+        with StopSignals(said.append, exit=codes.append) as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(lambda: terms)
+            assert signals.caught is None and codes == []
+            assert [signals.stopping() for _ in range(5)] == [False, False, True, True, True]
+            assert signals.caught == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(lambda: codes)
+        assert codes == [128 + signal.SIGINT] and len(terms) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_process_0_finds_or_raises_comes_to_all(monkeypatch):
+    sent = []
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "first", lambda: True)
+    monkeypatch.setattr(distributed, "_broadcast", lambda message: sent.append(message) or message)
+    assert distributed.from_first(lambda: [3]) == [3]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        distributed.from_first(Path("nowhere").read_text)
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(distributed, "_broadcast", lambda _: sent.pop(0))
+    assert distributed.from_first(lambda: 1 / 0) == [3]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        distributed.from_first(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        ("off", []),
+        ("auto", [{}]),
+        ("10.0.0.1:1234/8/3", [{"coordinator_address": "10.0.0.1:1234", "num_processes": 8, "process_id": 3}]),
+    ],
+)
+def test_processes_find_each_other_as_they_are_told(monkeypatch, how, wanted):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: calls.append(settings))
+    distributed.initialise(how)
+    assert calls == wanted
+
+
+def test_every_process_must_have_a_part_in_the_mesh(monkeypatch):
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    distributed.check_mesh(jax.make_mesh((8,), ("fsdp",)))
+    with pytest.raises(ValueError, match="the mesh uses 4 of 8 devices; wanted all of them"):
+        distributed.check_mesh(jax.make_mesh((4,), ("fsdp",), devices=jax.devices()[:4]))
 
 
 def test_handlers_are_put_back():

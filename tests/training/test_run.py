@@ -1,17 +1,11 @@
-"""Whole runs: resuming, stopping, diverging, and what they leave behind."""
+"""Whole runs: what they leave behind, what they refuse, and diverging."""
 
-import hashlib
-import io
 import json
-import math
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 from tiny import quiet, tiny
 
 import seqzoo
@@ -42,42 +36,8 @@ class Poisoned:
         return ("made to fail",)
 
 
-class Trigger(io.StringIO):
-    """A console's file that calls `act` once, when text that holds `words` is written."""
-
-    def __init__(self, words, act):
-        super().__init__()
-        self.words, self.act = words, act
-
-    def write(self, text):
-        super().write(text)
-        if self.act and self.words in text:
-            act, self.act = self.act, None
-            act()
-
-
-def digest(experiment, folder):
-    """SHA-256 over every leaf of the latest checkpoint."""
-    plan = training.prepare(experiment)
-    state = training.Checkpoints(folder / "checkpoints").restore(plan.abstract, print)
-    leaves = jax.tree.leaves(state | {"rng": jax.random.key_data(state["rng"])})
-    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
-
-
-def numbers(folder):
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in metrics.read(folder / "metrics.jsonl")]
-
-
 def steps_kept(folder):
     return training.Checkpoints(folder / "checkpoints").steps()
-
-
-def spoil(folder, step):
-    """Truncates every file of a checkpoint."""
-    for path in (folder / "checkpoints" / str(step)).rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
 
 
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
@@ -88,20 +48,6 @@ def whole(tmp_path_factory):
     """A run that was never stopped: (folder, summary, what it printed)."""
     folder, console = tmp_path_factory.mktemp("runs") / "whole", quiet()
     return folder, training.run(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
-
-
-def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, tmp_path):
-    folder, wanted, _ = whole
-    experiment, console = tiny(**EXPERIMENT), quiet()
-    stopped = training.run(experiment, tmp_path / "run", console=console, stop_at=3)
-    assert (stopped["finished"], stopped["step"]) == (False, 3)
-    summary = training.run(experiment, tmp_path / "run", console=console)
-    assert "resuming" in console.file.getvalue() and "at step 3" in console.file.getvalue()
-    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
-    assert numbers(tmp_path / "run") == numbers(folder)
-    assert {k: v for k, v in summary.items() if k != "tokens_per_second"} == {
-        k: v for k, v in wanted.items() if k != "tokens_per_second"
-    }
 
 
 def test_a_run_leaves_its_config_environment_metrics_summary_and_latest_checkpoints(whole):
@@ -180,28 +126,6 @@ def test_evaluating_a_run_gives_the_final_evaluation_again(whole):
     assert training.evaluate_run(folder) == (6, summary["final"])
 
 
-def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(whole, tmp_path):
-    folder, _, _ = whole
-    experiment, console = tiny(**EXPERIMENT), quiet()
-    training.run(experiment, tmp_path / "run", console=console, stop_at=4)
-    spoil(tmp_path / "run", 4)
-    training.run(experiment, tmp_path / "run", console=console)
-    printed = console.file.getvalue()
-    assert "4 does not load" in printed and "going back to step 2" in printed and "unreadable-4" in printed
-    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
-    assert numbers(tmp_path / "run") == numbers(folder)
-
-
-def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch(tmp_path):
-    training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet(), stop_at=2)
-    spoil(tmp_path / "run", 2)
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(training.CheckpointError, match=r"no checkpoint in .* loads"):
-        training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet())
-    assert steps_kept(tmp_path / "run") == [2]
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
 def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keeps_it(tmp_path):
     console = quiet()
     with pytest.raises(training.Diverged, match=r"step 6: no longer finite \(.*loss=nan.*last good checkpoint is .*/4\."):
@@ -222,31 +146,3 @@ def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
     with pytest.raises(training.Diverged):
         training.run(tiny(**wild, optimizer__weight_decay=1e30, training__checkpoint_every=1), tmp_path / "run", console=quiet())
     assert steps_kept(tmp_path / "run") == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_says_so_and_the_run_goes_on_bitwise(number, whole, tmp_path):
-    folder, _, _ = whole
-    experiment = tiny(**EXPERIMENT)
-    trigger = Trigger("step 3/6  loss", lambda: os.kill(os.getpid(), number))
-    before = signal.getsignal(number)
-    with pytest.raises(training.Interrupted) as caught:
-        training.run(experiment, tmp_path / "run", console=Console(file=trigger, width=200))
-    assert caught.value.exit_code == 128 + number and signal.getsignal(number) == before
-    assert f"{number.name}: saving" in trigger.getvalue() and f"at step {caught.value.step}" in trigger.getvalue()
-    assert caught.value.step < 6 and steps_kept(tmp_path / "run")[-1] == caught.value.step
-    training.run(experiment, tmp_path / "run", console=quiet())
-    assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
-    assert numbers(tmp_path / "run") == numbers(folder)
-
-
-@pytest.mark.slow
-def test_a_run_resumes_on_another_mesh(whole, tmp_path):
-    """Elastic: only the order of sums differs, so numbers agree to rounding. The mesh is a setting, so the config is edited."""
-    _, wanted, _ = whole
-    training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet(), stop_at=3)
-    moved = tiny(**EXPERIMENT, mesh__fsdp=4, mesh__replica=2)
-    (tmp_path / "run" / "config.json").write_text(moved.model_dump_json())
-    summary = training.run(moved, tmp_path / "run", console=quiet())
-    for name, result in summary["final"].items():
-        assert math.isclose(result["loss"], wanted["final"][name]["loss"], rel_tol=1e-4)

@@ -1,0 +1,107 @@
+"""Several processes, one run: how they find each other, who writes, and how all learn what one knows.
+
+All of them run the same program on the same folder. Process 0 alone writes what is not a checkpoint. A decision that rests on the
+disk is process 0's and comes to the others by `from_first`, so that none waits for one that went another way.
+"""
+
+import itertools
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+T = TypeVar("T")
+
+WANTED = "off, auto, or ADDRESS:PORT/COUNT/INDEX such as 10.0.0.1:1234/2/0"
+
+# JAX counts the polls of a process, not those of a run, and every process must make the same ones.
+_polls = itertools.count()
+
+
+def initialise(how: str) -> None:
+    """Joins the other processes. To be called before anything asks JAX for a device.
+
+    Args:
+      how: "off": this process is alone. "auto": as the cluster says (`jax.distributed.initialize()`). Else
+        ADDRESS:PORT/COUNT/INDEX: where process 0 listens, how many processes there are, and which one this is.
+    Raises:
+      ValueError: none of these.
+    """
+    if how == "off":
+        return
+    if how == "auto":
+        jax.distributed.initialize()
+        return
+    address, count, index = [*how.rsplit("/", 2), "", ""][:3]
+    if not (":" in address and count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--distributed is {how!r}; wanted {WANTED}, with INDEX from 0 to COUNT - 1")
+    jax.distributed.initialize(coordinator_address=address, num_processes=int(count), process_id=int(index))
+
+
+def several() -> bool:
+    """Whether this process has others beside it."""
+    return jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def from_first(call: Callable[[], T]) -> T:
+    """What `call()` gives or raises in process 0, in every process. The others do not call it."""
+    if not several():
+        return call()
+    outcome = (None, None)
+    if first():
+        try:
+            outcome = (call(), None)
+        except Exception as error:  # any: the others must not wait for a value that never comes
+            outcome = (None, error)
+    value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
+    if error is not None:
+        raise error
+    return value
+
+
+def _broadcast(message: bytes) -> bytes:
+    """Process 0's message, everywhere. Two rounds, since arrays must have the same shape in all processes."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    padded = np.zeros(size, np.uint8)
+    if first():
+        padded[:] = np.frombuffer(message, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+def asked_to_stop() -> bool:
+    """Whether all processes are to stop here, since one of them got SIGTERM. True once, in the same call of each.
+
+    Every process must call it equally often. JAX looks for the signal about once a second, so it takes some calls.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_polls))
+
+
+def leave(code: int) -> None:
+    """Ends this process at once if there are others, who may be waiting for it and would otherwise wait long.
+
+    For errors that this process alone has. JAX ends the others when it finds that one is gone.
+    """
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Raises ValueError if a process would have no part in the mesh: it could not follow the run."""
+    if several() and mesh.size != jax.device_count():
+        raise ValueError(
+            f"the mesh uses {mesh.size} of {jax.device_count()} devices; wanted all of them, as they belong to "
+            f"{jax.process_count()} processes: change mesh.fsdp, say to -1"
+        )
