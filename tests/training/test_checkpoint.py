@@ -15,9 +15,6 @@ from jax.sharding import AxisType, NamedSharding
 from seqzoo.training.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
 from seqzoo.training.writing import WriteError
 
-# When a write fails, Orbax closes its event loop while TensorStore still has news for it, of the other writes, now or soon.
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture(scope="module")
 def sharding():

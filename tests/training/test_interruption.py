@@ -18,9 +18,6 @@ from seqzoo import config, training
 from seqzoo.training import metrics
 from seqzoo.training.writing import WriteError, write_text
 
-# When a write fails, Orbax closes its event loop while TensorStore still has news for it, of the other writes, now or soon.
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
-
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
 
 
