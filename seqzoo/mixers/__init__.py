@@ -15,20 +15,36 @@ from seqzoo.mixers.convolution.base_conv import BaseConv
 from seqzoo.mixers.linear_attention.aaren import Aaren
 from seqzoo.mixers.linear_attention.based import Based
 from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
+from seqzoo.mixers.linear_attention.hgrn2 import HGRN2
+from seqzoo.mixers.linear_attention.lightning import LightningAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
 from seqzoo.mixers.linear_attention.mamba2 import Mamba2
+from seqzoo.mixers.linear_attention.retnet import RetNet
+from seqzoo.mixers.linear_attention.simple_gla import SimpleGatedLinearAttention
+from seqzoo.mixers.linear_recurrence.hgrn import HGRN
+from seqzoo.mixers.linear_recurrence.lru import LRU
+from seqzoo.mixers.linear_recurrence.min_gru import MinGRU
+from seqzoo.mixers.linear_recurrence.min_lstm import MinLSTM
 from seqzoo.mixers.selective_scan.mamba import Mamba
 
 __all__ = [
+    "HGRN",
+    "HGRN2",
+    "LRU",
     "Aaren",
     "BaseConv",
     "Based",
     "GatedLinearAttention",
+    "LightningAttention",
     "LinearAttention",
     "Mamba",
     "Mamba2",
+    "MinGRU",
+    "MinLSTM",
     "Mixer",
+    "RetNet",
     "Sigmoid",
+    "SimpleGatedLinearAttention",
     "Softmax",
     "create",
     "names",

@@ -21,9 +21,10 @@ def test_published_and_carried_bytes_differ_by_the_terms_that_are_named(account,
 
 
 def test_every_mixer_that_has_a_published_formula_is_in_the_table():
-    """The others have none in Zoology's accounting: sigmoid is counted as softmax is, linear as Based, aaren is new."""
+    """The others have none in Zoology's accounting: sigmoid is counted as softmax is, linear as Based; the rest are not in it."""
     known = {mixers.registry.check(account.spec).name for account in accounting.ACCOUNTS}
-    assert set(mixers.names()) - known <= {"sigmoid", "linear", "aaren"}
+    uncounted = {"sigmoid", "linear", "aaren", "hgrn", "lru", "min_gru", "min_lstm", "retnet", "lightning", "simple_gla", "hgrn2"}
+    assert set(mixers.names()) - known <= uncounted
 
 
 @pytest.mark.parametrize(("d_model", "f", "published"), [(48, 8, 9_396), (128, 16, 80_484)])

@@ -26,6 +26,15 @@ VARIANTS = (
     "aaren(heads=1)",
     "based(heads=1, feature_width=8)",
     "base_conv(width=1)",
+    "retnet(heads=2, expand_v=1, rope_base=None)",
+    "lightning(heads=2, head_width=8)",
+    "simple_gla(heads=2, conv_width=None)",
+    "hgrn2(heads=2, lower_bound=0.5)",
+    "hgrn2(lower_bound=0)",
+    "min_gru(expand=1.5, positive=False)",
+    "min_lstm(expand=2, bias=False)",
+    "hgrn(lower_bound=0.5)",
+    "lru(state=12, r_min=0.9, r_max=0.99, max_phase=0.3)",
 )
 every = pytest.mark.parametrize("spec", [*mixers.names(), *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)])
 CUTS = (

@@ -7,6 +7,7 @@ from flax import nnx
 from tolerances import assert_close
 
 from seqzoo import mixers
+from seqzoo.backbone import LanguageModel
 
 B, T, D = 2, 40, 32
 
@@ -44,12 +45,220 @@ def test_base_conv_is_a_convolution_times_a_projection_and_the_input(width):
     assert_close(y, convolved * (x @ wide(mixer.gate.w) + wide(mixer.gate.b)) + x)
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def affine(linear, x):
+    return x @ wide(linear.w) + (0 if linear.b is None else wide(linear.b))
+
+
+def recurrent(decay, written):
+    """h_t = decay_t h_{t-1} + written_t from h = 0, one token at a time; [b, t, e]."""
+    h, history = np.zeros_like(written[:, 0]), []
+    for t in range(written.shape[1]):
+        h = decay[:, t] * h + written[:, t]
+        history.append(h)
+    return np.stack(history, axis=1)
+
+
+@pytest.mark.parametrize("settings", ["", "expand=2, positive=False, bias=False"])
+def test_min_gru_moves_each_cell_towards_a_candidate(settings):
+    mixer, x, y = built(f"min_gru({settings})")
+    z, c = sigmoid(affine(mixer.gate, x)), affine(mixer.candidate, x)
+    c = c if settings else np.where(c >= 0, c + 0.5, sigmoid(c))
+    assert_close(y, recurrent(1 - z, z * c) @ wide(mixer.out.w))
+
+
+@pytest.mark.parametrize("settings", ["", "expand=2, positive=False, bias=False"])
+def test_min_lstm_divides_its_gates_by_their_sum(settings):
+    mixer, x, y = built(f"min_lstm({settings})")
+    f, i, c = sigmoid(affine(mixer.forget, x)), sigmoid(affine(mixer.input, x)), affine(mixer.candidate, x)
+    c = c if settings else np.where(c >= 0, c + 0.5, sigmoid(c))
+    assert_close(y, recurrent(f / (f + i), i / (f + i) * c) @ wide(mixer.out.w))
+
+
+@pytest.mark.parametrize("settings", ["", "expand=2", "lower_bound=0", "lower_bound=0.75"])
+def test_hgrn_forgets_no_faster_than_its_bound(settings):
+    mixer, x, y = built(f"hgrn({settings})")
+    bound = mixer.bounded.lower_bound if mixer.bounded.logit is None else sigmoid(wide(mixer.bounded.logit))
+    a = bound + (1 - bound) * sigmoid(affine(mixer.forget, x))
+    i, g = affine(mixer.input, x), affine(mixer.gate, x)
+    h = recurrent(a, (1 - a) * i * sigmoid(i))
+    h = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-5) * wide(mixer.norm.scale)
+    assert_close(y, (g * sigmoid(g) * h) @ wide(mixer.out.w))
+
+
+def test_hgrn_bounds_start_at_the_share_of_layers_below():
+    """A softmax over layers of equal logits, summed over the layers from the second to one's own."""
+    for index in range(4):
+        mixer = mixers.create("hgrn", D, depth=(index, 4), rngs=nnx.Rngs(0))
+        table = np.full(4, 1 / 4)
+        assert_close(sigmoid(wide(mixer.bounded.logit)), np.full(D, max(table[1 : index + 1].sum(), 0.01)))
+
+
+@pytest.mark.parametrize("settings", ["", "state=12, r_min=0.9, r_max=0.99, max_phase=0.3"])
+def test_lru_rotates_and_shrinks_in_the_complex_plane(settings):
+    mixer, x, y = built(f"lru({settings})")
+    eigenvalues = np.exp(-np.exp(wide(mixer.nu)) + 1j * np.exp(wide(mixer.theta)))
+    written = np.exp(wide(mixer.g)) * (x @ (wide(mixer.b_real.w) + 1j * wide(mixer.b_imaginary.w)))
+    h = recurrent(np.broadcast_to(eigenvalues, written.shape), written)
+    assert_close(y, (h @ (wide(mixer.c_real.w) + 1j * wide(mixer.c_imaginary.w))).real + wide(mixer.skip) * x)
+
+
+@pytest.mark.parametrize(("low", "high", "phase"), [(0.0, 1.0, 2 * np.pi), (0.9, 0.99, 0.3)])
+def test_lru_starts_uniform_on_its_ring(low, high, phase):
+    """Uniform by area: the squared radius is uniform. Gamma undoes what the radius does to the variance of white noise."""
+    settings = f"state=4096, r_min={low}, r_max={high}, max_phase={phase}"
+    mixer = mixers.create(f"lru({settings})", 4, rngs=nnx.Rngs(0))
+    square, angle = np.exp(-2 * np.exp(wide(mixer.nu))), np.exp(wide(mixer.theta))
+    for values, first, last in ((square, low**2, high**2), (angle, 0, phase)):
+        assert first <= values.min() * (1 + 1e-6) and values.max() <= last * (1 + 1e-6)
+        assert_close(np.sort(values), first + (last - first) * (np.arange(4096) + 0.5) / 4096, tolerance=0.03)
+    assert_close(np.exp(2 * wide(mixer.g)), 1 - square, tolerance=1e-4)
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def rms_norm(x, scale, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def split(x, heads):
+    return x.reshape(B, T, heads, -1)
+
+
+def matrix_memory(q, k, v, decay):
+    """q_t^T S_t for S_t = Diag(decay_t) S_{t-1} + k_t v_t^T from S = 0, one token at a time; decay [b, t, h, k or 1]."""
+    s, read = np.zeros((B, q.shape[2], k.shape[3], v.shape[3])), []
+    for t in range(T):
+        s = decay[:, t, :, :, None] * s + k[:, t, :, :, None] * v[:, t, :, None, :]
+        read.append(np.einsum("bhk,bhkv->bhv", q[:, t], s))
+    return np.stack(read, axis=1)
+
+
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_v=1, rope_base=None", "heads=2, rope_base=100.0"])
+def test_retnet_scores_turn_and_fade_with_the_distance(settings):
+    """o_t = sum_{s <= t} gamma^(t - s) Re[q_t conj(k_s) e^(i theta (t - s))] v_s; channels j and j + k/2 are one complex number."""
+    mixer, x, y = built(f"retnet({settings})")
+    heads, base = mixer.sizes[1], mixer.rope_base
+    q, k, v = (split(affine(p, x), heads) for p in (mixer.q, mixer.k, mixer.v))
+    half = q.shape[-1] // 2
+    paired = lambda z: z[..., :half] + 1j * z[..., half:]
+    theta = np.zeros(half) if base is None else base ** (-np.arange(half) / half)
+    turn = np.exp(1j * np.arange(T)[:, None] * theta)[:, None, :]
+    s = np.einsum("bthk,bshk->bhts", paired(q) * turn, (paired(k) * turn).conj()).real / np.sqrt(2 * half)
+    gamma = 1 - 2.0 ** (-5 - np.arange(heads))
+    distance = np.maximum(np.subtract.outer(np.arange(T), np.arange(T)), 0)
+    o = np.einsum("bhts,bshv->bthv", np.tril(s * gamma[:, None, None] ** distance), v)
+    o = rms_norm(o, wide(mixer.norm.scale), 1e-6).reshape(B, T, -1)
+    assert_close(y, affine(mixer.out, silu(affine(mixer.r, x)) * o))
+
+
+def test_retnet_reads_positions_that_are_given():
+    """A gap of 100 positions turns what lies before it, so the outputs behind it change, and those before do not."""
+    mixer, x, y = built("retnet")
+    gap = np.broadcast_to(np.arange(T) + 100 * (np.arange(T) >= T // 2), (B, T)).astype(np.int32)
+    other = np.asarray(mixer(x.astype(np.float32), positions=gap)[0])
+    assert_close(other[:, : T // 2], y[:, : T // 2])
+    assert np.abs(other - y)[:, T // 2 :].max() > 1e-3
+
+
+def test_retnet_counts_inside_each_document():
+    """Scores depend on distances alone, so outputs do not show it; keys in the memory, and the counter, do."""
+    mixer = mixers.create("retnet", D, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(1).standard_normal((1, 9, D)).astype(np.float32)
+    ids, inside = np.array([[1, 1, 1, 0, 2, 2, 0, 2, 2]], np.int32), np.array([[0, 1, 2, 0, 0, 1, 0, 2, 3]], np.int32)
+    _, counted = mixer(x, state=mixer.init_state(1), segment_ids=ids)
+    _, given = mixer(x, state=mixer.init_state(1), segment_ids=ids, positions=inside)
+    assert_close(counted.memory, given.memory)
+    assert counted.position.tolist() == [4]
+
+
+@pytest.mark.parametrize(("settings", "depth"), [("", None), ("heads=2, head_width=8", None), ("", (0, 3)), ("", (2, 3))])
+def test_lightning_forgets_at_a_pace_of_head_and_layer(settings, depth):
+    mixer, x, y = built(f"lightning({settings})")
+    heads, (index, count) = mixer.sizes[1], depth or (0, 1)
+    if depth:
+        layer = mixers.create("lightning", D, depth=depth, rngs=nnx.Rngs(0))  # slopes are a parameter here, but not to be perturbed
+        layer.q, layer.k, layer.v, layer.r, layer.norm, layer.out = mixer.q, mixer.k, mixer.v, mixer.r, mixer.norm, mixer.out
+        y = jax.jit(lambda layer, x: layer(x)[0])(layer, x.astype(np.float32))
+    slope = 1 / 2 ** (8 / heads * (np.arange(heads) + 1)) * (1 - index / (count - 1 + 1e-5) + 1e-5)
+    q, k, v = (split(silu(affine(p, x)), heads) for p in (mixer.q, mixer.k, mixer.v))
+    o = matrix_memory(q, k, v, np.broadcast_to(np.exp(-slope)[:, None], (B, T, heads, 1)))
+    o = rms_norm(o.reshape(B, T, -1), wide(mixer.norm.scale), 1e-6)
+    assert_close(y, affine(mixer.out, sigmoid(affine(mixer.r, x)) * o))
+
+
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_width=None, gate_temperature=2"])
+def test_simple_gla_forgets_by_head_behind_convolutions(settings):
+    mixer, x, y = built(f"simple_gla({settings})")
+    heads, width = mixer.sizes[1], mixer.conv_width
+
+    def features(projection, convolution):
+        z = affine(projection, x)
+        if convolution is None:
+            return split(z, heads)
+        padded = np.concatenate([np.zeros((B, width - 1, z.shape[-1])), z], axis=1)
+        return split(silu(sum(wide(convolution.w)[j] * padded[:, j : j + T] for j in range(width))), heads)
+
+    q = features(mixer.q, mixer.q_convolution)
+    k, v = features(mixer.k, mixer.k_convolution), features(mixer.v, mixer.v_convolution)
+    decay = sigmoid(affine(mixer.gate, x)) ** (1 / mixer.gate_temperature)
+    o = rms_norm(matrix_memory(q, k, v, decay[..., None]) * q.shape[-1] ** -0.5, wide(mixer.norm.scale), 1e-5)
+    assert_close(y, affine(mixer.out, silu(affine(mixer.r, x)) * o.reshape(B, T, -1)))
+
+
+@pytest.mark.parametrize("settings", ["", "heads=2", "lower_bound=0", "lower_bound=0.75"])
+def test_hgrn2_writes_what_its_forget_gate_lets_go(settings):
+    mixer, x, y = built(f"hgrn2({settings})")
+    heads = mixer.sizes[1]
+    bound = mixer.bounded.lower_bound if mixer.bounded.logit is None else sigmoid(wide(mixer.bounded.logit))
+    f = split(bound + (1 - bound) * sigmoid(affine(mixer.forget, x)), heads)
+    o = matrix_memory(split(silu(affine(mixer.q, x)), heads), 1 - f, split(affine(mixer.v, x), heads), f)
+    o = rms_norm((o * mixer.sizes[2] ** -0.5).reshape(B, T, -1), wide(mixer.norm.scale), 1e-5)
+    assert_close(y, affine(mixer.out, o))
+
+
+def test_hgrn2_bounds_start_at_the_share_of_layers_below():
+    for index in range(4):
+        mixer = mixers.create("hgrn2", D, depth=(index, 4), rngs=nnx.Rngs(0))
+        assert_close(sigmoid(wide(mixer.bounded.logit)), np.full(D, max(index / 4, 0.01)))
+
+
+@pytest.mark.parametrize("stack", ["scan", "loop"])
+def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_them(stack):
+    """Also in layers that share one compiled body, where the index of the layer is traced."""
+    model = LanguageModel(11, D, layers=("lightning(heads=2)",), depth=3, stack=stack, rngs=nnx.Rngs(0))
+    slopes = wide(getattr(model.stack.periods, "0_lightning").mixer.slopes)
+    wanted = np.outer([1 + 1e-5, 1 - 1 / (2 + 1e-5) + 1e-5, 1 - 2 / (2 + 1e-5) + 1e-5], [2.0**-4, 2.0**-8])
+    assert np.allclose(slopes, wanted, rtol=1e-4, atol=1e-7)
+    gradient = jax.grad(lambda model: (model(np.arange(8, dtype=np.int32)[None])[0] ** 2).sum())(model)
+    mixer = getattr(gradient.stack.periods, "0_lightning").mixer
+    assert not np.any(mixer.slopes[...]) and np.any(mixer.q.w[...])
+
+
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("based(heads=3)", "heads=3 does not divide d_model=32"),
         ("based(feature_width=0)", "feature_width=0: wanted at least 1"),
         ("base_conv(width=0)", "width=0: wanted at least 1 tap"),
+        ("retnet(heads=3)", "heads=3 does not divide key width 32 and value width 64"),
+        ("retnet(heads=32)", "even key width, found 1"),
+        ("lightning(heads=5)", "heads=5 does not divide d_model=32"),
+        ("lightning(head_width=0)", "head_width=0: wanted at least 1"),
+        ("simple_gla(conv_width=0)", "conv_width=0: wanted at least 1 tap"),
+        ("simple_gla(gate_temperature=0)", "gate_temperature=0: wanted more than 0"),
+        ("hgrn2(heads=3)", "heads=3 does not divide d_model=32"),
+        ("hgrn2(lower_bound=1)", "lower_bound=1: wanted None or a number"),
+        ("min_gru(expand=0.01)", "expand=0.01 leaves 0 cells of d_model=32"),
+        ("hgrn(lower_bound=1.0)", "lower_bound=1.0: wanted None or a number"),
+        ("lru(state=0)", "state=0: wanted at least 1"),
+        ("lru(r_min=0.9, r_max=0.8)", "wanted 0 <= r_min < r_max <= 1"),
+        ("lru(max_phase=0)", "max_phase=0: wanted more than 0 radians"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(spec, says):

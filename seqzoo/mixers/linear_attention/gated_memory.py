@@ -1,0 +1,123 @@
+"""What gated matrix memories have in common: projections, the memory, a norm and an output gate."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.mixers.base import Mixer, carried, updated
+from seqzoo.nn import Linear, RMSNorm, torch_uniform
+
+SMALL_XAVIER = jax.nn.initializers.variance_scaling(2**-5, "fan_avg", "uniform")  # gain 2^-2.5: Sun et al.'s and Yang et al.'s code
+
+
+class MemoryState(NamedTuple):
+    """What has been written so far, decayed."""
+
+    memory: Array  # [b, h, k, v]
+    segment: Array  # [b] int32
+
+
+class GatedMemory(Mixer):
+    """S_t = decay_t S_{t-1} + k_t v_t^T,  y_t = W_o [gate(W_r x_t) * rmsnorm(scale q_t^T S_t)]; subclasses choose the decay.
+
+    `joint_norm` takes the norm over all heads' values together; else each head has its own, and all share its learned scale.
+    """
+
+    output_gate = staticmethod(jax.nn.swish)
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        heads,
+        expand_k,
+        expand_v,
+        scale=None,
+        qk_init=torch_uniform,
+        v_init=torch_uniform,
+        out_init=torch_uniform,
+        joint_norm=False,
+        eps=1e-5,
+        implementation,
+        dtype,
+        param_dtype,
+        rngs,
+    ):
+        keys, values = round(d_model * expand_k), round(d_model * expand_v)
+        if keys % heads or values % heads:
+            raise ValueError(
+                f"heads={heads} does not divide key width {keys} and value width {values}: change heads or expand_k, expand_v"
+            )
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.sizes = (d_model, heads, keys // heads, values // heads)
+        self.q, self.k = (Linear(d_model, keys, init=qk_init, **settings) for _ in range(2))
+        self.v, self.r = (Linear(d_model, values, init=v_init, **settings) for _ in range(2))
+        self.make_decay(**settings)
+        self.normed = values if joint_norm else values // heads
+        self.norm = RMSNorm(self.normed, eps=eps, axis="heads" if joint_norm else None, param_dtype=param_dtype)
+        self.out = Linear(values, d_model, axes=("heads", "embed"), init=out_init, **settings)
+        self.scale, self.implementation = scale, implementation
+        self.dtype = param_dtype if dtype is None else dtype
+
+    def make_decay(self, **settings) -> None:
+        """Sets the decay's parameters, if it has any."""
+
+    def log_decay(self, x: Array) -> Array:
+        """x [b, t, d_model] -> [h], [b, t, h] or [b, t, h, k]."""
+        raise NotImplementedError
+
+    def split(self, x: Array) -> Array:
+        """[b, t, h n] -> [b, t, h, n]."""
+        return x.reshape(*x.shape[:2], self.sizes[1], -1)
+
+    def project(self, x: Array) -> tuple[Array, ...]:
+        """q, k [b, t, h, k] and v [b, t, h, v] of x."""
+        return tuple(self.split(p(x)) for p in (self.q, self.k, self.v))
+
+    def remember(self, x, q, k, v, state, segment_ids) -> tuple[Array, Array]:
+        """(y [b, t, d_model], the memory after the last token)."""
+        o, memory = linear_attention(
+            q,
+            k,
+            v,
+            log_decay=self.log_decay(x),
+            scale=self.scale,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **carried(state),
+        )
+        o = self.norm(o.reshape(*x.shape[:2], -1, self.normed)).reshape(*x.shape[:2], -1)
+        return self.out(self.output_gate(self.r(x)) * o), memory
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        y, memory = self.remember(x, *self.project(x), state, segment_ids)
+        return y, updated(state, segment_ids, memory=memory)
+
+    def init_state(self, batch, max_length=None, dtype=None) -> MemoryState:
+        """An empty memory; `max_length` has no bearing on its size."""
+        return empty_memory(batch, *self.sizes[1:], self.dtype if dtype is None else dtype)
+
+    def flops(self, batch, length) -> int:
+        d_model, heads, k, v = self.sizes
+        return batch * length * heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v)
+
+
+def empty_memory(batch: int, heads: int, k: int, v: int, dtype) -> MemoryState:
+    """A memory in which nothing is written, in float32 or wider."""
+    memory = jnp.zeros((batch, heads, k, v), jnp.promote_types(jnp.float32, dtype))
+    return MemoryState(memory, jnp.zeros((batch,), jnp.int32))
+
+
+def log_gate(x: Array, temperature: float) -> Array:
+    """log of sigmoid(x)^(1 / temperature), in float32 or wider: a gate is small beside 1 where it matters most."""
+    return jax.nn.log_sigmoid(x.astype(jnp.promote_types(x.dtype, jnp.float32))) / temperature
+
+
+def positive_temperature(gate_temperature: float) -> float:
+    """The setting; ValueError unless it is above 0."""
+    if gate_temperature <= 0:
+        raise ValueError(f"gate_temperature={gate_temperature}: wanted more than 0")
+    return gate_temperature

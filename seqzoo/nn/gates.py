@@ -1,0 +1,55 @@
+"""Gates of recurrent mixers. They are made in float32 or better: a memory is a product of many of them."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def complementary(x: Array) -> tuple[Array, Array]:
+    """(sigmoid(x), 1 - sigmoid(x)), each with all its digits, and so their gradients: none of them is a difference.
+
+    Args:
+      x: [...] float.
+    Returns:
+      Two [...], float32 or wider.
+    """
+    return _complementary(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+@jax.custom_jvp
+def _complementary(x):
+    return jax.nn.sigmoid(x), jax.nn.sigmoid(-x)
+
+
+@_complementary.defjvp
+def _slopes(primals, tangents):
+    gate, rest = _complementary(*primals)
+    slope = gate * rest * tangents[0]  # jax.nn.sigmoid's own is s (1 - s), whose difference loses digits where s is near 1
+    return (gate, rest), (slope, -slope)
+
+
+def positive(x: Array) -> Array:
+    """x + 1/2 from zero on, sigmoid(x) below it: always positive, and continuous.
+
+    The activation g of Feng et al. 2024, arXiv:2410.01201, appendix B: what is written must be positive for its logarithm to exist.
+
+    Args:
+      x: [...] float.
+    Returns:
+      [...] in x's dtype.
+    """
+    return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+
+
+def share(x: Array, y: Array) -> tuple[Array, Array]:
+    """(f / (f + i), i / (f + i)) for f = sigmoid(x) and i = sigmoid(y): two gates made to add up to one.
+
+    Their ratio is taken in logarithms, so two closed gates, 0 / 0 otherwise, share by how far each is closed.
+
+    Args:
+      x, y: [...] float, of one shape.
+    Returns:
+      Two [...], float32 or wider.
+    """
+    wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+    return complementary(jax.nn.log_sigmoid(x.astype(wide)) - jax.nn.log_sigmoid(y.astype(wide)))
