@@ -56,7 +56,8 @@ def attention(
       initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
       segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
       implementation: "reference" (the whole matrix of scores), "blocks" (memory linear in t, own backward), or None: "reference"
-        for few queries (decoding) and small matrices, else "blocks".
+        for few queries (decoding) and small matrices, else "blocks". A mesh that cuts time asks for "blocks", which then go round
+        a ring of devices (`ring.py`); "reference" gathers time.
     Returns:
       (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
       window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.

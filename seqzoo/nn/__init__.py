@@ -6,7 +6,7 @@ from seqzoo.nn.gates import complementary, positive, share
 from seqzoo.nn.linear import Linear, torch_uniform
 from seqzoo.nn.lower_bound import BoundedGate
 from seqzoo.nn.norm import LayerNorm, RMSNorm
-from seqzoo.nn.rotary import rotate
+from seqzoo.nn.rotary import check_rotary, rotate
 from seqzoo.nn.taylor import taylor, taylor_width
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Linear",
     "RMSNorm",
     "ShortConvolution",
+    "check_rotary",
     "complementary",
     "dropout",
     "positive",

@@ -8,7 +8,7 @@ from jax import Array
 from seqzoo.kernels.attention import Cache, attention, empty_cache
 from seqzoo.kernels.common import documents
 from seqzoo.mixers.base import Mixer, updated
-from seqzoo.nn import LayerNorm, Linear, RMSNorm, rotate
+from seqzoo.nn import LayerNorm, Linear, RMSNorm, check_rotary, rotate
 
 
 class AttentionState(NamedTuple):
@@ -44,8 +44,7 @@ class PairwiseAttention(Mixer):
         if head_width is None and d_model % heads:
             raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_width")
         width = d_model // heads if head_width is None else head_width
-        if rope_base is not None and width % 2:
-            raise ValueError(f"rotary positions need an even head width, found {width}: change head_width, or set rope_base=None")
+        check_rotary(width, rope_base, "head_width")
         if window is not None and window < 1:
             raise ValueError(f"window={window}: wanted None or at least 1 token")
         make = lambda heads: Linear(d_model, heads * width, bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

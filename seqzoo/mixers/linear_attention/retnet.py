@@ -10,7 +10,7 @@ from jax import Array
 from seqzoo.kernels.common import documents
 from seqzoo.mixers.base import register, updated
 from seqzoo.mixers.linear_attention.gated_memory import SMALL_XAVIER, GatedMemory
-from seqzoo.nn import rotate
+from seqzoo.nn import check_rotary, rotate
 
 
 class RetNetState(NamedTuple):
@@ -73,10 +73,7 @@ class RetNet(GatedMemory):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        if rope_base is not None and self.sizes[2] % 2:
-            raise ValueError(
-                f"rotary positions need an even key width, found {self.sizes[2]}: change heads or expand_k, or set rope_base=None"
-            )
+        check_rotary(self.sizes[2], rope_base, "heads or expand_k")
         self.rope_base = rope_base
 
     def log_decay(self, x):
