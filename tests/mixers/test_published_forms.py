@@ -4,25 +4,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from published import B, D, T, affine, built, matrix_memory, recurrent, rms_norm, sigmoid, silu, split, wide
 from tolerances import assert_close
 
 from seqzoo import mixers
 from seqzoo.backbone import LanguageModel
-
-B, T, D = 2, 40, 32
-
-
-def built(spec):
-    """(a mixer, x, the mixer's output for it), every parameter perturbed so that no bias is zero."""
-    mixer = mixers.create(spec, D, rngs=nnx.Rngs(0))
-    noise = np.random.default_rng(0)
-    mixer = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape).astype(np.float32), mixer)
-    x = noise.standard_normal((B, T, D)).astype(np.float32)
-    return mixer, x.astype(np.float64), jax.jit(lambda mixer, x: mixer(x)[0])(mixer, x)
-
-
-def wide(parameter):
-    return np.asarray(parameter[...], np.float64)
 
 
 @pytest.mark.parametrize(("heads", "f"), [(1, 8), (4, 16)])
@@ -43,23 +29,6 @@ def test_base_conv_is_a_convolution_times_a_projection_and_the_input(width):
     taps = wide(mixer.convolution.w)  # the last one is the present token's
     convolved = sum(taps[j] * padded[:, j : j + T] for j in range(width)) + wide(mixer.convolution.b)
     assert_close(y, convolved * (x @ wide(mixer.gate.w) + wide(mixer.gate.b)) + x)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def affine(linear, x):
-    return x @ wide(linear.w) + (0 if linear.b is None else wide(linear.b))
-
-
-def recurrent(decay, written):
-    """h_t = decay_t h_{t-1} + written_t from h = 0, one token at a time; [b, t, e]."""
-    h, history = np.zeros_like(written[:, 0]), []
-    for t in range(written.shape[1]):
-        h = decay[:, t] * h + written[:, t]
-        history.append(h)
-    return np.stack(history, axis=1)
 
 
 @pytest.mark.parametrize("settings", ["", "expand=2, positive=False, bias=False"])
@@ -116,27 +85,6 @@ def test_lru_starts_uniform_on_its_ring(low, high, phase):
         assert first <= values.min() * (1 + 1e-6) and values.max() <= last * (1 + 1e-6)
         assert_close(np.sort(values), first + (last - first) * (np.arange(4096) + 0.5) / 4096, tolerance=0.03)
     assert_close(np.exp(2 * wide(mixer.g)), 1 - square, tolerance=1e-4)
-
-
-def silu(x):
-    return x * sigmoid(x)
-
-
-def rms_norm(x, scale, eps):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
-
-
-def split(x, heads):
-    return x.reshape(B, T, heads, -1)
-
-
-def matrix_memory(q, k, v, decay):
-    """q_t^T S_t for S_t = Diag(decay_t) S_{t-1} + k_t v_t^T from S = 0, one token at a time; decay [b, t, h, k or 1]."""
-    s, read = np.zeros((B, q.shape[2], k.shape[3], v.shape[3])), []
-    for t in range(T):
-        s = decay[:, t, :, :, None] * s + k[:, t, :, :, None] * v[:, t, :, None, :]
-        read.append(np.einsum("bhk,bhkv->bhv", q[:, t], s))
-    return np.stack(read, axis=1)
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_v=1, rope_base=None", "heads=2, rope_base=100.0"])
