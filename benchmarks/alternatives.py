@@ -53,17 +53,21 @@ def selective_scan(x, dt, A, B, C):
     return _over_time(step, jnp.zeros((x.shape[0], *A.shape), x.dtype), x, dt, B, C)
 
 
-def linear_attention_scan(q, k, v, log_decay):
-    """One token at a time; log_decay [b, t, h] or [b, t, h, k]."""
-    decay = _per_channel(log_decay, k)
+def linear_attention_scan(q, k, v, log_decay=None, value_log_decay=None, exclusive=False, bonus=None):
+    """One token at a time; log_decay [b, t, h] or [b, t, h, k], value_log_decay [b, t, h, v], bonus [h, k]."""
+    decays = [] if log_decay is None else [_per_channel(log_decay, k)[..., None]]
+    decays += [] if value_log_decay is None else [jnp.exp(value_log_decay)[..., None, :]]
 
     def step(S, token):
-        q, k, v, decay = token
-        S = decay[..., None] * S + k[..., None] * v[..., None, :]
-        return S, jnp.einsum("bhk,bhkv->bhv", q, S)
+        q, k, v, *decays = token
+        write, before = k[..., None] * v[..., None, :], S
+        for decay in decays:
+            S = decay * S
+        S = S + write
+        return S, jnp.einsum("bhk,bhkv->bhv", q, before + bonus[None, ..., None] * write if exclusive else S)
 
     b, _, h, width = k.shape
-    return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, decay)
+    return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, *decays)
 
 
 def linear_attention_associative(q, k, v, log_decay):

@@ -61,16 +61,28 @@ def _selective(b, t, d, n):
 
 
 def _linear_attention(b, t, h, width, decay):
+    """`decay`: "no", "head", "channel", "value", or "exclusive": per channel, read before the write and with a bonus, as RWKV-6."""
+    axis = {"value": "value_log_decay"}.get(decay, "log_decay")
+    gates = {"no": (), "head": (b, t, h)}.get(decay, (b, t, h, width))
+
     def inputs(key):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         q, k, v = (jax.random.normal(key, (b, t, h, width)) for key in keys[:3])
-        gates = (b, t, h, width) if decay == "channel" else (b, t, h)
-        return q, k / width**0.5, v, jax.nn.log_sigmoid(jax.random.normal(keys[3], gates) + 4.0)
+        arrays = (q, k / width**0.5, v)
+        if gates:
+            arrays += (jax.nn.log_sigmoid(jax.random.normal(keys[3], gates) + 4.0),)
+        return (*arrays, jax.random.normal(keys[4], (h, width))) if decay == "exclusive" else arrays
+
+    def arguments(*rest):
+        named = dict(zip((axis, "bonus") if gates else (), rest, strict=False))
+        return named | ({"exclusive": True} if decay == "exclusive" else {})
 
     def call(implementation):
-        return lambda q, k, v, g: linear_attention(q, k, v, log_decay=g, scale=1.0, implementation=implementation)[0]
+        return lambda q, k, v, *rest: linear_attention(q, k, v, **arguments(*rest), scale=1.0, implementation=implementation)[0]
 
-    others = {"associative_scan": plain.linear_attention_associative, "lax.scan": plain.linear_attention_scan}
+    others = {"lax.scan": lambda q, k, v, *rest: plain.linear_attention_scan(q, k, v, **arguments(*rest))}
+    if decay in ("head", "channel"):
+        others["associative_scan"] = plain.linear_attention_associative
     if decay == "head":
         others["quadratic"] = plain.linear_attention_quadratic
     return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, LOOPS, others)
@@ -111,6 +123,9 @@ def cases(quick: bool) -> tuple[Case, ...]:
             _selective(1, 512, 128, 16),
             _linear_attention(1, 512, 4, 64, "head"),
             _linear_attention(1, 512, 4, 64, "channel"),
+            _linear_attention(1, 512, 4, 64, "no"),
+            _linear_attention(1, 512, 4, 64, "value"),
+            _linear_attention(1, 512, 4, 64, "exclusive"),
             _attention(1, 1024, 4, 64, "softmax"),
             _attention(1, 1024, 4, 64, "sigmoid"),
             _convolution(2, 512, 256, 4),
@@ -125,6 +140,9 @@ def cases(quick: bool) -> tuple[Case, ...]:
         _linear_attention(1, 2048, 8, 128, "head"),
         _linear_attention(2, 2048, 4, 64, "channel"),
         _linear_attention(1, 2048, 8, 128, "channel"),
+        _linear_attention(2, 2048, 4, 64, "no"),
+        _linear_attention(2, 2048, 4, 64, "value"),
+        _linear_attention(2, 2048, 4, 64, "exclusive"),
         _attention(1, 1024, 8, 64, "softmax"),
         _attention(1, 4096, 8, 64, "softmax"),
         _attention(1, 4096, 8, 64, "sigmoid"),

@@ -70,14 +70,18 @@ def _selective(gate):
     return {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": _normal(3, 24), "initial": _normal(4, BATCH, 24, 4)}
 
 
-def _linear(per_channel):
+def _linear(per_channel, both_axes=False):
     def arrays(gate):
         tail = (4, 16) if per_channel else (4,)
         gates = gate.reshape(BATCH, LENGTH, *(1,) * len(tail))
         log_decay = _times(gates, 1 + 0.1 * np.abs(_normal(0, BATCH, LENGTH, *tail)))
         q, k = (_normal(seed, BATCH, LENGTH, 2, 16) for seed in (1, 2))
         v = _normal(3, BATCH, LENGTH, 4, 20)
-        return {"q": q, "k": k, "v": v, "log_decay": log_decay, "initial": _normal(4, BATCH, 4, 16, 20)}
+        result = {"q": q, "k": k, "v": v, "log_decay": log_decay, "initial": _normal(4, BATCH, 4, 16, 20)}
+        if both_axes:
+            value_log_decay = _times(gate[..., None, None], 1 + 0.1 * np.abs(_normal(5, BATCH, LENGTH, 4, 20)))
+            result |= {"value_log_decay": value_log_decay, "bonus": _normal(6, 4, 16)}
+        return result
 
     return arrays
 
@@ -122,6 +126,8 @@ def _call_selective(a, ids, implementation):
 
 def _call_linear(a, ids, implementation):
     rest = {"log_decay": a["log_decay"], "initial_state": a["initial"], "segment_ids": ids}
+    if "bonus" in a:
+        rest |= {"value_log_decay": a["value_log_decay"], "bonus": a["bonus"], "exclusive": True}
     return linear_attention(a["q"], a["k"], a["v"], implementation=implementation, **rest)
 
 
@@ -136,6 +142,7 @@ OPS = (
     Op("selective_scan", ("reference", "loop"), _selective, _call_selective, True),
     Op("linear_attention, decay per head", LOOPS, _linear(False), _call_linear, True),
     Op("linear_attention, decay per channel", LOOPS, _linear(True), _call_linear, True),
+    Op("linear_attention, exclusive, decays of both axes", LOOPS, _linear(True, both_axes=True), _call_linear, True),
     Op("attention, softmax", ("reference", "blocks"), _pairs, _attend(), False),
     Op("attention, softmax, window 31", ("reference", "blocks"), _pairs, _attend(window=31), False),
     Op("attention, sigmoid", ("reference", "blocks"), _pairs, _attend(scores="sigmoid", bias=-3.0), False),

@@ -46,6 +46,18 @@ def starts(segment_ids: Array, initial_segment: Array | None = None) -> Array:
     return pieces.run(layout, piece, (segment_ids, carried), ("b t", "b"), "b t")
 
 
+def firsts(segment_ids: Array | None, initial_segment: Array, length: int) -> Array:
+    """[b, t] bool: the first token of every document, also of the very first, which has nothing to forget and is not in `starts`.
+
+    For those to whom an empty past is more than a state of zeros. `initial_segment` 0 means that nothing has been seen.
+    """
+    if segment_ids is None:
+        rows = lax.broadcasted_iota(jnp.int32, (initial_segment.shape[0], length), 1)
+        return (rows == 0) & (initial_segment == 0)[:, None]
+    nobody = jnp.iinfo(initial_segment.dtype).min  # an id that differs from any document's
+    return starts(segment_ids, jnp.where(initial_segment == 0, nobody, initial_segment))
+
+
 def number(segment_ids: Array, initial_segment: Array | None = None) -> Array:
     """[b, t] int32: which document of this call each token is in; 0 is the carried one, -1 is padding."""
 

@@ -1,5 +1,7 @@
-"""Elementwise linear recurrence: the memory of RG-LRU, HGRN, minGRU, QRNN, SRU, LRU and S5."""
+"""Elementwise linear recurrence: the memory of RG-LRU, HGRN, minGRU, qLSTM, LRU, S4D, S5 and MEGA."""
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +12,8 @@ from jax import Array
 from seqzoo.kernels.common import dispatch, documents, pieces, placement
 from seqzoo.kernels.common.varying import align
 from seqzoo.kernels.linear_recurrence import chunked, loop, reference
+from seqzoo.kernels.linear_recurrence.decay import Decay, rules
+from seqzoo.kernels.linear_recurrence.measured import MEASURED
 
 __all__ = ["linear_recurrence"]
 
@@ -18,6 +22,7 @@ def linear_recurrence(
     a: Array,
     b: Array,
     *,
+    log: bool = False,
     initial_state: Array | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
@@ -27,8 +32,11 @@ def linear_recurrence(
     """h_t = a_t * h_{t-1} + b_t, elementwise.
 
     Args:
-      a: [b, t, ...] decay, any finite real (or complex) value; exactly 0 forgets everything.
+      a: [b, t, ...] decay, any finite real (or complex) value; exactly 0 forgets everything. Its first axis may be 1, one decay for
+        all rows, and its second, one for all tokens: that is never written out, and its gradient is summed on the way.
       b: [b, t, ...] input, same shape and dtype; t >= 1.
+      log: whether a is given as its logarithm, real and <= 0; -inf forgets everything, and its gradient is 0. Then bfloat16 can
+        say decays nearer to 1 than 1 - 2^-9: they are made from it in float32, token by token.
       initial_state: [b, ...] h before the first token; None is zero.
       initial_segment: [b] int32, the last non-zero id of the calls before; None or 0: the initial state belongs to the first
         document.
@@ -36,49 +44,38 @@ def linear_recurrence(
         is. None: all tokens continue the initial state.
       reverse: run from the last token to the first, h_t = a_t * h_{t+1} + b_t. Then a document starts at its last token, the
         initial state and segment are those behind the last token, and the state returned is that at the first token.
-      implementation: None (the best for the platform), "loop" (in place, token by token; best on CPU), "chunked" (all chunks at
-        once, 2.8 sqrt(t) steps; best elsewhere) or "reference" (lax.scan).
+      implementation: "loop" (in place, token by token; best on CPU), "chunked" (all chunks at once, 2.8 sqrt(t) steps), "reference"
+        (lax.scan), or None: what was fastest with gradients at the nearest sizes of `measured.py`, "chunked" where none was timed.
 
     Returns:
       (h, last): h [b, t, ...] in b's dtype, exactly 0 at padding; last [b, ...] in promote(float32, b.dtype), the state to
       carry on.
 
     Raises:
-      ValueError: shapes or dtypes that differ (both named), or an unknown implementation.
+      ValueError: shapes or dtypes that differ (both named), complex logarithms, or an unknown implementation.
 
-    Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d). "chunked" needs the product of |a| over
+    Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d); documents add one byte per token. A decay with
+    a first axis of 1 alone, the same for all rows but not for all tokens, is written out. "chunked" needs the product of |a| over
     sqrt(t / 2) tokens not to overflow, and a mesh that cuts time that over a piece. For the uses of it see Martin & Cundy, 2018,
     arXiv:1709.04057.
     """
-    _check(a, b, initial_state, initial_segment, segment_ids)
-    by_platform = "loop" if dispatch.on_cpu() else "chunked"
-    form = dispatch.choose("linear_recurrence", implementation, _FORMS, by_platform)
+    _check(a, b, log, initial_state, initial_segment, segment_ids)
+    kind = "complex" if jnp.iscomplexobj(b) else "real"
+    default = dispatch.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunked")
+    form = dispatch.choose("linear_recurrence", implementation, _FORMS, default.training)
     layout = placement.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
 
     dtype = dispatch.state_dtype(b)
     initial = jnp.zeros(b.shape[:1] + b.shape[2:], dtype) if initial_state is None else initial_state.astype(dtype)
-    if segment_ids is not None:
-        turn = partial(jnp.flip, axis=1) if reverse else lambda ids: ids
-        start = turn(documents.starts(turn(segment_ids), initial_segment))
-        over = lambda where: where.reshape(where.shape + (1,) * (b.ndim - 2))
-        a = jnp.where(over(segment_ids != 0), jnp.where(over(start), 0, a), 1)
-        b = documents.zero_padding(b, segment_ids)
+    if a.shape[1] > 1:
+        a = jnp.broadcast_to(a, b.shape)
+    rule = None if segment_ids is None else rules(segment_ids, initial_segment, reverse)
     inner = " ".join("h" if i == 0 else "." for i in range(b.ndim - 2))
-    cut = (f"b t {inner}", f"b t {inner}", f"b {inner}")
-    h, last = pieces.run(layout, partial(_piece, form, layout.time, reverse), (a, b, initial), cut, cut[1:])
+    tokens, state = f"b t {inner}", f"b {inner}"
+    piece = partial(_piece, form, _Time(layout.time, reverse), log)
+    arrays = (a, rule, documents.zero_padding(b, segment_ids), initial)
+    h, last = pieces.run(layout, piece, arrays, (tokens, "b t", tokens, state), (tokens, state))
     return documents.zero_padding(h, segment_ids), last
-
-
-def _piece(form, time, reverse, a, b, initial):
-    """h and the last state of one piece along the mesh axis `time`, or of the whole (None)."""
-    shape = b.shape
-    if reverse:
-        a, b = jnp.flip(a, axis=1), jnp.flip(b, axis=1)
-    a, b, initial = a.reshape(*shape[:2], -1), b.reshape(*shape[:2], -1), initial.reshape(shape[0], -1)
-    h, last = form(_Time(time, reverse), *align((a, b, initial), over=pieces.over(time)))
-    h, last = h.reshape(shape), last.reshape(shape[:1] + shape[2:])
-    last = pieces.of_piece(0 if reverse else -1, last, time)
-    return jnp.flip(h, axis=1) if reverse else h, last
 
 
 class _Time(NamedTuple):
@@ -86,32 +83,45 @@ class _Time(NamedTuple):
     reverse: bool  # its pieces follow each other from the last to the first
 
 
-def _reference(_, a, b, initial):
-    h, last = reference.scan(a.astype(initial.dtype), b.astype(initial.dtype), initial)
+def _piece(form, time, log, a, rule, b, initial):
+    """h and the last state of one piece along the mesh axis `time.axis`, or of the whole (None)."""
+    shape = b.shape
+    if time.reverse:
+        a, rule, b = jax.tree.map(partial(jnp.flip, axis=1), (a, rule, b))
+    a, b, initial = a.reshape(*a.shape[:2], -1), b.reshape(*shape[:2], -1), initial.reshape(shape[0], -1)
+    h, last = form(time, *align((Decay(a, rule, log), b, initial), over=pieces.over(time.axis)))
+    h, last = h.reshape(shape), last.reshape(shape[:1] + shape[2:])
+    last = pieces.of_piece(0 if time.reverse else -1, last, time.axis)
+    return jnp.flip(h, axis=1) if time.reverse else h, last
+
+
+def _reference(_, decay, b, initial):
+    a = jnp.broadcast_to(decay.written_out(initial.dtype), b.shape)
+    h, last = reference.scan(a, b.astype(initial.dtype), initial)
     return h.astype(b.dtype), last
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _recurrence(form, time, a, b, initial):
-    return _forward(form, time, a, b, initial)[0]
+def _recurrence(form, time, decay, b, initial):
+    return _forward(form, time, decay, b, initial)[0]
 
 
-def _forward(form, time, a, b, initial):
+def _forward(form, time, decay, b, initial):
     if time.axis is not None:
-        initial = pieces.fold(_compose, loop.summary(a, b, initial.dtype), initial, time.axis, time.reverse)
-    h, last = form.forward(a, b, initial)
-    return (h, last), (a, h, initial)
+        initial = pieces.fold(_compose, loop.summary(decay, b, initial.dtype), initial, time.axis, time.reverse)
+    h, last = form.forward(decay, b, initial)
+    return (h, last), (decay, h, initial)
 
 
 def _backward(form, time, residuals, cotangents):
-    a, h, initial = residuals
+    decay, h, initial = residuals
     dh, dlast = cotangents
-    if time.axis is None:
-        return align(form.backward(a, h, initial, dh, dlast))
-    product, added = loop.summary_back(a, dh, dlast.dtype)
-    behind = pieces.fold(_compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse)
-    da, db, dinitial = form.backward(a, h, initial, dh, dlast + behind)
-    return align((da, db, pieces.only(-1 if time.reverse else 0, dinitial, time.axis)))
+    if time.axis is not None:
+        product, added = loop.summary_back(decay, dh, dlast.dtype)
+        behind = pieces.fold(_compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse)
+        dlast = dlast + behind
+    da, db, dinitial = form.backward(decay, h, initial, dh, dlast)
+    return align((replace(decay, values=da, rule=None), db, pieces.only(-1 if time.reverse else 0, dinitial, time.axis)))
 
 
 def _compose(h, summary):
@@ -123,9 +133,15 @@ _recurrence.defvjp(_forward, _backward)
 _FORMS = {"loop": partial(_recurrence, loop), "chunked": partial(_recurrence, chunked), "reference": _reference}
 
 
-def _check(a, b, initial_state, initial_segment, segment_ids) -> None:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"a is {a.dtype}{list(a.shape)} and b is {b.dtype}{list(b.shape)}, wanted the same shape and dtype")
+def _check(a, b, log, initial_state, initial_segment, segment_ids) -> None:
+    fits = a.ndim == b.ndim and a.shape[2:] == b.shape[2:] and all(n in (1, m) for n, m in zip(a.shape, b.shape, strict=True))
+    if not fits or a.dtype != b.dtype:
+        raise ValueError(
+            f"a is {a.dtype}{list(a.shape)} and b is {b.dtype}{list(b.shape)}, wanted the same shape and dtype "
+            "(a's first two axes may be 1)"
+        )
+    if log and jnp.iscomplexobj(a):
+        raise ValueError(f"log=True with a of {a.dtype}: wanted real logarithms, or log=False and complex decays")
     if b.ndim < 2 or b.shape[1] < 1 or not jnp.issubdtype(b.dtype, jnp.inexact):
         raise ValueError(f"b is {b.dtype}{list(b.shape)}, wanted float [b, t, ...] with t >= 1")
     wanted = b.shape[:1] + b.shape[2:]

@@ -14,27 +14,32 @@ from jax import Array, lax
 from seqzoo.kernels.common.rows import put, row
 from seqzoo.kernels.common.varying import zeros
 from seqzoo.kernels.linear_recurrence import loop
+from seqzoo.kernels.linear_recurrence.decay import FOLLOW, KEEP, Decay
 
 
-def forward(a: Array, b: Array, initial: Array) -> tuple[Array, Array]:
+def forward(decay: Decay, b: Array, initial: Array) -> tuple[Array, Array]:
     """As `loop.forward`."""
     chunk = chunk_size(b.shape[1])
-    a_rows, b_rows = fold(a, chunk, fill=1), fold(b, chunk)
-    product, h = loop.summary(a_rows, b_rows, initial.dtype)
-    h, last = loop.forward(a_rows, b_rows, compose(product, h, initial))
+    decays, b_rows = fold_decay(decay, chunk, b.shape), fold(b, chunk)
+    product, h = loop.summary(decays, b_rows, initial.dtype)
+    h, last = loop.forward(decays, b_rows, compose(product, h, initial))
     return unfold(h, b.shape), last.reshape(b.shape[0], -1, b.shape[2])[:, -1]
 
 
-def backward(a: Array, h: Array, initial: Array, dh: Array, dlast: Array) -> tuple[Array, Array, Array]:
+def backward(decay: Decay, h: Array, initial: Array, dh: Array, dlast: Array) -> tuple[Array, Array, Array]:
     """As `loop.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
     chunk = chunk_size(h.shape[1])
-    a_rows, h_rows, dh_rows = fold(a, chunk, fill=1), fold(h, chunk), fold(dh, chunk)
-    product, r = loop.summary_back(a_rows, dh_rows, dlast.dtype)
+    decays, h_rows, dh_rows = fold_decay(decay, chunk, h.shape), fold(h, chunk), fold(dh, chunk)
+    product, r = loop.summary_back(decays, dh_rows, dlast.dtype)
     behind = compose(product, r, dlast, reverse=True)
     ends = h[:, chunk - 1 : h.shape[1] - 1 : chunk].astype(initial.dtype)
     before = jnp.concatenate([initial[:, None], ends], axis=1).reshape(r.shape)
-    da, db, dinitial = loop.backward(a_rows, h_rows, before, dh_rows, behind)
-    return unfold(da, a.shape), unfold(db, h.shape), dinitial.reshape(h.shape[0], -1, h.shape[2])[:, 0]
+    da, db, dinitial = loop.backward(decays, h_rows, before, dh_rows, behind)
+    if not decay.constant:
+        da = unfold(da, h.shape)
+    elif decay.values.shape[0] > 1:
+        da = jnp.sum(unfold(da, r.reshape(h.shape[0], -1, h.shape[2]).shape), axis=1, keepdims=True)
+    return da, unfold(db, h.shape), dinitial.reshape(h.shape[0], -1, h.shape[2])[:, 0]
 
 
 def compose(product: Array, added: Array, initial: Array, reverse: bool = False) -> Array:
@@ -60,10 +65,24 @@ def chunk_size(length: int) -> int:
 
 
 def fold(x: Array, chunk: int, fill: float = 0) -> Array:
-    """[b, t, d] -> [b n, chunk, d], every chunk a row; the last one is filled up."""
+    """[b, t, ...] -> [b n, chunk, ...], every chunk a row; the last one is filled up."""
     missing = -x.shape[1] % chunk
-    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=fill) if missing else x
-    return x.reshape(-1, chunk, x.shape[2])
+    x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=fill) if missing else x
+    return x.reshape(-1, chunk, *x.shape[2:])
+
+
+def fold_decay(decay: Decay, chunk: int, shape: tuple[int, ...]) -> Decay:
+    """The decays of chunks as rows; `shape` is that of b. What fills the last chunk is padding: it keeps the state."""
+    rows, length, _ = shape
+    rule = decay.rule
+    if rule is None and length % chunk:
+        rule = jnp.full((rows, length), FOLLOW, jnp.int8)
+    values = decay.values
+    if not decay.constant:
+        values = fold(values, chunk)
+    elif values.shape[0] > 1:
+        values = jnp.repeat(values, -(-length // chunk), axis=0)
+    return Decay(values, None if rule is None else fold(rule, chunk, fill=KEEP), decay.log)
 
 
 def unfold(rows: Array, shape: tuple[int, ...]) -> Array:

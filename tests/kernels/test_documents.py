@@ -50,6 +50,15 @@ def test_no_ids_continue_the_carried_document_and_open_the_first_one():
     assert documents.last_segment(None, jnp.array([7, 0], jnp.int32)).tolist() == [7, 1]
 
 
+def test_the_first_document_of_all_has_a_first_token_too():
+    """Nothing ends there, so it does not count as a start; what a carried document goes on with is no first token."""
+    ids = jnp.array([[0, 1, 1, 0, 2], [0, 1, 1, 0, 2], [0, 1, 1, 0, 2], [0, 0, 0, 0, 0]], jnp.int32)
+    seen = jnp.array([0, 1, 2, 0], jnp.int32)
+    wanted = [[0, 1, 0, 0, 1], [0, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]
+    assert documents.firsts(ids, seen, 5).astype(int).tolist() == wanted
+    assert documents.firsts(None, seen[:2], 3).astype(int).tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
 def test_padding_becomes_exact_zero_even_from_nan():
     y = documents.zero_padding(jnp.full((1, 2, 3), jnp.nan).at[0, 1].set(1.0), jnp.array([[0, 4]]))
     assert y.tolist() == [[[0.0] * 3, [1.0] * 3]]

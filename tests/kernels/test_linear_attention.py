@@ -1,4 +1,4 @@
-"""S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t: every form against float64, and the laws of documents."""
+"""S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + k_t v_t^T, o_t = scale S_t^T q_t: every form against float64, and documents."""
 
 import functools
 
@@ -14,12 +14,19 @@ from seqzoo.kernels.linear_attention import linear_attention
 from . import scan_cases
 from .scan_cases import FORMS, IDS, VIOLENT
 
-DECAYS = ["none", "constant", "head", "channel"]
-CHUNK = 20  # "chunked" with a decay per channel: two sub-blocks of 10
-LENGTH = 53  # three chunks, the last one short
+# "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes.
+DECAYS = ["none", "constant", "head", "channel", "value", "exclusive", "all"]
+GATES = ("log_decay", "value_log_decay")
+CHUNK = 8
+LENGTH = 53  # seven chunks of "chunked" in two blocks, the last one short
 
-everything = functools.partial(scan_cases.everything, linear_attention)
-exact = functools.partial(scan_cases.exact, linear_attention)
+
+def op(*, bonus=None, **arrays):
+    return linear_attention(**arrays, bonus=bonus, exclusive=bonus is not None)
+
+
+everything = functools.partial(scan_cases.everything, op)
+exact = functools.partial(scan_cases.exact, op)
 
 
 def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, violent=None, seed=0):
@@ -28,25 +35,35 @@ def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, v
     arrays = {name: random.normal(size=(batch, length, groups, k)) for name in ("q", "k")}
     arrays["v"] = random.normal(size=(batch, length, heads, v))
     arrays["initial_state"] = random.normal(size=(batch, heads, k, v))
-    shape = {"none": None, "constant": (heads,), "head": (batch, length, heads), "channel": (batch, length, heads, k)}[decay]
-    if shape is not None:
-        arrays["log_decay"] = -random.uniform(0, 0.5, shape)
-        if violent is not None:
-            arrays["log_decay"][:, 3::17] = violent
+    per_head = (batch, length, heads)
+    shapes = {"constant": (heads,), "head": per_head, "exclusive": per_head, "channel": (*per_head, k), "all": (*per_head, k)}
+    if decay in shapes:
+        arrays["log_decay"] = -random.uniform(0, 0.5, shapes[decay])
+    if decay in ("value", "all"):
+        arrays["value_log_decay"] = -random.uniform(0, 0.5, (*per_head, v))
+    if decay in ("exclusive", "all"):
+        arrays["bonus"] = random.normal(size=(heads, k))
+    for name in ("log_decay", "value_log_decay"):
+        if name in arrays and violent is not None:
+            arrays[name][:, 3::17] = violent
     return {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_the_reference_is_the_formula(decay):
     arrays = draw(decay, batch=1, length=4, groups=2, heads=4)
-    o, last = linear_attention(**arrays, implementation="reference", scale=0.7)
+    o, last = op(**arrays, implementation="reference", scale=0.7)
     s = np.asarray(arrays["initial_state"][0], np.float64)
     g = np.broadcast_to(arrays["log_decay"], (1, 4, 4)) if decay == "constant" else arrays.get("log_decay", np.zeros((1, 4, 4)))
+    g_v = arrays.get("value_log_decay", np.zeros((1, 4, 4, 1)))
     for t in range(4):
         for h in range(4):
             q, k, v = arrays["q"][0, t, h // 2], arrays["k"][0, t, h // 2], arrays["v"][0, t, h]
-            s[h] = np.diag(np.broadcast_to(np.exp(g[0, t, h]), 6)) @ s[h] + np.outer(k, v)
-            assert_close(o[0, t, h], 0.7 * q @ s[h])
+            before = s[h].copy()
+            keep = [np.diag(np.broadcast_to(np.exp(x[0, t, h]), n)) for x, n in ((g, 6), (g_v, 5))]
+            s[h] = keep[0] @ s[h] @ keep[1] + np.outer(k, v)
+            read = before + np.diag(arrays["bonus"][h]) @ np.outer(k, v) if "bonus" in arrays else s[h]
+            assert_close(o[0, t, h], 0.7 * q @ read)
     assert_close(last[0], s)
 
 
@@ -76,12 +93,12 @@ def test_an_empty_row_returns_the_state_it_was_given(form):
 def test_the_chunk_size_changes_nothing(form):
     arrays = draw("channel", length=40)
     wanted = exact(arrays)
-    for chunk in (1, 24, 64):
+    for chunk in (1, 4, 64):
         assert_close(everything(arrays, implementation=form, chunk_size=chunk), wanted, what=f"chunk_size={chunk}")
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay", ["head", "channel"])
+@pytest.mark.parametrize("decay", ["head", "channel", "value", "all"])
 def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
     mild = exact(draw(decay))
     for gate in VIOLENT:
@@ -91,7 +108,7 @@ def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay", ["head", "channel"])
+@pytest.mark.parametrize("decay", ["head", "channel", "all"])
 def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
     for gate in VIOLENT[1:]:
         arrays = draw(decay)
@@ -99,10 +116,11 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
         got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
         for name, x in got.items():
             assert np.isfinite(x).all(), f"{name} at {gate}"
-            scale = rms(wanted["output"]) if name in ("log_decay", "initial_state") else 0.0
+            scale = rms(wanted["output"]) if name in (*GATES, "initial_state") else 0.0
             assert_close(x, wanted[name], scale=scale, what=f"{name} at {gate}")
         if gate == -np.inf:
-            assert not np.any(got["log_decay"]) and not np.any(got["initial_state"])
+            zero = {name for name in got if name in GATES} | ({"initial_state"} if decay != "all" else set())
+            assert not any(np.any(got[name]) for name in zero)  # an exclusive read sees the initial state once
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -116,7 +134,7 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
     wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
     wanted["output"] = np.zeros(arrays["v"].shape)
     numbers = np.asarray(documents.number(jnp.asarray(IDS), jnp.asarray(initial_segment)))
-    per_token = ("q", "k", "v", *(["log_decay"] if decay in ("head", "channel") else []))
+    per_token = ("q", "k", "v", *(name for name in GATES if name in arrays and arrays[name].ndim > 1))
     for row in range(3):
         for document in set(numbers[row]) - {-1}:
             where = np.flatnonzero(numbers[row] == document)
@@ -133,14 +151,14 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
             for name, x in result.items():
                 if name == "last":
                     continue
-                if name == "log_decay" and decay == "constant":
+                if name in arrays and name not in per_token and name != "initial_state":
                     wanted[name] += x
                 elif name == "initial_state":
                     wanted[name][row] += x[0] * carried
                 else:
                     wanted[name][row, where] = x[0, : len(where)]
     for name, x in wanted.items():
-        if name == "log_decay" and decay != "constant":
+        if name in GATES and decay != "constant":
             starts = np.asarray(documents.starts(jnp.asarray(IDS), jnp.asarray(initial_segment)))
             assert not np.any(np.asarray(got[name])[starts])
         assert_close(got[name], x, what=name)
@@ -151,21 +169,30 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("decay", "cuts"),
-    [("none", (1, 7)), ("channel", (6, 15)), *(pytest.param(d, range(1, 37), marks=pytest.mark.slow) for d in DECAYS)],
+    [("none", (1, 7)), ("all", (6, 15)), *(pytest.param(d, range(1, 37), marks=pytest.mark.slow) for d in DECAYS)],
 )
 def test_a_row_cut_anywhere_is_the_whole_row(form, decay, cuts):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
     initial = np.array([3, 1, 0], np.int32)
-    op = jax.jit(functools.partial(linear_attention, implementation=form, chunk_size=4))
-    whole = op(**arrays, segment_ids=IDS, initial_segment=initial)
-    per_token = [name for name, x in arrays.items() if x.ndim > 1 and name != "initial_state"]
+    run = jax.jit(functools.partial(op, implementation=form, chunk_size=4))
+    whole = run(**arrays, segment_ids=IDS, initial_segment=initial)
+    per_token = [name for name, x in arrays.items() if x.ndim > 2 and name != "initial_state"]
     for at in cuts:
-        assert_close(scan_cases.cut_in_two(op, arrays, per_token, at, IDS, initial), whole, what=f"cut at {at}")
+        assert_close(scan_cases.cut_in_two(run, arrays, per_token, at, IDS, initial), whole, what=f"cut at {at}")
 
 
 @pytest.mark.parametrize("form", [*FORMS, "reference"])
-def test_nothing_huge_leaks_from_the_document_before(form):
-    arrays = draw("channel", length=24)
+def test_a_head_decay_beside_a_value_decay_is_a_part_of_it(form):
+    arrays = draw("value", length=9)
+    g = draw("head", length=9, seed=1)["log_decay"]
+    folded = {**arrays, "value_log_decay": arrays["value_log_decay"] + g[..., None]}
+    assert_close(op(**arrays, log_decay=g, implementation=form), op(**folded, implementation=form))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "reference"])
+@pytest.mark.parametrize("decay", ["channel", "all"])
+def test_nothing_huge_leaks_from_the_document_before(form, decay):
+    arrays = draw(decay, length=24)
     ids = np.repeat(np.array([[1, 2, 1]], np.int32), 8, axis=1).repeat(2, axis=0)
     loud = {name: x.copy() for name, x in arrays.items()}
     loud["v"][:, 8:16] = 1e30
@@ -190,7 +217,7 @@ def test_without_initial_segment_the_state_belongs_to_the_first_document():
 @pytest.mark.parametrize("decay", DECAYS)
 def test_float64_stays_float64(form, decay):
     arrays = draw(decay)
-    got = scan_cases.everything64(linear_attention, arrays, implementation=form, chunk_size=CHUNK)
+    got = scan_cases.everything64(op, arrays, implementation=form, chunk_size=CHUNK)
     assert_close(got, exact(arrays), tolerance=RELATIVE["float64"])
 
 
@@ -231,13 +258,6 @@ def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
     scan_cases.assert_a_mesh_changes_nothing(linear_attention, arrays, implementation=form, chunk_size=4)
 
 
-def test_the_default_on_a_cpu_is_one_of_the_named_forms():
-    arrays = draw("head", length=5)
-    np.testing.assert_array_equal(linear_attention(**arrays)[0], linear_attention(**arrays, implementation="loop")[0])
-    wide = draw("head", length=5, k=64, v=64)
-    np.testing.assert_array_equal(linear_attention(**wide)[0], linear_attention(**wide, implementation="chunked")[0])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -248,7 +268,11 @@ def test_the_default_on_a_cpu_is_one_of_the_named_forms():
         ({"q": np.zeros((2, 9, 6), np.float32)}, r"q has shape \(2, 9, 6\), wanted 4 axes"),
         ({"v": np.zeros((2, 8, 2, 5), np.float32)}, r"v has shape \(2, 8, 2, 5\)"),
         ({"v": np.zeros((2, 9, 2, 5), np.int32)}, "v has dtype int32, wanted a floating dtype"),
+        ({"chunk_size": 20, "implementation": "chunked"}, "chunk_size=20, wanted a power of 2"),
         ({"log_decay": np.zeros((2, 9, 3), np.float32)}, r"log_decay has shape \(2, 9, 3\), wanted one of"),
+        ({"value_log_decay": np.zeros((2, 9, 2), np.float32)}, r"value_log_decay has shape \(2, 9, 2\), wanted v's \(2, 9, 2, 5\)"),
+        ({"bonus": np.zeros((2, 6), np.float32)}, "exclusive=False, wanted exclusive=True"),
+        ({"bonus": np.zeros((1, 6), np.float32), "exclusive": True}, r"bonus has shape \(1, 6\), wanted \(2, 6\)"),
         ({"initial_state": np.zeros((2, 2, 5, 6), np.float32)}, r"initial_state has shape .* wanted \(2, 2, 6, 5\)"),
         ({"segment_ids": np.zeros((2, 8), np.int32)}, r"segment_ids has shape \(2, 8\)"),
     ],

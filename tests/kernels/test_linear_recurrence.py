@@ -97,21 +97,116 @@ def test_reverse_is_the_flipped_row_run_forwards():
     assert_close(linear_recurrence(**arrays, reverse=True), (wanted[:, ::-1], last))
 
 
+SHARED = {"by all rows and tokens": (0, 1), "by the tokens of a row": (1,), "by the rows": (0,)}
+documents = pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_complex_decays_rotate(form):
-    arrays = {name: (x * np.exp(1j * k)).astype(np.complex64) for k, (name, x) in enumerate(draw().items())}
-    with jax.enable_x64(True):
-        wide = {name: jnp.asarray(x, jnp.complex128) for name, x in arrays.items()}
-        wanted = linear_recurrence(**wide, implementation="reference")
+@pytest.mark.parametrize("axes", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+@documents
+def test_a_decay_that_is_shared_gives_what_it_gives_written_out(form, axes, reverse, documents):
+    arrays = draw(batch=3, length=37)
+    arrays["a"] = np.take(arrays["a"], [0], axes[0]) if len(axes) == 1 else arrays["a"][:1, :1]
+    settings = {"ids": IDS, "initial_segment": np.array([5, 3, 2], np.int32)} if documents else {}
+    full = {**arrays, "a": np.broadcast_to(arrays["a"], arrays["b"].shape)}
+    wanted = exact(full, **settings, reverse=reverse)
+    wanted["a"] = wanted["a"].sum(axes, keepdims=True)
+    assert_close(everything(arrays, **settings, reverse=reverse, implementation=form), wanted)
 
-    def loss(arrays, form):
-        h, last = linear_recurrence(**arrays, implementation=form)
-        return jnp.sum(jnp.real(h * h)) + jnp.sum(jnp.imag(last))
 
-    assert_close(tuple(map(np.abs, linear_recurrence(**arrays, implementation=form))), tuple(map(np.abs, wanted)))
-    got, wanted = (jax.grad(loss)(jax.tree.map(jnp.asarray, arrays), name) for name in (form, "reference"))
-    for part in (np.real, np.imag):
-        assert_close(jax.tree.map(part, got), jax.tree.map(part, wanted))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0, 1e-30])
+def test_shared_decays_may_forget_all_or_nothing(form, decay):
+    arrays = draw()
+    arrays["a"] = np.full((1, 1, 3), decay, np.float32)
+    assert_close(everything(arrays, implementation=form), exact(arrays))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decay_shared_by_all_tokens_is_never_written_out(form):
+    """Beside one that is: neither it nor its gradient takes the memory of a sequence, behind documents either."""
+    arrays, ids = draw(batch=4, length=128, channels=64), np.repeat([[1, 2]], 64, axis=1).repeat(4, axis=0)
+
+    def loss(a, b, spread):
+        return jnp.sum(
+            linear_recurrence(jnp.broadcast_to(a, b.shape) if spread else a, b, segment_ids=ids, implementation=form)[0] ** 2
+        )
+
+    one, full = (
+        jax.jit(jax.grad(functools.partial(loss, spread=spread))).lower(arrays["a"][:1, :1], arrays["b"]).compile()
+        for spread in (False, True)
+    )
+    saved = full.memory_analysis().temp_size_in_bytes - one.memory_analysis().temp_size_in_bytes
+    assert saved > 1.5 * arrays["b"].nbytes
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("log_decay", [None, *VIOLENT])
+@pytest.mark.parametrize("shared", [False, True], ids=["per token", "shared"])
+def test_a_decay_given_as_its_logarithm_is_that_decay(form, log_decay, shared):
+    """Its gradient is that of the decay times the decay: 0 where it is -inf."""
+    arrays = draw()
+    with np.errstate(divide="ignore"):
+        logs = np.log(arrays["a"])
+    if log_decay is not None:
+        logs[:, 3::17] = log_decay
+    arrays["a"] = logs[:, 3:4] if shared else logs
+    decays = np.exp(arrays["a"].astype(np.float64))
+    wanted, mild = exact({**arrays, "a": decays}), exact(draw())
+    wanted["a"] = wanted["a"] * decays
+    scan_cases.assert_close_on_the_scale_of(mild, everything(arrays, log=True, implementation=form), wanted)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "reference"])
+def test_bfloat16_logarithms_forget_at_their_own_pace(form):
+    """exp(-2^-12) is 1 in bfloat16, whose digits end at 2^-9 there; given as a logarithm it is exact."""
+    ones = jnp.ones((1, 256, 2), jnp.bfloat16)
+    _, last = linear_recurrence(jnp.full_like(ones, -(2.0**-12)), ones, log=True, implementation=form)
+    assert_close(last, np.full((1, 2), np.exp(-(2.0**-12) * np.arange(256)).sum()))
+
+
+def planes(a, b, initial_state=None, **settings):
+    """The complex recurrence as a map of real arrays, the two planes on a last axis."""
+    a, b, initial_state = (None if x is None else jax.lax.complex(x[..., 0], x[..., 1]) for x in (a, b, initial_state))
+    outputs = linear_recurrence(a, b, initial_state=initial_state, **settings)
+    return tuple(jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1) for x in outputs)
+
+
+def draw_planes(**sizes):
+    """Decays of modulus 0.6 to 1 and any angle, and complex inputs."""
+    angle = np.random.default_rng(1).uniform(0, 2 * np.pi, draw(**sizes)["a"].shape)
+    arrays = {name: np.stack([x, x[::-1]], axis=-1) for name, x in draw(**sizes).items()}
+    arrays["a"] = draw(**sizes)["a"][..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+    return arrays
+
+
+def test_complex_numbers_multiply():
+    arrays = draw_planes(length=5)
+    a, b, h = (x[..., 0] + 1j * x[..., 1] for x in arrays.values())
+    got, last = planes(**arrays, implementation="reference")
+    for t in range(5):
+        h = a[:, t] * h + b[:, t]
+        assert_close(got[:, t], np.stack([h.real, h.imag], axis=-1))
+    assert_close(last, np.stack([h.real, h.imag], axis=-1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+@pytest.mark.parametrize("shared", [False, True], ids=["per token", "shared"])
+@documents
+def test_complex_values_final_state_and_gradients_are_the_references(form, reverse, shared, documents):
+    arrays = draw_planes(batch=3, length=37)
+    if shared:
+        arrays["a"] = arrays["a"][:1, :1]
+    settings = {"ids": IDS, "initial_segment": np.array([5, 3, 2], np.int32)} if documents else {}
+    got = scan_cases.everything(planes, arrays, **settings, reverse=reverse, implementation=form)
+    assert_close(got, scan_cases.exact(planes, arrays, **settings, reverse=reverse))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_complex_documents_are_those_run_alone(form):
+    scan_cases.assert_documents_are_those_run_alone(planes, draw_planes(batch=1, length=37), PER_TOKEN, IDS[0], form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -148,6 +243,9 @@ def test_batch_sharded_inputs_give_the_same_numbers(form):
     [
         ({"a": jnp.ones((2, 9, 4))}, "same shape and dtype"),
         ({"a": jnp.ones((2, 9, 5), jnp.bfloat16)}, "bfloat16"),
+        ({"a": jnp.ones((1, 3, 5))}, "first two axes may be 1"),
+        ({"a": jnp.ones((2, 9, 1))}, "same shape and dtype"),
+        ({"a": jnp.ones((2, 9, 5), jnp.complex64), "b": jnp.ones((2, 9, 5), jnp.complex64), "log": True}, "wanted real logarithms"),
         ({"a": jnp.ones((2, 0, 5)), "b": jnp.ones((2, 0, 5))}, "t >= 1"),
         ({"initial_state": jnp.ones((2, 4))}, r"wanted \(2, 5\)"),
         ({"segment_ids": jnp.ones((2, 8), jnp.int32)}, r"wanted \(2, 9\)"),

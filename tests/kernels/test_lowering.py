@@ -30,6 +30,21 @@ def _linear_attention(*gates):
     return call, [(B, T, 2, K), (B, T, 2, K), (B, T, H, V), (B, T, H, *gates), (B, H, K, V)]
 
 
+def _exclusive(q, k, v, log_decay, value_log_decay, bonus, initial, ids, implementation):
+    return linear_attention(
+        q,
+        k,
+        v,
+        log_decay=log_decay,
+        value_log_decay=value_log_decay,
+        exclusive=True,
+        bonus=bonus,
+        initial_state=initial,
+        segment_ids=ids,
+        implementation=implementation,
+    )
+
+
 def _recurrence(a, b, initial, ids, implementation):
     return linear_recurrence(a, b, initial_state=initial, segment_ids=ids, implementation=implementation)
 
@@ -48,6 +63,11 @@ OPS = {
     "attention, sigmoid, window": (*_attention(scores="sigmoid", bias=-3.0, window=40), ("reference", "blocks", None)),
     "linear_attention, head": (*_linear_attention(), LOOPS),
     "linear_attention, channel": (*_linear_attention(K), LOOPS),
+    "linear_attention, exclusive, both decays": (
+        _exclusive,
+        [(B, T, 2, K), (B, T, 2, K), (B, T, H, V), (B, T, H, K), (B, T, H, V), (H, K), (B, H, K, V)],
+        LOOPS,
+    ),
     "linear_recurrence": (_recurrence, [(B, T, D), (B, T, D), (B, D)], LOOPS),
     "selective_scan": (
         _selective,
@@ -62,7 +82,7 @@ OPS = {
 @pytest.mark.parametrize(("op", "implementation"), [(op, name) for op, (*_, names) in OPS.items() for name in names])
 def test_values_and_gradients_lower_for_the_platform(op, implementation, platform, monkeypatch):
     call, shapes, _ = OPS[op]
-    monkeypatch.setattr(dispatch, "on_cpu", lambda: False)  # None is then the choice of an accelerator
+    monkeypatch.setattr(dispatch, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))  # what None stands for there
 
     def scalar(arrays, ids):
         return sum(jnp.sum(result) for result in call(*arrays, ids, implementation))

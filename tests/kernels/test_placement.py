@@ -29,6 +29,12 @@ def heads(t, b):
     return (b, t, H, K)
 
 
+def turning(a, b, **settings):
+    """A complex recurrence of real inputs and outputs."""
+    h, last = linear_recurrence(jax.lax.complex(a, 0.3 - a**2), jax.lax.complex(b, b[..., ::-1]), **settings)
+    return h.real, h.imag, last.real, last.imag
+
+
 # name: (op, the shapes of its arguments for t tokens and b rows, which of them are decays)
 OPS = {
     "attention": (lambda q, k, v, **s: attention(q, k, v, implementation="blocks", **s)[0], [heads] * 3),
@@ -38,9 +44,28 @@ OPS = {
     ),
     "linear_attention": (lambda q, k, v, g, **s: linear_attention(q, k, v, log_decay=-(g[..., 0] ** 2), **s), [heads] * 4),
     "linear_attention, decay per channel": (lambda q, k, v, g, **s: linear_attention(q, k, v, log_decay=-(g**2), **s), [heads] * 4),
+    "linear_attention, exclusive, decays of both axes": (
+        lambda q, k, v, g, u, **s: linear_attention(
+            q, k, v, log_decay=-(g**2), value_log_decay=-((g * u) ** 2), exclusive=True, bonus=u[0, 0], **s
+        ),
+        [heads] * 4 + [lambda t, b: (1, 1, H, K)],
+    ),
     "linear_attention, one group": (lambda q, k, v, **s: linear_attention(q[:, :, :1], k[:, :, :1], v, **s), [heads] * 3),
     "linear_recurrence": (lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, **s), [heads] * 2),
     "linear_recurrence, reverse": (lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, reverse=True, **s), [heads] * 2),
+    "linear_recurrence, one decay": (
+        lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, **s),
+        [lambda t, b: (1, 1, H, K), heads],
+    ),
+    "linear_recurrence, one logarithm per row": (
+        lambda g, b, **s: linear_recurrence(-(g**2), b, log=True, **s),
+        [lambda t, b: (b, 1, H, K), heads],
+    ),
+    "linear_recurrence, complex, one decay, reverse": (
+        lambda a, b, **s: turning(jnp.tanh(a), b, reverse=True, **s),
+        [lambda t, b: (1, 1, H, K), heads],
+    ),
+    "linear_recurrence, complex": (lambda a, b, **s: turning(jnp.tanh(a), b, **s), [heads] * 2),
     "selective_scan": (
         lambda x, dt, a, bs, cs, d, **s: selective_scan(x, dt**2, -jnp.exp(a), bs, cs, D=d, **s),
         [lambda t, b: (b, t, K)] * 2 + [lambda t, b: (K, 3)] + [lambda t, b: (b, t, 3)] * 2 + [lambda t, b: (K,)],
@@ -117,7 +142,7 @@ def test_time_sharding_moves_states_not_sequences(name):
 def test_inside_a_callers_shard_map_an_op_differentiates(name, held):
     """Axes that the caller holds are left to him; the others are used as ever."""
     op = OPS[name][0]
-    rows = [jax.P("fsdp") if "fsdp" in held and x.ndim > 2 else jax.P() for x in arrays(name)]
+    rows = [jax.P("fsdp") if "fsdp" in held and x.ndim > 2 and len(x) == B else jax.P() for x in arrays(name)]
     out = jax.P("fsdp") if "fsdp" in held else jax.P()
     mapped = jax.shard_map(lambda *a: jax.tree.leaves(op(*a)), in_specs=tuple(rows), out_specs=out, axis_names=set(held))
     whole = jax.jit(functools.partial(pulled, op))(*arrays(name))
