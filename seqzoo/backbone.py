@@ -1,6 +1,7 @@
 """Block, Stack and LanguageModel: the one backbone on which every mixer stands, and which obeys the same law."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,29 +39,55 @@ class BlockState(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + channel(norm(x)); `channel="none"` leaves the second half out."""
+    """x + mixer(norm(x)), then x + channel(norm(x)); `channel="none"` leaves the second half out.
 
-    def __init__(self, d_model, *, mixer, channel, norm, dropout, depth, dtype, param_dtype, rngs):
-        norm = NORMS[choice("norm", norm, tuple(NORMS))]
+    With `residual_scale` a it is a x + mixer(norm(x)); with `normed_residual` a n + mixer(n) for n = norm(x), so that nothing
+    passes by a norm.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        mixer,
+        channel,
+        norm,
+        norm_eps,
+        normed_residual,
+        residual_scale,
+        dropout,
+        depth,
+        dtype,
+        param_dtype,
+        rngs,
+    ):
+        norm = partial(NORMS[choice("norm", norm, tuple(NORMS))], eps=norm_eps)
         self.mixer_norm = norm(d_model, param_dtype=param_dtype, rngs=rngs)
         self.mixer = mixers.create(mixer, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.channel = channels.registry.create(channel, d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.channel = channels.create(channel, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.channel_norm = None if self.channel is None else norm(d_model, param_dtype=param_dtype, rngs=rngs)
-        self.dropout = dropout
+        self.normed_residual, self.residual_scale, self.dropout = normed_residual, residual_scale, dropout
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         """[b, t, d_model] -> ([b, t, d_model], state). Arguments as a mixer's."""
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         inner = BlockState(None, None) if state is None else state
         side = {"segment_ids": segment_ids, "positions": positions}
-        y, mixer_state = self.mixer(self.mixer_norm(x), state=inner.mixer, key=keys[0], **side)
-        x = x + dropout(y, self.dropout, keys[1]).astype(x.dtype)
+        normed = self.mixer_norm(x)
+        y, mixer_state = self.mixer(normed, state=inner.mixer, key=keys[0], **side)
+        x = self.join(x, normed, dropout(y, self.dropout, keys[1]))
         channel_state = inner.channel
         if self.channel is not None:
-            y, channel_state = self.channel(self.channel_norm(x), state=inner.channel, key=keys[2], **side)
-            x = x + dropout(y, self.dropout, keys[3]).astype(x.dtype)
+            normed = self.channel_norm(x)
+            y, channel_state = self.channel(normed, state=inner.channel, key=keys[2], **side)
+            x = self.join(x, normed, dropout(y, self.dropout, keys[3]))
         x = constrain(x, "b t .")
         return x, None if state is None else BlockState(mixer_state, channel_state)
+
+    def join(self, x: Array, normed: Array, y: Array) -> Array:
+        """The residual stream after a branch: [b, t, d_model] in x's dtype."""
+        kept = normed if self.normed_residual else x
+        return (kept if self.residual_scale == 1 else self.residual_scale * kept) + y.astype(x.dtype)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BlockState:
         """The empty state of both halves."""
@@ -197,8 +224,13 @@ class LanguageModel(nnx.Module):
       d_model: width of the residual stream.
       layers: spec strings of mixers, cycled over depth: ("mamba2", "mamba2", "softmax(window=256)") is a hybrid.
       depth: number of blocks.
-      channel: spec string of the channel mixer: "swiglu", "gelu" or "none", with settings.
+      channel: spec string of the channel mixer: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings.
       norm: "rms" or "layer".
+      norm_eps: what the backbone's norms add to the mean square.
+      normed_residual: whether a branch is added to what it read, its norm's output, and not to what stood before the norm.
+      residual_scale: factor on what a branch is added to.
+      embedding_norm: whether a norm follows the embedding.
+      embedding_scale: factor on the embedding of a token; the tied head's is 1 all the same.
       tied: whether the head is the embedding, transposed.
       learned_positions: None, or how many positions (from 0 in each document) get a learned embedding added to the token's. A later
         position gives NaN, never a neighbour's row.
@@ -206,7 +238,9 @@ class LanguageModel(nnx.Module):
       embedding_dropout: rate on the embedding; None: as `dropout`.
       stack: "scan" or "loop" over the layers; the same parameters and numbers.
       remat: "none", "full" or "dots": what a block's backward pass recomputes.
+      logits_soft_cap: None, or c > 0: logits become c tanh(logits / c), within (-c, c).
       dtype: of the computation; None is param_dtype. Logits are at least float32.
+      residual_dtype: of the residual stream, if wider than the computation's; None is the computation's.
       param_dtype: of the parameters.
     """
 
@@ -219,16 +253,29 @@ class LanguageModel(nnx.Module):
         depth: int = 2,
         channel: str = "swiglu",
         norm: str = "rms",
+        norm_eps: float = 1e-5,
+        normed_residual: bool = False,
+        residual_scale: float = 1.0,
+        embedding_norm: bool = False,
+        embedding_scale: float = 1.0,
         tied: bool = True,
         learned_positions: int | None = None,
         dropout: float = 0.0,
         embedding_dropout: float | None = None,
         stack: str = "scan",
         remat: str = "none",
+        logits_soft_cap: float | None = None,
         dtype: Any = None,
+        residual_dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if logits_soft_cap is not None and logits_soft_cap <= 0:
+            raise ValueError(f"logits_soft_cap={logits_soft_cap}: wanted more than 0, or None")
+        self.dtype = param_dtype if dtype is None else dtype
+        self.residual_dtype = self.dtype
+        if residual_dtype is not None:  # layers without a dtype of their own compute in their input's, which is the stream's
+            dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, residual_dtype)
         normal = jax.nn.initializers.normal(d_model**-0.5)
         self.embedding = nnx.Param(normal(rngs.params(), (vocab_size, d_model), param_dtype), axes=("vocab", "embed"))
         table = (learned_positions or 0, d_model)
@@ -242,16 +289,20 @@ class LanguageModel(nnx.Module):
             remat=remat,
             channel=channel,
             norm=norm,
+            norm_eps=norm_eps,
+            normed_residual=normed_residual,
+            residual_scale=residual_scale,
             dropout=dropout,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.norm = NORMS[norm](d_model, param_dtype=param_dtype, rngs=rngs)
+        make_norm = partial(NORMS[norm], d_model, eps=norm_eps, param_dtype=param_dtype, rngs=rngs)
+        self.norm, self.embedding_norm = make_norm(), make_norm() if embedding_norm else None
+        self.embedding_scale, self.logits_soft_cap = embedding_scale, logits_soft_cap
         self.head = None if tied else Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
         self.sizes = (vocab_size, d_model)
         self.dropout = dropout if embedding_dropout is None else embedding_dropout
-        self.dtype = param_dtype if dtype is None else dtype
 
     def __call__(
         self,
@@ -270,13 +321,15 @@ class LanguageModel(nnx.Module):
         counted, count = documents.positions(segment_ids, segment, count, length)
         # Gathered over fsdp before the lookup: rows of tokens and columns of the table share that axis.
         x = jnp.take(constrain(self.embedding[...], "h ."), tokens, axis=0).astype(self.dtype)
+        x = x if self.embedding_scale == 1 else x * self.embedding_scale
         if self.position_embedding is not None:
             where = counted if positions is None else positions
             if segment_ids is not None:
                 where = jnp.where(segment_ids != 0, where, 0)
             rows = jnp.take(constrain(self.position_embedding[...], ". ."), where, axis=0, mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
-        x = constrain(dropout(x, self.dropout, keys[0]), "b t .")
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
+        x = constrain(dropout(x, self.dropout, keys[0]), "b t .").astype(self.residual_dtype)
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
         logits = self.attend(self.norm(x))
@@ -287,7 +340,10 @@ class LanguageModel(nnx.Module):
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""
         w = self.embedding[...].T if self.head is None else self.head.w[...]
-        return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.result_type(x, jnp.float32))
+        x = x.astype(self.dtype)
+        logits = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.result_type(x, jnp.float32))
+        cap = self.logits_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> ModelState:
         """The empty state of `batch` rows; `max_length` bounds the caches that grow with a document."""

@@ -32,7 +32,7 @@ class Model(Section):
     d_model: int = Field(64, ge=1)
     """Width of the residual stream."""
     channel: str = "swiglu"
-    """Channel mixer of every block: "swiglu", "gelu" or "none", with settings as in "gelu(expansion=4)"."""
+    """Channel mixer of every block: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings as in "gelu(expansion=4)"."""
     norm: Literal[tuple(NORMS)] = "rms"
     """Normalisation before each half of a block, and before the head."""
     tied: bool = True

@@ -124,6 +124,8 @@ class Registry:
         return spec
 
     def create(self, spec: str | Spec, *args, **reserved):
-        """Builds what the spec string names."""
+        """Builds what the spec string names. `depth` is handed on to those that take it."""
         spec = self.check(spec)
+        if "depth" not in self.parameters(spec.name):
+            reserved.pop("depth", None)
         return self.get(spec.name)(*args, **dict(spec.settings), **reserved)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from law import dots
-from tolerances import assert_close
+from tolerances import RELATIVE, assert_close
 
 from seqzoo.backbone import LanguageModel
 
@@ -105,6 +105,48 @@ def test_dropout_needs_a_key_and_differs_between_keys():
     assert not np.allclose(keyed[0], plain) and not np.allclose(keyed[0], keyed[1])
 
 
+RELEASED = {  # what some released models need
+    "norm_eps": 1e-2,
+    "normed_residual": True,
+    "residual_scale": 1.5,
+    "embedding_norm": True,
+    "embedding_scale": 3.0,
+    "logits_soft_cap": 2.0,
+}
+
+
+def test_the_settings_of_released_models_are_what_their_names_say():
+    model = build(layers=("gla(heads=2)", "gla"), depth=1, learned_positions=None, **RELEASED)
+    block = model.stack.rest.blocks()["0_gla"]
+
+    def branch(x, norm, layer):
+        normed = norm(x)
+        return 1.5 * normed + layer(normed)[0]
+
+    x = model.embedding_norm(3.0 * model.embedding[...][TOKENS])
+    x = branch(branch(x, block.mixer_norm, block.mixer), block.channel_norm, block.channel)
+    assert_close(run(model, TOKENS)[0], 2.0 * jnp.tanh(model.norm(x) @ model.embedding[...].T / 2.0))
+    assert {norm.eps for norm in (model.embedding_norm, block.mixer_norm, block.channel_norm, model.norm)} == {1e-2}
+
+
+def test_they_keep_the_law():
+    model = build(**RELEASED, learned_positions=None)
+    whole = run(model, TOKENS)[0]
+    first, state = run(model, TOKENS[:, :7], state=model.init_state(2, LENGTH))
+    assert_close(jnp.concatenate([first, run(model, TOKENS[:, 7:], state=state)[0]], axis=1), whole)
+
+
+def test_the_residual_stream_may_be_wider_than_the_computation_and_never_narrower():
+    narrow = {"layers": "gla(heads=2)", "depth": 2, "learned_positions": None, "dtype": jnp.bfloat16}
+    stream = lambda model: jax.eval_shape(lambda x: model.stack(x)[0], jnp.ones((1, 2, WIDTH), model.residual_dtype)).dtype
+    assert stream(build(**narrow)) == jnp.bfloat16
+    assert stream(build(**narrow, residual_dtype="float32")) == jnp.float32
+    assert stream(build(**{**narrow, "dtype": jnp.float32}, residual_dtype="bfloat16")) == jnp.float32
+    plain, wide = (run(build(**{**narrow, "dtype": dtype}, residual_dtype="float32"), TOKENS)[0] for dtype in (None, jnp.bfloat16))
+    assert wide.dtype == jnp.float32
+    assert_close(wide, plain, tolerance=RELATIVE["bfloat16"])
+
+
 def test_flops_count_every_layer_and_the_head():
     model = LanguageModel(
         VOCAB, 32, layers=("linear(implementation='reference')",), depth=3, channel="gelu", stack="loop", rngs=nnx.Rngs(0)
@@ -120,6 +162,7 @@ def test_flops_count_every_layer_and_the_head():
         ({"stack": "scann"}, "stack='scann' is unknown; it is one of scan, loop. Did you mean 'scan'?"),
         ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
         ({"depth": 0}, "depth=0"),
+        ({"logits_soft_cap": 0}, "logits_soft_cap=0: wanted more than 0, or None"),
     ],
 )
 def test_a_wrong_setting_names_the_right_ones(settings, message):

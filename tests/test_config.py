@@ -87,7 +87,7 @@ def test_a_comparison_is_every_combination_the_last_axis_fastest():
     [
         ({"model.layer": ("gla",)}, r"no setting is called 'model.layer'. Did you mean 'model.layers'\?"),
         ({"seed": (0,)}, r"no setting is called 'seed'. Did you mean 'training.seed'\?"),
-        ({"model.layers": ("gal",)}, r"no mixer is called 'gal'. Did you mean 'gla'\?"),
+        ({"model.layers": ("retent",)}, r"no mixer is called 'retent'. Did you mean 'retnet'\?"),
         ({"model.layers": "gla"}, "wanted a tuple of at least one value"),
         ({"model.layers": ()}, "wanted a tuple of at least one value"),
     ],

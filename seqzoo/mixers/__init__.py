@@ -14,34 +14,56 @@ from seqzoo.mixers.base import Mixer, register, registry, state_bytes
 from seqzoo.mixers.convolution.base_conv import BaseConv
 from seqzoo.mixers.linear_attention.aaren import Aaren
 from seqzoo.mixers.linear_attention.based import Based
+from seqzoo.mixers.linear_attention.flow import FlowAttention
 from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
+from seqzoo.mixers.linear_attention.gsa import GatedSlotAttention
 from seqzoo.mixers.linear_attention.hgrn2 import HGRN2
 from seqzoo.mixers.linear_attention.lightning import LightningAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
 from seqzoo.mixers.linear_attention.mamba2 import Mamba2
+from seqzoo.mixers.linear_attention.mlstm import MLSTM
+from seqzoo.mixers.linear_attention.norm_attention import NormAttention
 from seqzoo.mixers.linear_attention.retnet import RetNet
+from seqzoo.mixers.linear_attention.rwkv6 import RWKV6
 from seqzoo.mixers.linear_attention.simple_gla import SimpleGatedLinearAttention
 from seqzoo.mixers.linear_recurrence.hgrn import HGRN
 from seqzoo.mixers.linear_recurrence.lru import LRU
+from seqzoo.mixers.linear_recurrence.mega_ema import MegaEMA
 from seqzoo.mixers.linear_recurrence.min_gru import MinGRU
 from seqzoo.mixers.linear_recurrence.min_lstm import MinLSTM
+from seqzoo.mixers.linear_recurrence.qlstm import QLSTM
+from seqzoo.mixers.linear_recurrence.rg_lru import RGLRU
+from seqzoo.mixers.linear_recurrence.rwkv4 import RWKV4
+from seqzoo.mixers.linear_recurrence.s4d import S4D
+from seqzoo.mixers.linear_recurrence.s5 import S5
 from seqzoo.mixers.selective_scan.mamba import Mamba
 
 __all__ = [
     "HGRN",
     "HGRN2",
     "LRU",
+    "MLSTM",
+    "QLSTM",
+    "RGLRU",
+    "RWKV4",
+    "RWKV6",
+    "S4D",
+    "S5",
     "Aaren",
     "BaseConv",
     "Based",
+    "FlowAttention",
     "GatedLinearAttention",
+    "GatedSlotAttention",
     "LightningAttention",
     "LinearAttention",
     "Mamba",
     "Mamba2",
+    "MegaEMA",
     "MinGRU",
     "MinLSTM",
     "Mixer",
+    "NormAttention",
     "RetNet",
     "Sigmoid",
     "SimpleGatedLinearAttention",
@@ -77,6 +99,4 @@ def create(
     Raises:
       SpecError: unknown name or setting, with the nearest known.
     """
-    spec = registry.check(spec)
-    reserved = {"depth": depth} if "depth" in registry.parameters(spec.name) else {}
-    return registry.create(spec, d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **reserved)
+    return registry.create(spec, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -1,16 +1,23 @@
 """Parts that mixers and the backbone share."""
 
+from seqzoo.nn.block_diagonal import BlockDiagonal
 from seqzoo.nn.convolution import ShortConvolution
 from seqzoo.nn.dropout import dropout
+from seqzoo.nn.exponential_gate import exponential_gates, nonzero, over_larger
+from seqzoo.nn.gated_output import GatedOutput
 from seqzoo.nn.gates import complementary, positive, share
 from seqzoo.nn.linear import Linear, torch_uniform
 from seqzoo.nn.lower_bound import BoundedGate
 from seqzoo.nn.norm import LayerNorm, RMSNorm
 from seqzoo.nn.rotary import check_rotary, rotate
+from seqzoo.nn.state_space import hippo_normal, read_out, zero_order_hold
 from seqzoo.nn.taylor import taylor, taylor_width
+from seqzoo.nn.token_shift import lerp, token_shift
 
 __all__ = [
+    "BlockDiagonal",
     "BoundedGate",
+    "GatedOutput",
     "LayerNorm",
     "Linear",
     "RMSNorm",
@@ -18,10 +25,18 @@ __all__ = [
     "check_rotary",
     "complementary",
     "dropout",
+    "exponential_gates",
+    "hippo_normal",
+    "lerp",
+    "nonzero",
+    "over_larger",
     "positive",
+    "read_out",
     "rotate",
     "share",
     "taylor",
     "taylor_width",
+    "token_shift",
     "torch_uniform",
+    "zero_order_hold",
 ]

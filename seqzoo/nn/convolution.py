@@ -1,5 +1,6 @@
 """The short causal convolution that many recurrent mixers put before their scan."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from seqzoo.kernels.convolution import short_convolution
 class ShortConvolution(nnx.Module):
     """Depthwise causal convolution along time: y_t = b + sum_j w[width - 1 - j] x_{t-j}.
 
+    `init` is the initialiser of w [width, d]; None: w and b uniform within 1 / sqrt(width), else b is zero at the start.
     Its state, the tail [b, width - 1, width of x], holds the last real tokens of the current document, the latest last.
     """
 
@@ -23,15 +25,20 @@ class ShortConvolution(nnx.Module):
         *,
         bias: bool = True,
         axis: str | None = "heads",
+        init: Callable | None = None,
         implementation: str | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if width < 1:
+            raise ValueError(f"conv_width={width}: wanted at least 1 tap")
         bound = width**-0.5  # the framework's default for a depthwise kernel: fan_in is the width
         uniform = lambda shape: jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound)
-        self.w = nnx.Param(uniform((width, d)), axes=(None, axis))
-        self.b = nnx.Param(uniform((d,)), axes=(axis,)) if bias else None
+        w = uniform((width, d)) if init is None else init(rngs.params(), (width, d), param_dtype)
+        self.w = nnx.Param(w, axes=(None, axis))
+        start = uniform if init is None else lambda shape: jnp.zeros(shape, param_dtype)
+        self.b = nnx.Param(start((d,)), axes=(axis,)) if bias else None
         self.tail, self.implementation, self.dtype = (width - 1, d), implementation, dtype
 
     def __call__(self, x: Array, *, tail: Array | None, segment: Array | None, segment_ids: Array | None) -> tuple[Array, Array]:

@@ -28,6 +28,7 @@ class Linear(nnx.Module):
       axes: names of W's two axes, read by the sharding rules.
       bias: whether there is a b (zero at the start).
       init: initialiser of W.
+      decay: whether weight decay acts on W.
       dtype: of the computation; None promotes x and W.
       param_dtype: of W and b.
     """
@@ -40,11 +41,12 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None] = ("embed", "heads"),
         bias: bool = False,
         init: Callable = torch_uniform,
+        decay: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.w = nnx.Param(init(rngs.params(), (d_in, d_out), param_dtype), axes=axes)
+        self.w = nnx.Param(init(rngs.params(), (d_in, d_out), param_dtype), axes=axes, decay=decay)
         self.b = nnx.Param(jnp.zeros((d_out,), param_dtype), axes=axes[1:]) if bias else None
         self.dtype = dtype
 

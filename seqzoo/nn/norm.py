@@ -32,19 +32,34 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(var + eps) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+    """(x - mean) / sqrt(var + eps) * scale + bias (Ba et al. 2016, arXiv:1607.06450).
 
-    def __init__(self, width: int, *, eps: float = 1e-5, axis: str | None = "embed", param_dtype: Any = jnp.float32, rngs=None):
+    Mean and variance are those of each of `groups` parts (Wu & He 2018, arXiv:1803.08494); scale and bias are per channel.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float = 1e-5,
+        axis: str | None = "embed",
+        groups: int = 1,
+        bias: bool = True,
+        param_dtype: Any = jnp.float32,
+        rngs=None,
+    ):
         self.scale = nnx.Param(jnp.ones((width,), param_dtype), axes=(axis,))
-        self.bias = nnx.Param(jnp.zeros((width,), param_dtype), axes=(axis,))
-        self.eps = eps
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype), axes=(axis,)) if bias else None
+        self.eps, self.groups = eps, groups
 
     def __call__(self, x: Array) -> Array:
         """[..., width] -> [..., width]."""
         wide = x.astype(jnp.result_type(x, jnp.float32))
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        y = centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
-        return (y * _last_axis(self.scale, y) + _last_axis(self.bias, y)).astype(x.dtype)
+        parts = wide.reshape(*x.shape[:-1], self.groups, -1)
+        centred = parts - jnp.mean(parts, axis=-1, keepdims=True)
+        y = (centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)).reshape(x.shape)
+        y = y * _last_axis(self.scale, y)
+        return (y if self.bias is None else y + _last_axis(self.bias, y)).astype(x.dtype)
 
 
 def _last_axis(parameter: nnx.Param, like: Array) -> Array:

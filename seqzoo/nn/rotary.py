@@ -10,16 +10,19 @@ def check_rotary(width: int, base: float | None, settings: str) -> None:
         raise ValueError(f"rotary positions need an even key width, found {width}: change {settings}, or set rope_base=None")
 
 
-def rotate(x: Array, positions: Array, base: float = 10000.0) -> Array:
+def rotate(x: Array, positions: Array, base: float = 10000.0, width: int | None = None) -> Array:
     """Rotates pairs (x_i, x_{i + k/2}) by positions * base^(-2i/k): the half-split layout of released checkpoints.
 
     Args:
       x: [b, t, h, k], k even.
       positions: [b, t] int32.
       base: wavelengths run from 2 pi to 2 pi base.
+      width: how many channels, the first, are rotated as if they were all; None: all.
     Returns:
       [b, t, h, k] in x's dtype; angles are taken in float32 or better.
     """
+    if width is not None and width < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], positions, base), x[..., width:]], axis=-1)
     half = x.shape[-1] // 2
     dtype = jnp.result_type(x, jnp.float32)
     frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)

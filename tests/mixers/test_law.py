@@ -34,9 +34,33 @@ VARIANTS = (
     "min_gru(expand=1.5, positive=False)",
     "min_lstm(expand=2, bias=False)",
     "hgrn(lower_bound=0.5)",
+    "gsa(heads=2, slots=5, expand_v=2)",
+    "rwkv6(heads=2, expand_k=0.5, mix_rank=3, decay_rank=5)",
     "lru(state=12, r_min=0.9, r_max=0.99, max_phase=0.3)",
+    "s4d(state=6, init='inv', glu='half')",
+    "s4d(state=2, glu='none')",
+    "s5(state=12, blocks=2, stable=False, glu='full')",
+    "s5(blocks=1, glu='none')",
+    "rg_lru(expand=1.5, heads=2, conv_width=1)",
+    "qlstm(expand=1, conv_width=2, reversed=False)",
+    "mega_ema(state=1)",
+    "mlstm(heads=2, expand_k=1, input_bias=0.5, gate_cap=None)",
+    "mlstm(input_gate='sigmoid', input_bias=0.0)",
+    "mlstm(heads=2, input_gate='sigmoid', input_bias=1.0, normalised=False)",
+    "flow(heads=2)",
+    "norm_attention(heads=1, expand_k=2)",
+    "norm_attention(normaliser='softplus')",
+    "norm_attention(normaliser='sigmoid')",
 )
-every = pytest.mark.parametrize("spec", [*mixers.names(), *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)])
+# What a subject compiles is shared by its tests, so all of them go to one worker.
+one_worker = pytest.mark.xdist_group
+every = pytest.mark.parametrize(
+    "spec",
+    [
+        *(pytest.param(name, marks=one_worker(name)) for name in mixers.names()),
+        *(pytest.param(variant, marks=[one_worker(variant), pytest.mark.slow]) for variant in VARIANTS),
+    ],
+)
 CUTS = (
     1,
     7,

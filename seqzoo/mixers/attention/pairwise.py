@@ -37,6 +37,8 @@ class PairwiseAttention(Mixer):
         dtype,
         param_dtype,
         rngs,
+        rope_width=None,
+        out_bias=None,
     ):
         kv_heads = heads if kv_heads is None else kv_heads
         if heads % kv_heads:
@@ -44,21 +46,22 @@ class PairwiseAttention(Mixer):
         if head_width is None and d_model % heads:
             raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_width")
         width = d_model // heads if head_width is None else head_width
-        check_rotary(width, rope_base, "head_width")
+        check_rotary(width if rope_width is None else rope_width, rope_base, "head_width" if rope_width is None else "rope_width")
+        if rope_width is not None and (rope_base is None or not 2 <= rope_width <= width):
+            raise ValueError(f"rope_width={rope_width}: wanted None, or with a rope_base 2 to {width}, the width of a head")
         if window is not None and window < 1:
             raise ValueError(f"window={window}: wanted None or at least 1 token")
         make = lambda heads: Linear(d_model, heads * width, bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.q, self.k, self.v = make(heads), make(kv_heads), make(kv_heads)
-        self.out = Linear(
-            heads * width, d_model, axes=("heads", "embed"), bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
+        out_bias, axes = bias if out_bias is None else out_bias, ("heads", "embed")
+        self.out = Linear(heads * width, d_model, axes=axes, bias=out_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         norms = {"rms": RMSNorm, "layer": LayerNorm}
         if qk_norm not in (None, *norms):
             raise ValueError(f"qk_norm={qk_norm!r} is unknown; it is None, 'rms' or 'layer'")
         make_norm = lambda: norms[qk_norm](width, eps=1e-6, axis=None, param_dtype=param_dtype)
         self.q_norm, self.k_norm = (None, None) if qk_norm is None else (make_norm(), make_norm())
         self.sizes = (d_model, heads, kv_heads, width)
-        self.window, self.rope_base, self.dropout = window, rope_base, dropout
+        self.window, self.rope_base, self.rope_width, self.dropout = window, rope_base, rope_width, dropout
         self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
 
     def score_settings(self) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class PairwiseAttention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base is not None:
             positions = self.positions(batch, length, state, segment_ids) if positions is None else positions
-            q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
+            q, k = (rotate(x, positions, self.rope_base, self.rope_width) for x in (q, k))
         carried = {} if state is None else {"initial_state": state.cache, "initial_segment": state.segment}
         o, cache = attention(
             q,

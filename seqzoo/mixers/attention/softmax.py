@@ -21,8 +21,10 @@ class Softmax(PairwiseAttention):
       head_width: width of a head; None: d_model / heads.
       window: how many tokens, itself included, a token sees; None: its whole document.
       rope_base: base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all.
+      rope_width: how many channels of a head, the first, are rotated; None: all.
       qk_norm: None, "rms" or "layer": normalises each head's queries and keys (Dehghani et al. 2023, arXiv:2302.05442).
       bias: whether the projections have biases.
+      out_bias: whether the last projection has one; None: as `bias`.
       dropout: rate on the attention weights, active when a key is given.
       implementation: of the op `seqzoo.kernels.attention`; None: the best for platform and shape.
     Raises:
@@ -40,8 +42,10 @@ class Softmax(PairwiseAttention):
         head_width=None,
         window=None,
         rope_base=10000.0,
+        rope_width=None,
         qk_norm=None,
         bias=False,
+        out_bias=None,
         dropout=0.0,
         implementation=None,
         dtype=None,
@@ -55,8 +59,10 @@ class Softmax(PairwiseAttention):
             head_width=head_width,
             window=window,
             rope_base=rope_base,
+            rope_width=rope_width,
             qk_norm=qk_norm,
             bias=bias,
+            out_bias=out_bias,
             dropout=dropout,
             implementation=implementation,
             dtype=dtype,

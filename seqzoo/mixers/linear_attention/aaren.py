@@ -8,11 +8,10 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.common import documents
-from seqzoo.kernels.common.maximum import running_maximum
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.linear import with_ones
-from seqzoo.nn import Linear
+from seqzoo.nn import Linear, exponential_gates, nonzero
 
 
 class AarenState(NamedTuple):
@@ -58,21 +57,20 @@ class Aaren(Mixer):
         scores = jnp.einsum("hk,bthk->bth", q, k, preferred_element_type=jnp.promote_types(k.dtype, jnp.float32))
         scores = scores * self.sizes[2] ** -0.5
         first, segment = (None, None) if state is None else (state.maximum, state.segment)
-        before, maximum = running_maximum(scores, initial_state=first, initial_segment=segment, segment_ids=segment_ids)
-        # Real scores never exceed the maximum. Padding's may; it writes nothing, but its exponential must stay finite.
-        weights = jnp.exp(jnp.where(scores <= maximum, scores - maximum, 0.0))
+        gates = exponential_gates(scores, maximum=first, segment=segment, segment_ids=segment_ids)
+        weights = jnp.exp(gates.log_write)
         o, memory = linear_attention(
             jnp.ones_like(weights)[..., None],
             weights[..., None],
             with_ones(v).astype(weights.dtype),
-            log_decay=jnp.where(before < maximum, before - maximum, 0.0),
+            log_decay=gates.log_keep,
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
             **carried(state),
         )
-        o = documents.zero_padding(o[..., :-1] / jnp.where(o[..., -1:] == 0, 1, o[..., -1:]), segment_ids).astype(v.dtype)
-        return self.out(o.reshape(x.shape)), updated(state, segment_ids, memory=memory, maximum=maximum[:, -1])
+        o = documents.zero_padding(o[..., :-1] / nonzero(o[..., -1:]), segment_ids).astype(v.dtype)
+        return self.out(o.reshape(x.shape)), updated(state, segment_ids, memory=memory, maximum=gates.maximum[:, -1])
 
     def init_state(self, batch, max_length=None, dtype=None) -> AarenState:
         """An empty sum, with the maximum at -inf; `max_length` has no bearing on its size."""

@@ -46,11 +46,7 @@ class GatedMemory(Mixer):
         param_dtype,
         rngs,
     ):
-        keys, values = round(d_model * expand_k), round(d_model * expand_v)
-        if keys % heads or values % heads:
-            raise ValueError(
-                f"heads={heads} does not divide key width {keys} and value width {values}: change heads or expand_k, expand_v"
-            )
+        keys, values = widths(d_model, heads, expand_k, expand_v)
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.sizes = (d_model, heads, keys // heads, values // heads)
         self.q, self.k = (Linear(d_model, keys, init=qk_init, **settings) for _ in range(2))
@@ -103,6 +99,16 @@ class GatedMemory(Mixer):
     def flops(self, batch, length) -> int:
         d_model, heads, k, v = self.sizes
         return batch * length * heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v)
+
+
+def widths(d_model: int, heads: int, expand_k: float, expand_v: float) -> tuple[int, int]:
+    """The widths of all keys and of all values; ValueError unless heads divides both."""
+    keys, values = round(d_model * expand_k), round(d_model * expand_v)
+    if keys % heads or values % heads:
+        raise ValueError(
+            f"heads={heads} does not divide key width {keys} and value width {values}: change heads or expand_k, expand_v"
+        )
+    return keys, values
 
 
 def empty_memory(batch: int, heads: int, k: int, v: int, dtype) -> MemoryState:

@@ -41,6 +41,7 @@ class Mamba2(Mixer):
       groups: how many (B, C) pairs the heads share; the norm runs over e / groups channels.
       conv_width: taps of the short convolution over x, B and C.
       norm_before_gate: False (released models): gate, then norm; True: norm, then gate.
+      norm_eps: what the norm adds to the mean square.
       dt_min, dt_max: range of the step size at the start.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
       depth: (index, count) of the layer; W_out is divided by sqrt(count), as in the released language models. None: not divided.
@@ -59,6 +60,7 @@ class Mamba2(Mixer):
         groups=1,
         conv_width=4,
         norm_before_gate=False,
+        norm_eps=1e-5,
         dt_min=DT_MIN,
         dt_max=DT_MAX,
         implementation=None,
@@ -83,7 +85,7 @@ class Mamba2(Mixer):
         a = jax.random.uniform(rngs.params(), (heads,), param_dtype, 1.0, 16.0)  # Dao & Gu 2024, released code
         self.a_log = nnx.Param(jnp.log(a), axes=("heads",), decay=False)
         self.skip = nnx.Param(jnp.ones((heads,), param_dtype), axes=("heads",), decay=False)
-        self.norm = RMSNorm(e, axis="heads", groups=groups, param_dtype=param_dtype)
+        self.norm = RMSNorm(e, eps=norm_eps, axis="heads", groups=groups, param_dtype=param_dtype)
         self.out = Linear(e, d_model, axes=("heads", "embed"), init=output_init(depth), **settings)
         self.sizes = (d_model, e, heads, head_width, groups, state)
         self.norm_before_gate, self.implementation = norm_before_gate, implementation

@@ -35,6 +35,8 @@ class HGRN(Recurrence):
     our choice too; that code draws them from N(0, 0.02^2).
     """
 
+    log_decay = True
+
     def __init__(
         self,
         d_model,
@@ -58,7 +60,7 @@ class HGRN(Recurrence):
 
     def gates(self, x):
         log_forget, write = self.bounded(self.forget(x))
-        return jnp.exp(log_forget), write * jax.nn.silu(self.input(x)).astype(write.dtype)
+        return log_forget, write * jax.nn.silu(self.input(x)).astype(write.dtype)
 
     def read(self, x, h):
         gate = jax.nn.silu(self.gate(x))

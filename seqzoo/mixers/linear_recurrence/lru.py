@@ -1,15 +1,14 @@
 """LRU: a linear recurrence with complex eigenvalues, drawn on a ring and kept inside the unit circle."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from seqzoo.kernels.linear_recurrence import linear_recurrence
-from seqzoo.mixers.base import Mixer, register, updated
+from seqzoo.mixers.base import register
+from seqzoo.mixers.linear_recurrence.recurrence import ComplexRecurrence
 from seqzoo.nn import Linear
 
 # Orvieto et al. 2023, appendix A
@@ -17,16 +16,8 @@ B_INIT = jax.nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 C_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-class LRUState(NamedTuple):
-    """The state's two planes: real arrays, as every state's leaves are."""
-
-    real: Array  # [b, n]
-    imaginary: Array  # [b, n]
-    segment: Array  # [b] int32
-
-
 @register("lru")
-class LRU(Mixer):
+class LRU(ComplexRecurrence):
     r"""Linear recurrent unit (Orvieto et al. 2023, arXiv:2303.06349).
 
         h_t = lambda * h_{t-1} + gamma * (B x_t)        lambda = exp(-exp(nu) + i exp(theta))        gamma = exp(g)
@@ -44,7 +35,7 @@ class LRU(Mixer):
       implementation: of the op `seqzoo.kernels.linear_recurrence`; None: the best for platform and shape.
     Raises:
       ValueError: state < 1; radii out of order or outside [0, 1]; max_phase <= 0.
-    Cost: time O(t d n), with lambda written out for every token, as the op wants it; state 8 n bytes per row, independent of t.
+    Cost: time O(t d n); state 8 n bytes per row, independent of t.
     gamma starts at sqrt(1 - |lambda|^2), which gives h the variance of B x, and is then learned on its own. All starting values are
     drawn as in the paper's code (appendix A): B, C and D are normal, with variance 1 / 2d, 1 / n and 1 in each real part.
     """
@@ -77,31 +68,17 @@ class LRU(Mixer):
         self.skip = nnx.Param(jax.random.normal(rngs.params(), (d_model,), param_dtype), axes=("embed",), decay=False)
         self.sizes, self.implementation, self.dtype = (d_model, n), implementation, param_dtype if dtype is None else dtype
 
-    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+    def gates(self, x):
         wide = jnp.promote_types(jnp.result_type(x, self.nu[...]), jnp.float32)
         radius, angle, gamma = (jnp.exp(p[...].astype(wide)) for p in (self.nu, self.theta, self.g))
         radius = jnp.exp(-radius)
-        decay = lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle))
-        written = lax.complex(*(gamma[None, None] * b(x).astype(wide) for b in (self.b_real, self.b_imaginary)))
-        carried = {}
-        if state is not None:
-            carried = {"initial_state": lax.complex(state.real, state.imaginary), "initial_segment": state.segment}
-        h, last = linear_recurrence(
-            jnp.broadcast_to(decay[None, None], written.shape),
-            written,
-            segment_ids=segment_ids,
-            implementation=self.implementation,
-            **carried,
-        )
-        narrow = jnp.result_type(x, self.skip[...])
-        y = self.c_real(h.real.astype(narrow)) - self.c_imaginary(h.imag.astype(narrow))
-        y = y + self.skip[...].astype(y.dtype)[None, None] * x.astype(y.dtype)
-        return y, updated(state, segment_ids, real=last.real, imaginary=last.imag)
+        written = (gamma[None, None] * b(x).astype(wide) for b in (self.b_real, self.b_imaginary))
+        return lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle)), lax.complex(*written)
 
-    def init_state(self, batch, max_length=None, dtype=None) -> LRUState:
-        """Both planes zero; `max_length` has no bearing on their size."""
-        plane = jnp.zeros((batch, self.sizes[1]), jnp.promote_types(jnp.float32, self.dtype if dtype is None else dtype))
-        return LRUState(plane, plane, jnp.zeros((batch,), jnp.int32))
+    def read(self, x, real, imaginary):
+        narrow = jnp.result_type(x, self.skip[...])
+        y = self.c_real(real.astype(narrow)) - self.c_imaginary(imaginary.astype(narrow))
+        return y + self.skip[...].astype(y.dtype)[None, None] * x.astype(y.dtype)
 
     def flops(self, batch, length) -> int:
         return 8 * batch * length * self.sizes[0] * self.sizes[1]

@@ -1,0 +1,140 @@
+"""mLSTM: a matrix memory whose input gate is an exponential, so that a later token can outweigh all that was stored before it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.linear_attention.gated_memory import MemoryState, empty_memory, widths
+from seqzoo.mixers.linear_attention.linear import with_ones
+from seqzoo.nn import LayerNorm, Linear, exponential_gates
+
+EPS = 1e-6  # NX-AI's mlstm_kernels, behind the denominator, and the 7B model's norm
+INPUT_GATES = ("exponential", "sigmoid")
+
+
+class MLSTMState(NamedTuple):
+    """The memory over exp(maximum), with the normaliser as one more value column. With a sigmoid gate it is a `MemoryState`."""
+
+    memory: Array  # [b, h, k, v + 1]
+    maximum: Array  # [b, h] logarithm of the largest weight so far, -inf before the first token
+    segment: Array  # [b] int32
+
+
+@register("mlstm")
+class MLSTM(Mixer):
+    r"""mLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517), in the block of xLSTM 7B (Beck et al. 2025, arXiv:2503.13427).
+
+        C_t = f_t C_{t-1} + i_t k_t v_t^T        n_t = f_t n_{t-1} + i_t k_t        f_t = sigmoid(f~_t)        i_t = exp(i~_t)
+        h_t = C_t^T q_t / max(|n_t^T q_t|, 1)        y_t = W_o [sigmoid(W_r x_t) * layernorm(h_t), per head]
+
+    with f~ = cap(W_f x + b_f), i~ = cap(W_i x + b_i), cap(z) = c tanh(z / c), and q over sqrt(k). Use it where a token must be able
+    to overwrite what is stored. C and n are held over exp(m_t), m_t = max(m_{t-1} + log f_t, i~_t), which cancels above and below:
+    the denominator becomes max(|n_t^T q_t|, exp(-m_t)).
+
+    Args:
+      d_model: width of x and y.
+      heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads].
+      expand_k, expand_v: widths of all keys and of all values, over d_model.
+      input_gate: "exponential", or "sigmoid": i_t = sigmoid(i~_t), which needs no m (mLSTMsig, Beck et al. 2025, arXiv:2503.14376).
+      normalised: False leaves h_t = C_t^T q_t, without n; for sigmoid input gates alone. NX-AI's kernels divide by default.
+      input_bias: b_i at the start. The 7B model's -10 makes memories fill slowly; small models on short rows may want 0.
+      gate_cap: c > 0; None: no cap.
+      implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
+      depth: (index, count) of the layer; None is (0, 1). W_o starts with a deviation of 2 / (count sqrt(d_model)).
+    Raises:
+      ValueError: heads does not divide the widths; unknown input_gate; normalised=False with exponential gates; gate_cap <= 0.
+    Cost: time O(t d^2); state 4 (d expand_k (d expand_v / heads + 1) + heads) bytes per row, independent of t.
+    Initial values are those of the released block: q, k, v normal with variance 2 / 5d, gates zero but for b_i and b_f, which runs
+    from 3 to 6 over heads. There, and here, 1e-6 is added to the denominator that is over exp(m): the one thing in which m does not
+    cancel. Released code starts from m = 0, here an empty memory has m = -inf; h differs by less than 1e-6 of itself.
+    The first paper's block, with convolutions and block-diagonal projections, is not this one.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        heads=4,
+        expand_k=0.5,
+        expand_v=1.0,
+        input_gate="exponential",
+        normalised=True,
+        input_bias=-10.0,
+        gate_cap=15.0,
+        implementation=None,
+        depth=None,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        keys, values = widths(d_model, heads, expand_k, expand_v)
+        if input_gate not in INPUT_GATES:
+            raise ValueError(f"input_gate={input_gate!r}: wanted one of {', '.join(INPUT_GATES)}")
+        if not normalised and input_gate == "exponential":
+            raise ValueError("normalised=False: an exponential gate needs the normaliser, set input_gate='sigmoid'")
+        if gate_cap is not None and gate_cap <= 0:
+            raise ValueError(f"gate_cap={gate_cap}: wanted more than 0, or None")
+        small, zero = jax.nn.initializers.normal((2 / (5 * d_model)) ** 0.5), jax.nn.initializers.zeros
+        layers = 1 if depth is None else depth[1]
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.q, self.k = (Linear(d_model, keys, init=small, **settings) for _ in range(2))
+        self.v, self.r = (Linear(d_model, values, init=init, **settings) for init in (small, zero))
+        self.input, self.forget = (Linear(d_model, heads, init=zero, **settings) for _ in range(2))
+        self.input_bias = nnx.Param(jnp.full((heads,), input_bias, param_dtype), axes=("heads",))
+        self.forget_bias = nnx.Param(jnp.linspace(3, 6, heads, dtype=param_dtype), axes=("heads",))
+        self.norm = LayerNorm(values, eps=EPS, axis="heads", groups=heads, bias=False, param_dtype=param_dtype)
+        wang = jax.nn.initializers.normal(2 / (layers * d_model**0.5))
+        self.out = Linear(values, d_model, axes=("heads", "embed"), init=wang, **settings)
+        self.sizes = (d_model, heads, keys // heads, values // heads)
+        self.exponential, self.normalised, self.gate_cap = input_gate == "exponential", normalised, gate_cap
+        self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
+
+    def gate(self, x: Array, projection: Linear, bias: nnx.Param) -> Array:
+        """A gate before its sigmoid or exponential: [b, t, h], float32 or wider, because a memory is a product of many."""
+        z = projection(x)
+        z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+        z = z + bias[...].astype(z.dtype)[None, None]
+        return z if self.gate_cap is None else self.gate_cap * jnp.tanh(z / self.gate_cap)
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        q, k, v = (p(x).reshape(*x.shape[:2], self.sizes[1], -1) for p in (self.q, self.k, self.v))
+        log_decay = jax.nn.log_sigmoid(self.gate(x, self.forget, self.forget_bias))
+        weight, maximum = self.gate(x, self.input, self.input_bias), None
+        if self.exponential:
+            first, segment = (None, None) if state is None else (state.maximum, state.segment)
+            log_decay, weight, _, maximum = exponential_gates(
+                weight, log_decay, maximum=first, segment=segment, segment_ids=segment_ids
+            )
+        weight = jnp.exp(weight) if self.exponential else jax.nn.sigmoid(weight)
+        o, memory = linear_attention(
+            q,
+            (k * weight[..., None]).astype(k.dtype),
+            with_ones(v) if self.normalised else v,
+            log_decay=log_decay,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **carried(state),
+        )
+        if self.normalised:
+            one = jnp.ones_like(weight) if maximum is None else jnp.exp(-maximum)
+            o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + EPS)[..., None]
+        o = self.norm(o.reshape(*x.shape[:2], -1)).astype(v.dtype)
+        leaves = {"memory": memory} if maximum is None else {"memory": memory, "maximum": maximum[:, -1]}
+        return self.out(jax.nn.sigmoid(self.r(x)) * o), updated(state, segment_ids, **leaves)
+
+    def init_state(self, batch, max_length=None, dtype=None) -> MLSTMState | MemoryState:
+        """An empty memory, with the maximum at -inf; `max_length` has no bearing on its size."""
+        _, heads, k, v = self.sizes
+        empty = empty_memory(batch, heads, k, v + self.normalised, self.dtype if dtype is None else dtype)
+        if not self.exponential:
+            return empty
+        return MLSTMState(empty.memory, jnp.full((batch, heads), -jnp.inf, empty.memory.dtype), empty.segment)
+
+    def flops(self, batch, length) -> int:
+        d_model, heads, k, v = self.sizes
+        return batch * length * heads * (2 * d_model * (2 * k + 3 * v + 2) + 4 * k * (v + self.normalised))

@@ -1,0 +1,142 @@
+"""RWKV-6's time mixing: a matrix memory with a data-dependent decay per channel, read before it is written."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.linear_attention.gated_memory import widths
+from seqzoo.nn import LayerNorm, Linear, token_shift
+from seqzoo.nn.token_shift import mixes
+
+INPUTS = ("w", "k", "v", "r", "g")  # decay, key, value, receptance, gate, in the order of released checkpoints
+
+
+class RWKV6State(NamedTuple):
+    """The last real token, and what has been written so far, decayed."""
+
+    tail: Array  # [b, 1, d_model]
+    memory: Array  # [b, h, k, v]
+    segment: Array  # [b] int32
+
+
+@register("rwkv6")
+class RWKV6(Mixer):
+    r"""Time mixing of RWKV-6, Finch (Peng et al. 2024, arXiv:2404.05892).
+
+        S_t = Diag(w_t) S_{t-1} + k_t v_t^T        w_t = exp(-exp(w_0 + tanh(x^w_t A) B))
+        y_t = W_o [silu(W_g x^g_t) * groupnorm((S_{t-1} + Diag(u) k_t v_t^T)^T r_t)]        r, k, v = W x^r, W x^k, W x^v
+        x^i_t = x_t + (x_{t-1} - x_t) * (mu_i + tanh((x_t + (x_{t-1} - x_t) * mu_x) A') B'_i)        for i in w, k, v, r, g
+
+    Use it where GLA would be used and neighbouring tokens matter: each projection sees its own blend of a token and the one before.
+
+    Args:
+      d_model: width of x and y.
+      heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads]. Released models: width 64.
+      expand_k, expand_v: widths of all keys and of all values, over d_model.
+      mix_rank, decay_rank: inner widths of the low-rank maps A' B' (each of five) and A B.
+      eps: of the norm over each head; released models have 1e-5 times 8^2.
+      implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
+      depth: (index, count) of the layer, which sets decays, mixes and the norm's scale at the start; None is (0, 1). The index may
+        be traced.
+    Raises:
+      ValueError: heads does not divide the widths.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and one input per row, independent of t.
+    Scores are not scaled. Initial values are those of the authors' code (RWKV-LM, "x060"): W_r and W_v orthogonal, W_k and W_g that
+    times 0.1, W_o zero, A and A' zero, B and B' uniform within 0.01.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        heads=4,
+        expand_k=1.0,
+        expand_v=1.0,
+        mix_rank=32,
+        decay_rank=64,
+        eps=64e-5,
+        implementation=None,
+        depth=None,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        keys, values = widths(d_model, heads, expand_k, expand_v)
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        zero, orthogonal, faint = jax.nn.initializers.zeros, jax.nn.initializers.orthogonal(), jax.nn.initializers.orthogonal(0.1)
+        tiny = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -0.01, 0.01)
+        self.receptance, self.key = (Linear(d_model, keys, init=init, **settings) for init in (orthogonal, faint))
+        self.value, self.gate = (Linear(d_model, values, init=init, **settings) for init in (orthogonal, faint))
+        self.decay_down = Linear(d_model, decay_rank, axes=("embed", None), init=zero, **settings)
+        self.decay_up = Linear(decay_rank, keys, axes=(None, "heads"), init=tiny, **settings)
+        self.mix_down = Linear(d_model, len(INPUTS) * mix_rank, axes=("embed", None), init=zero, **settings)
+        up = tiny(rngs.params(), (len(INPUTS), mix_rank, d_model), param_dtype)
+        self.mix_up = nnx.Param(up, axes=(None, None, "embed"))
+
+        index, count = (0, 1) if depth is None else depth
+        rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
+        channel = jnp.arange(keys, dtype=jnp.float32) / max(keys - 1, 1)
+        decay = -6 + 5 * channel ** (0.7 + 1.3 * rise)
+        bonus = rise * (1 - channel) + 0.1 * ((jnp.arange(keys) + 1) % 3 - 1)
+        self.decay = nnx.Param(decay.astype(param_dtype), axes=("heads",), decay=False)
+        self.bonus = nnx.Param(bonus.astype(param_dtype).reshape(heads, -1), axes=("heads", None), decay=False)
+        slow, fast = mixes(d_model, depth), mixes(d_model, depth, 0.5)
+        starts = 1 - jnp.stack([slow, slow, slow + 0.3 * rise, fast, fast])
+        self.mix_base = nnx.Param((1 - slow).astype(param_dtype), axes=("embed",))
+        self.mix = nnx.Param(starts.astype(param_dtype), axes=(None, "embed"), decay=False)
+
+        self.norm = LayerNorm(values, eps=eps, axis="heads", groups=heads, param_dtype=param_dtype)
+        self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, param_dtype)
+        self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **settings)
+        self.sizes = (d_model, heads, keys // heads, values // heads)
+        self.ranks, self.implementation = (mix_rank, decay_rank), implementation
+        self.dtype = param_dtype if dtype is None else dtype
+
+    def blends(self, x, previous) -> list[Array]:
+        """x^w, x^k, x^v, x^r, x^g of x and the token before: five [b, t, d_model]."""
+        back = previous.astype(x.dtype) - x
+        low = jnp.tanh(self.mix_down(x + back * self.mix_base[...].astype(x.dtype)[None, None]))
+        low = low.reshape(*x.shape[:2], len(INPUTS), -1)
+        shares = jnp.einsum("btir,ird->ibtd", low, self.mix_up[...].astype(low.dtype))
+        shares = shares + self.mix[...].astype(shares.dtype)[:, None, None]
+        return [x + back * share.astype(x.dtype) for share in shares]
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        tail, segment = (None, None) if state is None else (state.tail, state.segment)
+        previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
+        x_w, x_k, x_v, x_r, x_g = self.blends(x, previous)
+        heads = lambda y: y.reshape(*y.shape[:2], self.sizes[1], -1)
+        w = self.decay_up(jnp.tanh(self.decay_down(x_w)))
+        w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+        o, memory = linear_attention(
+            heads(self.receptance(x_r)),
+            heads(self.key(x_k)),
+            heads(self.value(x_v)),
+            log_decay=heads(-jnp.exp(w + self.decay[...].astype(w.dtype)[None, None])),
+            exclusive=True,
+            bonus=self.bonus[...],
+            scale=1.0,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **carried(state),
+        )
+        y = jax.nn.silu(self.gate(x_g)) * self.norm(o.reshape(*x.shape[:2], -1))
+        return self.out(y), updated(state, segment_ids, tail=tail, memory=memory)
+
+    def init_state(self, batch, max_length=None, dtype=None) -> RWKV6State:
+        """An empty memory; `max_length` has no bearing on its size."""
+        d_model, heads, k, v = self.sizes
+        dtype = self.dtype if dtype is None else dtype
+        memory = jnp.zeros((batch, heads, k, v), jnp.promote_types(jnp.float32, dtype))
+        return RWKV6State(jnp.zeros((batch, 1, d_model), dtype), memory, jnp.zeros((batch,), jnp.int32))
+
+    def flops(self, batch, length) -> int:
+        d_model, heads, k, v = self.sizes
+        mix_rank, decay_rank = self.ranks
+        low_rank = 2 * len(INPUTS) * mix_rank * d_model + decay_rank * (d_model + heads * k)
+        return batch * length * (2 * low_rank + heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v))
