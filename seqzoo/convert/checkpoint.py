@@ -1,0 +1,131 @@
+"""The files of a checkpoint: config.json, of which every key must be accounted for, and tensors by name."""
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"  # says which file holds which tensor, where there are several
+WEIGHTS = "model.safetensors"
+
+# Written by transformers for every model, and without bearing on what it computes from token ids.
+NO_EFFECT = (
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "model_type",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+class ConvertError(ValueError):
+    """A checkpoint that cannot be read, or holds something that we do not have. The message says what, and what was wanted."""
+
+
+class Config:
+    """config.json as a dict that remembers which keys were asked for.
+
+    Keys that nobody asked for may change what the model computes, so `finish` refuses them.
+    """
+
+    def __init__(self, values: dict[str, Any], where: str):
+        self.values, self.where = values, where
+        self.seen = set(NO_EFFECT)
+
+    def get(self, key: str, *default):
+        """The value; a key that is absent gives the default (what the reference takes then), or ConvertError if there is none."""
+        self.seen.add(key)
+        if key in self.values:
+            return self.values[key]
+        if not default:
+            raise ConvertError(f"{self.where} has no {key!r}, which has no default")
+        return default[0]
+
+    def only(self, key: str, *supported) -> None:
+        """Refuses any value but these; the first is what the reference takes if the key is absent."""
+        value = self.get(key, supported[0])
+        if value not in supported:
+            raise ConvertError(f"{self.where}: {key}={value!r} is not supported, only {' or '.join(map(repr, supported))}")
+
+    def ignore(self, *keys: str) -> None:
+        """These have no bearing on what the model computes (initialisation, training, speed)."""
+        self.seen.update(keys)
+
+    def finish(self) -> None:
+        """Raises ConvertError if keys are left that nobody asked for."""
+        left = {key: value for key, value in self.values.items() if key not in self.seen}
+        if left:
+            found = ", ".join(f"{key}={value!r}" for key, value in sorted(left.items()))
+            raise ConvertError(
+                f"{self.where} has settings that are unknown for model_type={self.values['model_type']!r} and may change what it "
+                f"computes: {found}. If they do not, remove them from the file"
+            )
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors files; tensors are read one at a time, when asked for.
+
+    Raises:
+      ConvertError: the folder, a file or a tensor that the index names is missing, or a file is damaged.
+      ImportError: safetensors is not installed.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = Config(self._json(CONFIG), str(self.folder / CONFIG))
+
+    def __enter__(self) -> "Checkpoint":
+        listed = self._json(INDEX).get("weight_map", {}) if (self.folder / INDEX).is_file() else {}
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(self._file(name)) for name in sorted(set(listed.values())) or [WEIGHTS]]
+            self._at = {tensor: file for file in files for tensor in file.keys()}
+            absent = sorted(f"{tensor} in {name}" for tensor, name in listed.items() if tensor not in self._at)
+            if absent:
+                raise ConvertError(f"{self.folder / INDEX} names tensors that are not there: {', '.join(absent)}")
+            self._open = stack.pop_all()  # all is well: they stay open until __exit__
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    def names(self) -> Iterable[str]:
+        """The tensors' names."""
+        return self._at.keys()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype of the file."""
+        return self._at[name].get_tensor(name)
+
+    def _json(self, name):
+        path = self.folder / name
+        if not path.is_file():
+            raise ConvertError(f"{path} does not exist; wanted a checkpoint folder with {CONFIG} and {WEIGHTS}")
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ConvertError(f"{path} is no JSON: {error}") from None
+
+    def _file(self, name):
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise ImportError("reading checkpoints needs safetensors: pip install 'seqzoo[convert]'") from None
+        path = self.folder / name
+        if not path.is_file():
+            others = sorted(file.name for file in self.folder.glob("*.bin"))
+            hint = f"; {', '.join(others)} must be converted to safetensors by its own project" if others else ""
+            raise ConvertError(f"{path} does not exist{hint}")
+        try:
+            return safe_open(path, "np")
+        except SafetensorError as error:
+            raise ConvertError(f"{path} is damaged or incomplete ({error}): fetch it again") from None

@@ -1,0 +1,66 @@
+"""Families: what a `model_type` of config.json means, as settings of `LanguageModel` and rules for the tensors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from seqzoo.convert.checkpoint import Config, ConvertError
+from seqzoo.convert.rules import Rule
+from seqzoo.registry import did_you_mean
+
+
+class Plan(NamedTuple):
+    """How to build and fill the model of one checkpoint."""
+
+    model: Mapping[str, Any]  # arguments of LanguageModel
+    tensors: Mapping[str, Rule]  # by name in the file; targets are parameters of the model
+    layers: tuple[Mapping[str, Rule], ...]  # the same for each layer; targets are parameters of its Block
+
+
+_FAMILIES: dict[str, Callable[[Config], Plan]] = {}
+
+
+def family(model_type: str) -> Callable:
+    """Decorator: `@family("mamba")` on a function from Config to Plan."""
+
+    def enrol(plan):
+        _FAMILIES[model_type] = plan
+        return plan
+
+    return enrol
+
+
+def names() -> tuple[str, ...]:
+    """The model types that can be read."""
+    return tuple(sorted(_FAMILIES))
+
+
+def plan(config: Config) -> Plan:
+    """The plan for a checkpoint; ConvertError for a model type, a setting or a value of one that is not supported."""
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        near = did_you_mean(str(model_type), _FAMILIES)
+        raise ConvertError(f"{config.where}: model_type={model_type!r} is not supported, only {', '.join(names())}.{near}")
+    made = _FAMILIES[model_type](config)
+    config.finish()
+    return made
+
+
+def prefixed(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rules, for tensors whose names begin with the prefix."""
+    return {prefix + name: rule for name, rule in rules.items()}
+
+
+def rotary(config: Config, *, base: float, fraction: float | None = None) -> tuple[float, float]:
+    """(base, share of a head's channels that are rotated) of rotary positions; ConvertError for any scaling of them.
+
+    base, fraction: what absent settings mean; fraction None: heads are rotated whole, and a fraction is refused.
+    """
+    settings = dict(config.get("rope_parameters", None) or {})
+    base = settings.pop("rope_theta", config.get("rope_theta", base))  # older files have both beside rope_parameters
+    if fraction is not None:
+        fraction = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", fraction))
+    if settings.pop("rope_type", "default") != "default" or settings:
+        known = "rope_theta" if fraction is None else "rope_theta and partial_rotary_factor"
+        found = config.get("rope_parameters")
+        raise ConvertError(f"{config.where}: rope_parameters={found!r} is not supported, only {known}, with rope_type='default'")
+    return float(base), 1.0 if fraction is None else float(fraction)

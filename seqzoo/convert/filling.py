@@ -1,0 +1,130 @@
+"""Filling a model from a checkpoint: every tensor is used once, every parameter is filled, and shapes agree."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seqzoo import mixers, params
+from seqzoo.backbone import LanguageModel
+from seqzoo.convert.checkpoint import Checkpoint, ConvertError
+from seqzoo.convert.family import Plan, plan
+from seqzoo.convert.rules import Rule
+
+SHOWN = 8  # problems listed of each kind: a file of another model has them all
+
+
+def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> LanguageModel:
+    """The language model in a checkpoint folder of Hugging Face's layout.
+
+    Args:
+      folder: holds config.json and model.safetensors, or several files with model.safetensors.index.json.
+      dtype: of the computation; None is param_dtype. The residual stream is float32 where the checkpoint's settings say so.
+      param_dtype: of the parameters, whatever the dtype in the file.
+    Returns:
+      A `LanguageModel`; its `model(tokens)` are the logits of the project that the checkpoint comes from.
+    Raises:
+      ConvertError: something is missing, left over, damaged, of another shape, or not supported; the message lists it.
+      ImportError: safetensors is not installed.
+    """
+    with Checkpoint(folder) as checkpoint:
+        made = plan(checkpoint.config)
+        build = lambda: LanguageModel(**made.model, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        return _filled(build, _placed(made), checkpoint, whole=True)
+
+
+def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> mixers.Mixer:
+    """The mixer of one layer of a checkpoint, for a model of one's own.
+
+    Args:
+      folder, dtype, param_dtype: as in `load`.
+      layer: its index, from 0.
+    Raises:
+      ConvertError: as `load`, for the tensors of this mixer; or there is no such layer.
+    """
+    with Checkpoint(folder) as checkpoint:
+        made = plan(checkpoint.config)
+        depth, layers = made.model["depth"], made.model["layers"]
+        if not 0 <= layer < depth:
+            raise ConvertError(f"layer={layer}: {checkpoint.folder} has layers 0 to {depth - 1}")
+        spec, settings = layers[layer % len(layers)], {"depth": (layer, depth), "dtype": dtype, "param_dtype": param_dtype}
+        build = lambda: mixers.create(spec, made.model["d_model"], **settings, rngs=nnx.Rngs(0))
+        own = {
+            name: _Place(rule._replace(targets=tuple(target.removeprefix("mixer.") for target in rule.targets)))
+            for name, rule in made.layers[layer].items()
+            if all(target.startswith("mixer.") for target in rule.targets)
+        }
+        return _filled(build, own, checkpoint, whole=False)
+
+
+class _Place(NamedTuple):
+    """Where the targets of a rule lie in the model: behind a prefix, and at an index of the axis that stacks periods, if any."""
+
+    rule: Rule
+    prefix: str = ""
+    index: int | None = None
+
+
+def _placed(made: Plan) -> dict[str, _Place]:
+    """Every tensor's place. Layers are stacked by whole periods of the pattern; what is left of the last period is not."""
+    layers, depth = made.model["layers"], made.model["depth"]
+    places = {name: _Place(rule) for name, rule in made.tensors.items()}
+    for i, rules in enumerate(made.layers):
+        period, position = divmod(i, len(layers))
+        stacked = period < depth // len(layers)
+        block = f"{position}_{mixers.registry.check(layers[position]).name}"
+        prefix = f"stack.{'periods' if stacked else 'rest'}.{block}."
+        places |= {name: _Place(rule, prefix, period if stacked else None) for name, rule in rules.items()}
+    return places
+
+
+def _filled(build: Callable[[], nnx.Module], places: Mapping[str, _Place], checkpoint: Checkpoint, *, whole: bool) -> nnx.Module:
+    """The module that `build` makes, with parameters from the file; `whole`: the file may hold nothing else.
+
+    The module is built without allocating anything, and tensors are read one at a time: the peak is the parameters and one tensor.
+    """
+    graphdef, abstract = params.split(nnx.eval_shape(build))
+    wanted, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
+    arrays = {".".join(key.key for key in path): np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted}
+    filled: set[tuple[str, int | None]] = set()
+    problems = []
+
+    for name in sorted(set(places) & set(checkpoint.names())):
+        rule, prefix, index = places[name]
+        tensor = checkpoint.read(name)
+        if rule.copy_of in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.copy_of)):
+            problems.append(f"{name} differs from {rule.copy_of}, with which config.json ties it")
+        try:
+            pieces = rule.make(tensor)
+        except (ValueError, IndexError) as error:
+            problems.append(f"{name} has shape {tensor.shape}: {error}")
+            filled |= {(prefix + target, index) for target in rule.targets}
+            continue
+        for target, piece in zip(rule.targets, pieces, strict=True):
+            array, where = arrays[prefix + target], ... if index is None else index
+            if piece.shape != array[where].shape:
+                shape = array[where].shape
+                problems.append(f"{name} has shape {tensor.shape}, which makes {target} {piece.shape}; wanted {shape}")
+            else:
+                array[where] = piece
+            filled.add((prefix + target, index))
+
+    for name in sorted(set(places) - set(checkpoint.names())):
+        place = places[name]
+        if place.rule.needed:
+            problems.append(f"{name} is missing")
+            filled |= {(place.prefix + target, place.index) for target in place.rule.targets}
+    if whole:
+        problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
+    slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.periods.") else [None])}
+    problems += [f"parameter {path} is filled by no tensor" for path, index in sorted(slots - filled, key=str)]
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
+        raise ConvertError(f"{checkpoint.folder} does not fit its config.json:{shown}{more}")
+    leaves = [jnp.asarray(arrays.pop(path)) for path in tuple(arrays)]
+    return nnx.merge(graphdef, jax.tree_util.tree_unflatten(tree, leaves))

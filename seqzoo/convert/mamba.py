@@ -1,0 +1,77 @@
+"""Mamba (state-spaces/mamba-*-hf; transformers' MambaForCausalLM)."""
+
+from seqzoo.convert.checkpoint import Config
+from seqzoo.convert.family import Plan, family, prefixed
+from seqzoo.convert.rules import Rule, copy_of, keep, matrix, parts, taps
+
+# Old files carry settings of the original code that transformers never reads.
+WITHOUT_EFFECT = (
+    "d_inner",
+    "d_model",
+    "fused_add_norm",
+    "n_layer",
+    "pad_vocab_size_multiple",
+    "rescale_prenorm_residual",
+    "rms_norm",
+    "ssm_cfg",
+    "time_step_floor",
+    "time_step_init_scheme",
+    "time_step_max",
+    "time_step_min",
+    "time_step_scale",
+    "use_associative_scan",
+    "use_mambapy",
+)
+
+
+@family("mamba")
+def mamba(config: Config) -> Plan:
+    """Blocks without a channel mixer; the head is the embedding, unless config.json says otherwise."""
+    d_model, expand = config.get("hidden_size"), config.get("expand", 2)
+    e, n = int(expand * d_model), config.get("state_size", 16)
+    rank = config.get("time_step_rank", "auto")
+    config.only("intermediate_size", e)  # written, but computed from the two above
+    spec = f"mamba(expand={expand}, state={n}, conv_width={config.get('conv_kernel', 4)}"
+    spec += ")" if rank == "auto" else f", dt_rank={rank})"
+    mixer = {
+        "in_proj.weight": parts((e, e), matrix("mixer.x.w"), matrix("mixer.z.w")),
+        "conv1d.weight": taps("mixer.convolution.w"),
+        "conv1d.bias": keep("mixer.convolution.b"),
+        "x_proj.weight": matrix("mixer.select.w"),
+        "dt_proj.weight": matrix("mixer.dt.w"),
+        "dt_proj.bias": keep("mixer.dt_bias"),
+        "A_log": keep("mixer.a_log"),
+        "D": keep("mixer.skip"),
+        "out_proj.weight": matrix("mixer.out.w"),
+    }
+    config.ignore(*WITHOUT_EFFECT)
+    return stack_of(config, spec, mixer, tied=True)
+
+
+def stack_of(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bool) -> Plan:
+    """What Mamba and Mamba-2 have in common: pre-norm blocks of one mixer, an embedding, a final norm and a head.
+
+    Args:
+      spec: of the mixer; `mixer`: its rules; `tied`: what an absent tie_word_embeddings means.
+    """
+    config.only("hidden_act", "silu")
+    config.only("use_bias", False)
+    config.only("use_conv_bias", True)
+    depth, tied = config.get("num_hidden_layers"), config.get("tie_word_embeddings", tied)
+    model = {
+        "vocab_size": config.get("vocab_size"),
+        "d_model": config.get("hidden_size"),
+        "layers": (spec,),
+        "depth": depth,
+        "channel": "none",
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        "tied": tied,
+        "residual_dtype": "float32" if config.get("residual_in_fp32", True) else None,
+    }
+    tensors = {
+        "backbone.embeddings.weight": keep("embedding"),
+        "backbone.norm_f.weight": keep("norm.scale"),
+        "lm_head.weight": copy_of("backbone.embeddings.weight") if tied else matrix("head.w"),
+    }
+    layer = {"norm.weight": keep("mixer_norm.scale"), **prefixed("mixer.", mixer)}
+    return Plan(model, tensors, tuple(prefixed(f"backbone.layers.{i}.", layer) for i in range(depth)))

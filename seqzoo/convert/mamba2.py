@@ -1,0 +1,56 @@
+"""Mamba-2 (transformers' Mamba2ForCausalLM)."""
+
+import math
+
+from seqzoo.convert.checkpoint import Config, ConvertError
+from seqzoo.convert.family import Plan, family
+from seqzoo.convert.mamba import stack_of
+from seqzoo.convert.rules import keep, matrix, parts, taps
+
+WITHOUT_EFFECT = (
+    "chunk_size",
+    "norm_before_gate",  # in older files; transformers gates first whatever it says
+    "rescale_prenorm_residual",
+    "rms_norm",
+    "time_step_floor",
+    "time_step_max",
+    "time_step_min",
+    "time_step_rank",
+)
+
+
+@family("mamba2")
+def mamba2(config: Config) -> Plan:
+    """Blocks without a channel mixer. The gated norm runs over each group's channels, after the gate."""
+    d_model, expand = config.get("hidden_size"), config.get("expand", 2)
+    e, width, heads = int(expand * d_model), config.get("head_dim", 64), config.get("num_heads")
+    if heads * width != e:
+        raise ConvertError(f"{config.where}: num_heads={heads} of head_dim={width} are not expand * hidden_size = {e} channels")
+    n, groups = config.get("state_size", 128), config.get("n_groups", 8)
+    _no_limit(config)
+    spec = f"mamba2(expand={expand}, head_width={width}, state={n}, groups={groups}, conv_width={config.get('conv_kernel', 4)}, "
+    spec += f"norm_eps={config.get('layer_norm_epsilon', 1e-5)})"
+    bc = 2 * groups * n
+    mixer = {
+        "in_proj.weight": parts((e, e, bc, heads), *(matrix(f"mixer.{name}.w") for name in ("z", "x", "bc", "dt"))),
+        "conv1d.weight": parts((e, bc), taps("mixer.convolution.w"), taps("mixer.bc_convolution.w")),
+        "conv1d.bias": parts((e, bc), keep("mixer.convolution.b"), keep("mixer.bc_convolution.b")),
+        "dt_bias": keep("mixer.dt_bias"),
+        "A_log": keep("mixer.a_log"),
+        "D": keep("mixer.skip"),
+        "norm.weight": keep("mixer.norm.scale"),
+        "out_proj.weight": matrix("mixer.out.w"),
+    }
+    config.ignore(*WITHOUT_EFFECT)
+    return stack_of(config, spec, mixer, tied=False)
+
+
+def _no_limit(config: Config) -> None:
+    """Step sizes are softplus of anything here: any (lowest, highest) but (0, inf) is refused."""
+    limit = config.get("time_step_limit", (0.0, math.inf))
+    numbers = [float(x["__float__"]) if isinstance(x, dict) else float(x) for x in limit]  # transformers' spelling of inf in JSON
+    if numbers != [0.0, math.inf]:
+        raise ConvertError(
+            f"{config.where}: time_step_limit={limit!r} is not supported, only [0, inf]. transformers applies it to whole "
+            "sequences and not to single tokens, so there is no one function to follow"
+        )

@@ -1,0 +1,73 @@
+"""xLSTM 7B and its relatives (NX-AI/xLSTM-7b; transformers' xLSTMForCausalLM): mLSTM blocks alone."""
+
+from seqzoo.convert.checkpoint import Config
+from seqzoo.convert.family import Plan, family, prefixed
+from seqzoo.convert.rules import keep, matrix
+from seqzoo.mixers.linear_attention.mlstm import EPS
+
+WITHOUT_EFFECT = (  # kernels and the precision that they run in
+    "autocast_kernel_dtype",
+    "chunk_size",
+    "chunkwise_kernel",
+    "inference_state_dtype",
+    "max_inference_chunksize",
+    "mode",
+    "norm_reduction_force_float32",
+    "return_last_states",
+    "sequence_kernel",
+    "step_kernel",
+)
+
+
+@family("xlstm")
+def xlstm(config: Config) -> Plan:
+    """Pre-norm blocks of mLSTM and SwiGLU; gates and logits are soft-capped."""
+    d_model, heads = config.get("hidden_size"), config.get("num_heads", 8)
+    config.only("embedding_dim", d_model)
+    config.only("use_bias", False)
+    config.only("add_out_norm", True)
+    config.only("tie_word_embeddings", False)
+    config.only("weight_mode", "single")  # transformers 5.23 fails to build the other, "fused": there is nothing to compare with
+    config.only("eps", EPS)  # behind the denominator
+    config.only("norm_eps", EPS)
+    keys, values = (int(d_model * config.get(f"{name}_dim_factor", default)) for name, default in (("qk", 0.5), ("v", 1.0)))
+    multiple = config.get("ffn_round_up_to_multiple_of", 64)
+    hidden = int((d_model * config.get("ffn_proj_factor", 2.667) + multiple - 1) // multiple) * multiple
+    depth = config.get("num_hidden_layers")
+    config.only("num_blocks", depth)
+    spec = f"mlstm(heads={heads}, expand_k={keys / d_model}, expand_v={values / d_model}, "
+    spec += f"gate_cap={config.get('gate_soft_cap', 15.0)})"
+    model = {
+        "vocab_size": config.get("vocab_size"),
+        "d_model": d_model,
+        "layers": (spec,),
+        "depth": depth,
+        "channel": f"swiglu(hidden={hidden})",
+        "norm_eps": EPS,
+        "tied": False,
+        "logits_soft_cap": config.get("output_logit_soft_cap", 30.0),
+    }
+    tensors = {
+        "backbone.embeddings.weight": keep("embedding"),
+        "backbone.out_norm.weight": keep("norm.scale"),
+        "lm_head.weight": matrix("head.w"),
+    }
+    layer = {
+        "norm_mlstm.weight": keep("mixer_norm.scale"),
+        "norm_ffn.weight": keep("channel_norm.scale"),
+        "mlstm_layer.multihead_norm.weight": keep("mixer.norm.scale"),
+        "mlstm_layer.out_proj.weight": matrix("mixer.out.w"),
+        "ffn.proj_down.weight": matrix("channel.down.w"),
+        "mlstm_layer.q.weight": matrix("mixer.q.w"),
+        "mlstm_layer.k.weight": matrix("mixer.k.w"),
+        "mlstm_layer.v.weight": matrix("mixer.v.w"),
+        "mlstm_layer.ogate_preact.weight": matrix("mixer.r.w"),
+        "mlstm_layer.igate_preact.weight": matrix("mixer.input.w"),
+        "mlstm_layer.igate_preact.bias": keep("mixer.input_bias"),
+        "mlstm_layer.fgate_preact.weight": matrix("mixer.forget.w"),
+        "mlstm_layer.fgate_preact.bias": keep("mixer.forget_bias"),
+        "ffn.proj_up_gate.weight": matrix("channel.gate.w"),
+        "ffn.proj_up.weight": matrix("channel.up.w"),
+    }
+    config.ignore(*WITHOUT_EFFECT)
+    return Plan(model, tensors, tuple(prefixed(f"backbone.blocks.{i}.", layer) for i in range(depth)))
