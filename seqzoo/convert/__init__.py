@@ -3,11 +3,11 @@
     model = seqzoo.convert.load("mamba-130m-hf")                  # config.json and *.safetensors
     layer = seqzoo.convert.load_mixer("mamba-130m-hf", layer=1)   # one mixer of it
 
-A family is one file here: how its config.json maps to settings of `LanguageModel`, and where each tensor of its files goes. What
+A family is a function here: how its config.json maps to settings of `LanguageModel`, and where each tensor of its files goes. What
 cannot be mapped is refused; docs/convert.md says what was compared with what.
 """
 
-from seqzoo.convert import mamba, mamba2, minimax, recurrent_gemma, rwkv, xlstm  # noqa: F401  (each registers its family)
+from seqzoo.convert import fla, mamba, mamba2, minimax, recurrent_gemma, rwkv, rwkv6, xlstm  # noqa: F401  (each registers families)
 from seqzoo.convert.checkpoint import ConvertError
 from seqzoo.convert.family import names
 from seqzoo.convert.filling import load, load_mixer

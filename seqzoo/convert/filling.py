@@ -54,7 +54,7 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
         spec, settings = layers[layer % len(layers)], {"depth": (layer, depth), "dtype": dtype, "param_dtype": param_dtype}
         build = lambda: mixers.create(spec, made.model["d_model"], **settings, rngs=nnx.Rngs(0))
         own = {
-            name: _Place(rule._replace(targets=tuple(target.removeprefix("mixer.") for target in rule.targets)))
+            name: [_Place(rule._replace(targets=tuple(target.removeprefix("mixer.") for target in rule.targets)))]
             for name, rule in made.layers[layer].items()
             if all(target.startswith("mixer.") for target in rule.targets)
         }
@@ -69,20 +69,26 @@ class _Place(NamedTuple):
     index: int | None = None
 
 
-def _placed(made: Plan) -> dict[str, _Place]:
-    """Every tensor's place. Layers are stacked by whole periods of the pattern; what is left of the last period is not."""
+def _placed(made: Plan) -> dict[str, list[_Place]]:
+    """Every tensor's places: one, or one in each layer that has a rule for it.
+
+    Layers are stacked by whole periods of the pattern; what is left of the last period is not.
+    """
     layers, depth = made.model["layers"], made.model["depth"]
-    places = {name: _Place(rule) for name, rule in made.tensors.items()}
+    places = {name: [_Place(rule)] for name, rule in made.tensors.items()}
     for i, rules in enumerate(made.layers):
         period, position = divmod(i, len(layers))
         stacked = period < depth // len(layers)
         block = f"{position}_{mixers.registry.check(layers[position]).name}"
         prefix = f"stack.{'periods' if stacked else 'rest'}.{block}."
-        places |= {name: _Place(rule, prefix, period if stacked else None) for name, rule in rules.items()}
+        for name, rule in rules.items():
+            places.setdefault(name, []).append(_Place(rule, prefix, period if stacked else None))
     return places
 
 
-def _filled(build: Callable[[], nnx.Module], places: Mapping[str, _Place], checkpoint: Checkpoint, *, whole: bool) -> nnx.Module:
+def _filled(
+    build: Callable[[], nnx.Module], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool
+) -> nnx.Module:
     """The module that `build` makes, with parameters from the file; `whole`: the file may hold nothing else.
 
     The module is built without allocating anything, and tensors are read one at a time: the peak is the parameters and one tensor.
@@ -94,34 +100,33 @@ def _filled(build: Callable[[], nnx.Module], places: Mapping[str, _Place], check
     problems = []
 
     for name in sorted(set(places) & set(checkpoint.names())):
-        rule, prefix, index = places[name]
         tensor = checkpoint.read(name)
-        if rule.copy_of in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.copy_of)):
-            problems.append(f"{name} differs from {rule.copy_of}, with which config.json ties it")
-        try:
-            pieces = rule.make(tensor)
-        except (ValueError, IndexError) as error:
-            problems.append(f"{name} has shape {tensor.shape}: {error}")
+        for rule, prefix, index in places[name]:
             filled |= {(prefix + target, index) for target in rule.targets}
-            continue
-        for target, piece in zip(rule.targets, pieces, strict=True):
-            array, where = arrays[prefix + target], ... if index is None else index
-            if piece.shape != array[where].shape:
-                shape = array[where].shape
-                problems.append(f"{name} has shape {tensor.shape}, which makes {target} {piece.shape}; wanted {shape}")
-            else:
-                array[where] = piece
-            filled.add((prefix + target, index))
+            if rule.copy_of in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.copy_of)):
+                problems.append(f"{name} differs from {rule.copy_of}, with which config.json ties it")
+            try:
+                pieces = rule.make(tensor)
+            except (ValueError, IndexError) as error:
+                problems.append(f"{name} has shape {tensor.shape}: {error}")
+                continue
+            for target, piece in zip(rule.targets, pieces, strict=True):
+                array, where = arrays[prefix + target], ... if index is None else index
+                if piece.shape != array[where].shape:
+                    shape = array[where].shape
+                    problems.append(f"{name} has shape {tensor.shape}, which makes {target} {piece.shape}; wanted {shape}")
+                else:
+                    array[where] = piece
 
     for name in sorted(set(places) - set(checkpoint.names())):
-        place = places[name]
-        if place.rule.needed:
+        if any(place.rule.needed for place in places[name]):
             problems.append(f"{name} is missing")
-            filled |= {(place.prefix + target, place.index) for target in place.rule.targets}
+            filled |= {(prefix + target, index) for rule, prefix, index in places[name] for target in rule.targets}
     if whole:
         problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.periods.") else [None])}
     problems += [f"parameter {path} is filled by no tensor" for path, index in sorted(slots - filled, key=str)]
+    problems = list(dict.fromkeys(problems))  # a tensor that many layers share says the same for each
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN])

@@ -25,6 +25,11 @@ def one_more(target: str) -> Rule:
     return Rule((target,), lambda x: (1 + x.astype(np.promote_types(x.dtype, np.float32)),))
 
 
+def one_less(target: str) -> Rule:
+    """A share of the one where we keep the share of the other, 1 - x."""
+    return Rule((target,), lambda x: (1 - x.astype(np.promote_types(x.dtype, np.float32)),))
+
+
 def matrix(target: str) -> Rule:
     """A projection [out, in], which we write [in, out]."""
     return Rule((target,), lambda x: (x.T,))

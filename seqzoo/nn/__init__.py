@@ -12,6 +12,7 @@ from seqzoo.nn.norm import LayerNorm, RMSNorm
 from seqzoo.nn.rotary import check_rotary, rotate
 from seqzoo.nn.state_space import hippo_normal, read_out, zero_order_hold
 from seqzoo.nn.taylor import taylor, taylor_width
+from seqzoo.nn.token_blend import TokenBlend
 from seqzoo.nn.token_shift import lerp, token_shift
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Linear",
     "RMSNorm",
     "ShortConvolution",
+    "TokenBlend",
     "check_rotary",
     "complementary",
     "dropout",

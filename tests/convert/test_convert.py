@@ -132,12 +132,17 @@ def test_settings_that_are_not_ours_are_refused(tmp_path, changes, message):
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 11}
 FAMILIES = {  # the settings that have no default
+    "gla": SMALL,
+    "gsa": SMALL,
+    "hgrn2": SMALL | {"expand_ratio": 8},
     "mamba": SMALL,
     "mamba2": SMALL | {"num_heads": 2, "head_dim": 16, "n_groups": 2},
     "minimax": SMALL
     | {"num_attention_heads": 2, "layer_types": ["linear_attention"] * 2, "intermediate_size": 24, "num_local_experts": 1},
     "recurrent_gemma": SMALL | {"num_attention_heads": 2, "intermediate_size": 24},
+    "retnet": SMALL,
     "rwkv": SMALL,
+    "rwkv6": SMALL,
     "xlstm": SMALL,
 }
 
@@ -158,6 +163,23 @@ def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_t
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
+        ("gla", {"num_kv_heads": 2}, "num_kv_heads=2 is not supported, only None or 4"),
+        ("gla", {"attn": {"layers": [1], "num_heads": 2}}, r"attn=\{'layers': \[1\], 'num_heads': 2\} is not supported, only None"),
+        ("gla", {"use_short_conv": True}, "use_short_conv=True is not supported, only False"),
+        ("gla", {"clamp_min": -5}, "clamp_min=-5 is not supported, only None"),
+        ("gla", {"elementwise_affine": False}, "elementwise_affine=False is not supported, only True"),
+        ("gsa", {"feature_map": "relu"}, "feature_map='relu' is not supported, only 'swish'"),
+        ("gsa", {"exapnd_k": 0.5}, "settings that are unknown for model_type='gsa' and may change what it computes: exapnd_k=0.5"),
+        ("gsa", {"expand_v": 2.0}, "expand_v=2.0 is not supported, only 1"),
+        (
+            "hgrn2",
+            {"expand_ratio": 5},
+            "expand_ratio=5 and num_heads=None are not supported with hidden_size=16, only a divisor of it",
+        ),
+        ("hgrn2", {"attnres_block_size": 2}, "attnres_block_size=2 is not supported, only None"),
+        ("retnet", {"use_output_gate": False}, "use_output_gate=False is not supported, only True"),
+        ("retnet", {"hidden_act": "powlu"}, "hidden_act='powlu' is not supported, only 'swish'"),
+        ("rwkv6", {"norm_bias": False}, "norm_bias=False is not supported, only True"),
         ("mamba", {"use_conv_bias": False}, "use_conv_bias=False is not supported, only True"),
         ("mamba2", {"time_step_limit": [0.001, 0.1]}, r"time_step_limit=\[0.001, 0.1\] is not supported, only \[0, inf\]"),
         ("mamba2", {"num_heads": 3}, r"num_heads=3 of head_dim=16 are not expand \* hidden_size = 32 channels"),

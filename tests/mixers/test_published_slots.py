@@ -32,10 +32,10 @@ def test_gsa_attends_over_slots_that_are_averages(settings):
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, mix_rank=3, decay_rank=5, eps=1e-5"])
 def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
     mixer, x, y = built(f"rwkv6({settings})")
-    heads, rank = mixer.sizes[1], mixer.ranks[0]
+    heads, rank = mixer.sizes[1], mixer.blend.up.shape[1]
     back = np.concatenate([np.zeros((B, 1, D)), x[:, :-1]], axis=1) - x
-    low = np.tanh(affine(mixer.mix_down, x + back * wide(mixer.mix_base)))
-    blend = lambda i: x + back * (wide(mixer.mix)[i] + low[..., i * rank : (i + 1) * rank] @ wide(mixer.mix_up)[i])
+    low = np.tanh(affine(mixer.blend.down, x + back * wide(mixer.blend.base)))
+    blend = lambda i: x + back * (wide(mixer.blend.starts)[i] + low[..., i * rank : (i + 1) * rank] @ wide(mixer.blend.up)[i])
     w = split(np.exp(-np.exp(wide(mixer.decay) + affine(mixer.decay_up, np.tanh(affine(mixer.decay_down, blend(0)))))), heads)
     k, v, r = (split(affine(p, blend(i)), heads) for i, p in ((1, mixer.key), (2, mixer.value), (3, mixer.receptance)))
     # What a token reads of the past: the memory one token ago, so everything but the query is one token late.
@@ -57,10 +57,10 @@ def test_rwkv6_starts_as_the_authors_code_does(index):
     assert_close(wide(mixer.decay), -6 + 5 * (n / (D - 1)) ** (0.7 + 1.3 * rise))
     assert_close(wide(mixer.bonus).ravel(), rise * (1 - n / (D - 1)) + 0.1 * ((n + 1) % 3 - 1))
     slow, fast = (1 - (n / D) ** (power * fall) for power in (1, 0.5))
-    assert_close(wide(mixer.mix), np.stack([slow, slow, slow - 0.3 * rise, fast, fast]))
-    assert_close(wide(mixer.mix_base), slow)
+    assert_close(wide(mixer.blend.starts), np.stack([slow, slow, slow - 0.3 * rise, fast, fast]))
+    assert_close(wide(mixer.blend.base), slow)
     assert_close(wide(mixer.norm.scale), np.full(D, ((index + 1) / 3) ** 0.7))
-    assert not np.any(mixer.out.w[...]) and not np.any(mixer.mix_down.w[...]) and not np.any(mixer.decay_down.w[...])
+    assert not np.any(mixer.out.w[...]) and not np.any(mixer.blend.down.w[...]) and not np.any(mixer.decay_down.w[...])
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 Without the noise much is hidden: at the usual initialisation several wrong continuations look like rounding.
 """
 
+import copy
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from seqzoo import convert
 from seqzoo.backbone import LanguageModel
@@ -83,14 +85,47 @@ def pair(torch, name, folder, **changes):
 
     kind, settings = FAMILIES[name]
     kind = getattr(transformers, kind)
+    return perturbed(torch, kind, {**settings, **changes}, folder)
+
+
+def perturbed(torch, kind, settings, folder):
+    """A model of the class `kind` with noise on every weight, and ours, which went through `folder`."""
     torch.manual_seed(0)
-    theirs = kind(kind.config_class(vocab_size=VOCAB, **{**settings, **changes})).eval()
+    theirs = kind(kind.config_class(vocab_size=VOCAB, **settings)).eval()
     matrix = 0.2 * (32 / theirs.config.hidden_size) ** 0.5  # the same spread of sums at any width
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += torch.randn_like(parameter) * (matrix if parameter.squeeze().ndim >= 2 else 0.05)
     theirs.save_pretrained(folder)
     return Pair(convert.load(folder), theirs, folder)
+
+
+def gradients(torch, models, inputs, folder):
+    """Gradients of the loss to every weight: ours and theirs as trees of our parameters, then theirs by their own names.
+
+    Their gradients go through saving and importing like weights: where a weight lands, its gradient does.
+    """
+    model = copy.deepcopy(models.theirs)
+    logits = model(torch.from_numpy(inputs[:, :-1]), use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(inputs[:, 1:]).flatten()).backward()
+    named = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    def imported(name, value):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(value(parameter))
+        model.save_pretrained(folder / name)
+        return nnx.to_pure_dict(nnx.state(convert.load(folder / name)))
+
+    # An importer may add a constant (1 + w): the difference to what zeros give has none.
+    imported_gradients = imported("gradients", lambda parameter: parameter.grad)
+    wanted = jax.tree.map(np.subtract, imported_gradients, imported("zeros", torch.zeros_like))
+
+    def loss(model):
+        log_p = jax.nn.log_softmax(model(inputs[:, :-1])[0])
+        return -jnp.mean(jnp.take_along_axis(log_p, inputs[:, 1:, None], axis=-1))
+
+    return nnx.to_pure_dict(nnx.state(jax.jit(jax.grad(loss))(models.ours))), wanted, named
 
 
 def tokens(batch, length, seed=0):

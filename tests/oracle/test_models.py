@@ -1,7 +1,5 @@
 """Imported models against transformers: the same checkpoint folder gives the same logits, gradients and continuations."""
 
-import copy
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from tolerances import assert_close, error
 
 from seqzoo import convert
 
-from .models import FAMILIES, advance, greedy, pair, tokens
+from .models import FAMILIES, advance, gradients, greedy, pair, tokens
 
 pytestmark = pytest.mark.oracle
 
@@ -27,28 +25,7 @@ def test_the_logits_are_theirs(torch, models):
 
 
 def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_path):
-    """Their gradients go through saving and importing like weights: where a weight lands, its gradient does."""
-    inputs = tokens(2, 41)
-    model = copy.deepcopy(models.theirs)
-    logits = model(torch.from_numpy(inputs[:, :-1]), use_cache=False).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(inputs[:, 1:]).flatten()).backward()
-
-    def imported(name, value):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(value(parameter))
-        model.save_pretrained(tmp_path / name)
-        return nnx.to_pure_dict(nnx.state(convert.load(tmp_path / name)))
-
-    # An importer may add a constant (1 + w): the difference to what zeros give has none.
-    imported_gradients = imported("gradients", lambda parameter: parameter.grad)
-    wanted = jax.tree.map(np.subtract, imported_gradients, imported("zeros", torch.zeros_like))
-
-    def loss(model):
-        log_p = jax.nn.log_softmax(model(inputs[:, :-1])[0])
-        return -jnp.mean(jnp.take_along_axis(log_p, inputs[:, 1:, None], axis=-1))
-
-    got = nnx.to_pure_dict(nnx.state(jax.jit(jax.grad(loss))(models.ours)))
+    got, wanted, _ = gradients(torch, models, tokens(2, 41), tmp_path)
     assert_close(got, wanted)
 
 

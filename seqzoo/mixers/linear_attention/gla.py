@@ -23,6 +23,7 @@ class GatedLinearAttention(GatedMemory):
       gate_rank: inner width of the low-rank gate W_2 W_1.
       gate_temperature: tau > 0; larger forgets more slowly at the start.
       scale: of the queries; None is k^-0.5.
+      norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
       ValueError: heads does not divide the widths; gate_temperature <= 0.
@@ -41,6 +42,7 @@ class GatedLinearAttention(GatedMemory):
         gate_rank=16,
         gate_temperature=16.0,
         scale=None,
+        norm_eps=1e-5,
         implementation=None,
         dtype=None,
         param_dtype=jnp.float32,
@@ -54,6 +56,7 @@ class GatedLinearAttention(GatedMemory):
             expand_v=expand_v,
             scale=scale,
             qk_init=SMALL_XAVIER,
+            eps=norm_eps,
             implementation=implementation,
             dtype=dtype,
             param_dtype=param_dtype,

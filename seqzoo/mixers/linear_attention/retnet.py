@@ -36,6 +36,7 @@ class RetNet(GatedMemory):
       heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads], k even.
       expand_k, expand_v: widths of all keys and of all values, over d_model.
       rope_base: wavelengths run from 2 pi to 2 pi rope_base; None: no rotation.
+      norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
       ValueError: heads does not divide the widths, or leaves an odd k with rotary positions.
@@ -54,6 +55,7 @@ class RetNet(GatedMemory):
         expand_k=1.0,
         expand_v=2.0,
         rope_base=10000.0,
+        norm_eps=1e-6,
         implementation=None,
         dtype=None,
         param_dtype=jnp.float32,
@@ -67,7 +69,7 @@ class RetNet(GatedMemory):
             qk_init=SMALL_XAVIER,
             v_init=SMALL_XAVIER,
             out_init=jax.nn.initializers.glorot_uniform(),
-            eps=1e-6,
+            eps=norm_eps,
             implementation=implementation,
             dtype=dtype,
             param_dtype=param_dtype,

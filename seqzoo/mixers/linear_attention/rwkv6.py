@@ -10,10 +10,9 @@ from jax import Array
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.gated_memory import widths
-from seqzoo.nn import LayerNorm, Linear, token_shift
+from seqzoo.nn import LayerNorm, Linear, TokenBlend, token_shift
+from seqzoo.nn.token_blend import small
 from seqzoo.nn.token_shift import mixes
-
-INPUTS = ("w", "k", "v", "r", "g")  # decay, key, value, receptance, gate, in the order of released checkpoints
 
 
 class RWKV6State(NamedTuple):
@@ -69,14 +68,10 @@ class RWKV6(Mixer):
         keys, values = widths(d_model, heads, expand_k, expand_v)
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         zero, orthogonal, faint = jax.nn.initializers.zeros, jax.nn.initializers.orthogonal(), jax.nn.initializers.orthogonal(0.1)
-        tiny = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -0.01, 0.01)
         self.receptance, self.key = (Linear(d_model, keys, init=init, **settings) for init in (orthogonal, faint))
         self.value, self.gate = (Linear(d_model, values, init=init, **settings) for init in (orthogonal, faint))
         self.decay_down = Linear(d_model, decay_rank, axes=("embed", None), init=zero, **settings)
-        self.decay_up = Linear(decay_rank, keys, axes=(None, "heads"), init=tiny, **settings)
-        self.mix_down = Linear(d_model, len(INPUTS) * mix_rank, axes=("embed", None), init=zero, **settings)
-        up = tiny(rngs.params(), (len(INPUTS), mix_rank, d_model), param_dtype)
-        self.mix_up = nnx.Param(up, axes=(None, None, "embed"))
+        self.decay_up = Linear(decay_rank, keys, axes=(None, "heads"), init=small, **settings)
 
         index, count = (0, 1) if depth is None else depth
         rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
@@ -86,30 +81,19 @@ class RWKV6(Mixer):
         self.decay = nnx.Param(decay.astype(param_dtype), axes=("heads",), decay=False)
         self.bonus = nnx.Param(bonus.astype(param_dtype).reshape(heads, -1), axes=("heads", None), decay=False)
         slow, fast = mixes(d_model, depth), mixes(d_model, depth, 0.5)
-        starts = 1 - jnp.stack([slow, slow, slow + 0.3 * rise, fast, fast])
-        self.mix_base = nnx.Param((1 - slow).astype(param_dtype), axes=("embed",))
-        self.mix = nnx.Param(starts.astype(param_dtype), axes=(None, "embed"), decay=False)
-
+        starts = 1 - jnp.stack([slow, slow, slow + 0.3 * rise, fast, fast])  # decay, key, value, receptance, gate
+        self.blend = TokenBlend(1 - slow, starts, mix_rank, **settings)
         self.norm = LayerNorm(values, eps=eps, axis="heads", groups=heads, param_dtype=param_dtype)
         self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, param_dtype)
         self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **settings)
         self.sizes = (d_model, heads, keys // heads, values // heads)
-        self.ranks, self.implementation = (mix_rank, decay_rank), implementation
+        self.decay_rank, self.implementation = decay_rank, implementation
         self.dtype = param_dtype if dtype is None else dtype
-
-    def blends(self, x, previous) -> list[Array]:
-        """x^w, x^k, x^v, x^r, x^g of x and the token before: five [b, t, d_model]."""
-        back = previous.astype(x.dtype) - x
-        low = jnp.tanh(self.mix_down(x + back * self.mix_base[...].astype(x.dtype)[None, None]))
-        low = low.reshape(*x.shape[:2], len(INPUTS), -1)
-        shares = jnp.einsum("btir,ird->ibtd", low, self.mix_up[...].astype(low.dtype))
-        shares = shares + self.mix[...].astype(shares.dtype)[:, None, None]
-        return [x + back * share.astype(x.dtype) for share in shares]
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
-        x_w, x_k, x_v, x_r, x_g = self.blends(x, previous)
+        x_w, x_k, x_v, x_r, x_g = self.blend(x, previous)
         heads = lambda y: y.reshape(*y.shape[:2], self.sizes[1], -1)
         w = self.decay_up(jnp.tanh(self.decay_down(x_w)))
         w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
@@ -137,6 +121,5 @@ class RWKV6(Mixer):
 
     def flops(self, batch, length) -> int:
         d_model, heads, k, v = self.sizes
-        mix_rank, decay_rank = self.ranks
-        low_rank = 2 * len(INPUTS) * mix_rank * d_model + decay_rank * (d_model + heads * k)
-        return batch * length * (2 * low_rank + heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v))
+        low_rank = 2 * self.decay_rank * (d_model + heads * k) + self.blend.flops_per_token
+        return batch * length * (low_rank + heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v))

@@ -1,0 +1,99 @@
+"""What is particular to checkpoints of flash-linear-attention.
+
+That the functions are the same is the business of tests/oracle/fla_kernels.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tolerances import assert_close
+
+from seqzoo import convert, mixers
+from seqzoo.convert.checkpoint import Config
+from seqzoo.convert.family import plan
+
+from .folders import write
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 11}
+HGRN2 = SMALL | {"model_type": "hgrn2", "expand_ratio": 8, "intermediate_size": 24}
+RWKV6 = SMALL | {"model_type": "rwkv6", "num_heads": 2, "intermediate_size": 24, "proj_low_rank_dim": 2, "gate_low_rank_dim": 3}
+MATRICES = {"attn.q_proj": 16, "attn.f_proj": 16, "attn.i_proj": 16, "attn.o_proj": 16, "mlp.gate_proj": 24, "mlp.up_proj": 24}
+
+
+def hgrn2_tensors():
+    """The tensors of an HGRN2 with three layers, by name."""
+    layer = {f"{name}.weight": (rows, 16) for name, rows in MATRICES.items()} | {"mlp.down_proj.weight": (16, 24)}
+    layer |= {f"{name}.weight": (16,) for name in ("attn_norm", "mlp_norm", "attn.g_norm")}
+    shapes = {
+        "model.embeddings.weight": (11, 16),
+        "lm_head.weight": (11, 16),
+        "model.norm.weight": (16,),
+        "model.lower_bounds": (3, 16),
+    }
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(3) for name, shape in layer.items()}
+    random = np.random.default_rng(0)
+    return {name: (0.5 * random.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_each_layer_gets_its_bound_of_the_table(tmp_path):
+    tensors = hgrn2_tensors()
+    folder = write(tmp_path, tensors, HGRN2)
+    logits = convert.load(folder).stack.periods.blocks()["0_hgrn2"].mixer.bounded.logit[...]
+    shares = jax.nn.softmax(tensors["model.lower_bounds"], axis=0)
+    assert_close(jax.nn.sigmoid(logits), jnp.cumsum(shares, axis=0) - shares[:1])
+    for layer in range(3):
+        np.testing.assert_array_equal(convert.load_mixer(folder, layer).bounded.logit[...], logits[layer])
+
+
+def test_the_first_layers_bound_is_zero_and_stays(tmp_path):
+    mixer = convert.load_mixer(write(tmp_path, hgrn2_tensors(), HGRN2), layer=0)
+    z = jnp.linspace(-100, 100, 16)[None, None]
+    for got, wanted in zip(mixer.bounded(z), (jax.nn.log_sigmoid(z), jax.nn.sigmoid(-z)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    gradient = jax.grad(lambda mixer: sum(jnp.sum(x) for x in mixer.bounded(z)))(mixer).bounded.logit[...]
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_a_table_for_other_layers_is_refused_once(tmp_path):
+    tensors = hgrn2_tensors() | {"model.lower_bounds": np.ones((4, 16), np.float32)}
+    with pytest.raises(
+        convert.ConvertError, match=r"its config.json:\s+model.lower_bounds has shape \(4, 16\): wanted a row for each of 3 layers$"
+    ):
+        convert.load(write(tmp_path, tensors, HGRN2))
+
+
+def test_the_five_inputs_of_rwkv6_come_in_our_order(tmp_path):
+    """Theirs: receptance, decay, key, value, gate."""
+    rules = plan(Config(RWKV6, "config.json")).layers[1]
+    at = lambda name, x: rules[f"model.layers.1.attn.{name}"].make(x)[0]
+    bias = np.arange(5.0)[:, None] * np.ones(16)
+    np.testing.assert_array_equal(at("x_bias", bias)[:, 0], [1, 2, 3, 0, 4])
+    down = np.repeat(np.arange(5.0), 2)[:, None] + np.arange(16) / 100
+    np.testing.assert_array_equal(at("x_proj.0.linear.weight", down)[7], np.repeat([1, 2, 3, 0, 4], 2) + 7 / 100)
+    np.testing.assert_array_equal(at("x_proj.2.weight", down.T)[:, 1, 7], np.array([1, 2, 3, 0, 4]) + 7 / 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "wanted"),
+    [
+        ({"model_type": "gla"}, "channel", "swiglu(hidden=256)"),
+        ({"model_type": "gla", "hidden_size": 128}, "channel", "swiglu(hidden=512)"),
+        ({"model_type": "retnet", "num_heads": 4, "hidden_size": 192}, "channel", "swiglu(hidden=256)"),
+        ({"model_type": "rwkv6", "num_heads": 2}, "channel", "rwkv(expansion=4.0)"),
+        ({"model_type": "rwkv6", "norm_first": False}, "embedding_norm", None),
+        ({"model_type": "hgrn2", "hidden_size": 256}, "layers", ("hgrn2(heads=2)",)),
+        ({"model_type": "hgrn2", "num_heads": 4, "expand_ratio": None}, "layers", ("hgrn2(heads=4)",)),
+        ({"model_type": "hgrn2", "expand_ratio": 16, "use_lower_bound": False}, "layers", ("hgrn2(heads=1, lower_bound=0.0)",)),
+    ],
+)
+def test_absent_settings_mean_what_they_mean_there(changes, setting, wanted):
+    assert plan(Config(SMALL | changes, "config.json")).model.get(setting) == wanted
+
+
+@pytest.mark.parametrize("model_type", ["gla", "retnet"])
+def test_the_epsilon_of_the_norm_behind_the_memory_is_followed(model_type):
+    made = plan(Config(SMALL | {"model_type": model_type, "norm_eps": 1e-3}, "config.json")).model
+    mixer = mixers.create(made["layers"][0], 16, rngs=nnx.Rngs(0))
+    assert mixer.norm.eps == made["norm_eps"] == 1e-3

@@ -1,0 +1,59 @@
+"""flash-linear-attention itself, kernels and all, on a CPU: Triton's interpreter runs them with NumPy.
+
+In an environment of its own (the extra `fla`): beside it and Triton, models of transformers would run Triton kernels. This folder
+must not be tests/fla: tests/ is on the path, and `fla` would be found as an empty package wherever the real one is not installed.
+
+Never in bfloat16: there the interpreter gives garbage, and says nothing.
+"""
+
+import importlib
+import sys
+import warnings
+
+import pytest
+
+
+class _Index(int):
+    """A loop index as compiled kernels have it: it can be cast, which changes nothing here."""
+
+    def to(self, *dtype):
+        return self
+
+
+def _range(*bounds):
+    return map(_Index, range(*map(int, bounds)))
+
+
+def _run_first(self, *arguments, **settings):
+    """In place of Autotuner.run: the first configuration that fits, since without a device there is nothing to time."""
+    self.nargs = dict(zip(self.arg_names, arguments, strict=False))
+    chosen = self.prune_configs(settings)[0].all_kwargs()
+    return self.fn.run(*arguments, **settings, **chosen)
+
+
+@pytest.fixture(scope="session")
+def fla(torch):
+    """fla("ops.gla") is the module fla.ops.gla, whose kernels are interpreted."""
+    assert "triton" not in sys.modules, "Triton was imported before TRITON_INTERPRET could be set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        try:
+            from triton.runtime import autotuner, interpreter
+
+            made = interpreter.InterpretedFunction.__init__
+
+            def make(self, function, **settings):
+                made(self, function, **settings)
+                function.__globals__.setdefault("range", _range)
+
+            patch.setattr(autotuner.Autotuner, "run", _run_first)
+            patch.setattr(interpreter.InterpretedFunction, "__init__", make)
+            import torch._dynamo
+
+            patch.setattr(torch._dynamo.config, "disable", True)  # it compiles an activation or two, which needs a C++ compiler
+            with warnings.catch_warnings(action="ignore"):  # it finds no device, and says so
+                importlib.import_module("fla.models")
+        except ImportError as error:
+            command = "pip install -e '.[test,fla]'"
+            pytest.fail(f"these tests need flash-linear-attention and Triton ({error}), in an environment of their own: {command}")
+        yield lambda name: importlib.import_module(f"fla.{name}")
