@@ -11,6 +11,8 @@ from tolerances import RELATIVE, assert_close
 
 from seqzoo.backbone import LanguageModel
 
+pytestmark = pytest.mark.xdist_group("backbone")  # what its fixtures make is made once
+
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}
 IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)

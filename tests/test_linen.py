@@ -13,7 +13,10 @@ import seqzoo.linen
 from seqzoo import mixers
 
 B, T, D = 2, 12, 32
-every = pytest.mark.parametrize("name", mixers.names())
+FIRST = ("softmax", "mamba2", "lru", "rwkv6")  # a cache, tails, two planes, and a depth; the wrapper knows no mixer by name
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in mixers.names()]
+)
 
 
 class Net(nn.Module):
