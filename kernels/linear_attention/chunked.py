@@ -14,7 +14,6 @@ from jax import lax
 from ..common import dispatch
 from ..common.varying import zeros
 from . import inside
-from .grouping import merge, split
 
 
 def forward(q, k, v, decays, state, *, scale, exclusive, chunk, save):
@@ -61,21 +60,32 @@ def _one_block(precision, scale, exclusive, chunk):
 
     def run(q, k, v, decays, s):
         """(o [b, block, h, v], the state after the block), both in the state's dtype."""
-        chunks = lambda x: jnp.moveaxis(x.astype(s.dtype).reshape(x.shape[0], -1, chunk, *x.shape[2:]), 3, 1)
-        groups = q.shape[2]
-        q, k, v, decays = jax.tree.map(chunks, (q, k, v, decays))  # [b, heads, m, c, width]
-        if decays.value is None and (decays.key is None or decays.key.ndim == 4):
-            g = None if decays.key is None else split(decays.key, groups)
-            parts = inside.by_head(dot, q, k, split(v, groups), g, exclusive)
+        batch, _, heads, width = v.shape
+        groups, shared = q.shape[2], decays.value is None and (decays.key is None or decays.key.ndim == 3)
+        if not shared:  # scores are per head
+            q, k = (jnp.repeat(x, heads // groups, axis=2) for x in (q, k))
+            groups = heads
+
+        def chunks(x):  # [b, block, heads, ...] -> [z, heads per group, c, ...], z = chunks, rows, groups
+            x = x.astype(s.dtype).reshape(batch, -1, chunk, *x.shape[2:])
+            x = jnp.moveaxis(x, (1, 3), (0, 2))
+            return x.reshape(x.shape[0] * batch * groups, -1, *x.shape[3:])
+
+        q, k, v, decays = jax.tree.map(chunks, (q, k, v, decays))
+        q, k = q[:, 0], k[:, 0]
+        if shared:
+            parts = inside.by_head(dot, q, k, v, decays.key, exclusive)
         else:
-            q, k = (jnp.repeat(x, v.shape[1] // groups, axis=1) for x in (q, k))  # scores are per head
-            parts = inside.by_channel(dot, q, k, v, *decays, exclusive)
-        written = dot("bnmck,bnrmcv->mbnrkv", parts.keys, parts.values)
-        decay = jnp.ones_like(written[..., :1, :1]) if parts.decay is None else jnp.moveaxis(parts.decay, 3, 0)
-        last, before = lax.scan(lambda s, x: (x[0] * s + x[1], s), split(s, q.shape[1]), (decay, written))
-        read = dot("bnmck,mbnrkv->bnrmcv", parts.reads, before)
-        o = merge(parts.o + (read if parts.fade is None else parts.fade * read))
-        return scale * jnp.moveaxis(o.reshape(*o.shape[:2], -1, o.shape[-1]), 1, 2), merge(last)
+            parts = inside.by_channel(dot, q, k, v[:, 0], *jax.tree.map(lambda g: g[:, 0], decays), exclusive)
+        by_chunk = lambda x: x.reshape(-1, batch * groups, *x.shape[1:])
+        written = dot("zck,zrcv->zrkv", parts.keys, parts.values)
+        decay = jnp.ones_like(written[..., :1, :1]) if parts.decay is None else parts.decay
+        state = s.reshape(batch * groups, -1, *s.shape[2:])
+        last, before = lax.scan(lambda s, x: (x[0] * s + x[1], s), state, (by_chunk(decay), by_chunk(written)))
+        read = dot("zck,zrkv->zrcv", parts.reads, before.reshape(written.shape))
+        o = parts.o + (read if parts.fade is None else parts.fade * read)
+        o = jnp.moveaxis(o.reshape(-1, batch, heads, chunk, width), (0, 2), (1, 3))
+        return scale * o.reshape(batch, -1, heads, width), last.reshape(s.shape)
 
     return run
 

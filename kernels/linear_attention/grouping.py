@@ -16,11 +16,6 @@ class Decays(NamedTuple):
     value: Array | None  # [b, t, h, v]; then `key` is None or [b, t, h, k]
 
 
-def split(x: Array, groups: int) -> Array:
-    """[b, h, ...] -> [b, n, r, ...]."""
-    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-
-
 def merge(x: Array) -> Array:
     """[b, n, r, ...] -> [b, h, ...]."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])

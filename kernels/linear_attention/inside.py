@@ -10,7 +10,8 @@ is *what they see of their own beginning* times *what is left of the first half'
 of tokens, blocks of four of those, and so on, with log2(c) batched products of matrices ("secondary chunking", Yang et al., 2023,
 arXiv:2312.06635, carried to the end).
 
-Shapes: q, k [b, n, m, c, k]; v [b, n, r, m, c, v]; m chunks of c tokens, a power of two; n groups of r heads.
+Shapes: q, k [z, c, k]; v [z, r, c, v]; c tokens, a power of two; z counts chunks, rows and groups of r heads, as one axis: the sums
+of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
 """
 
 from typing import NamedTuple
@@ -23,31 +24,32 @@ from jax import Array
 class Inside(NamedTuple):
     """See above; `fade` and `decay` are None for no decay."""
 
-    o: Array  # [b, n, r, m, c, v]
-    reads: Array  # [b, n, m, c, k]
-    keys: Array  # [b, n, m, c, k]
-    values: Array  # [b, n, r, m, c, v]
-    fade: Array | None  # [b, n, r, m, c, 1 or v]
-    decay: Array | None  # [b, n, r, m, 1 or k, 1 or v]
+    o: Array  # [z, r, c, v]
+    reads: Array  # [z, c, k]
+    keys: Array  # [z, c, k]
+    values: Array  # [z, r, c, v]
+    fade: Array | None  # [z, r, c, 1 or v]
+    decay: Array | None  # [z, r, 1 or k, 1 or v]
 
 
 def by_head(dot, q, k, v, g, exclusive) -> Inside:
-    """At most one decay per head, g None or [b, n, r, m, c]: a mask on one product of matrices per chunk."""
-    scores = dot("bnmik,bnmjk->bnmij", q, k)[:, :, None]
+    """At most one decay per head, g None or [z, r, c]: a mask on one product of matrices per chunk."""
+    scores = dot("zik,zjk->zij", q, k)[:, None]
     if g is None:
-        mask = np.tri(q.shape[3], k=-1 if exclusive else 0, dtype=scores.dtype)[None, None, None, None]
+        mask = np.tri(q.shape[1], k=-1 if exclusive else 0, dtype=scores.dtype)[None, None]
         return Inside(_weigh(dot, scores * mask, v), q, k, v, None, None)
-    mask, seen, left, total = _mask(jnp.exp(g), exclusive)
+    flat = _mask(jnp.exp(g).reshape(-1, g.shape[-1]), exclusive)
+    mask, seen, left, total = (x.reshape(*g.shape[:2], *x.shape[1:]) for x in flat)
     return Inside(_weigh(dot, scores * mask, v), q, k, left * v, seen, total)
 
 
 def _weigh(dot, scores, v):
-    return dot("bnrmij,bnrmjv->bnrmiv", jnp.broadcast_to(scores, (*v.shape[:-1], scores.shape[-1])), v)
+    return dot("zrij,zrjv->zriv", jnp.broadcast_to(scores, (*v.shape[:-1], scores.shape[-1])), v)
 
 
 def _mask(a, exclusive):
-    """From decays [..., c]: A [..., c, c], 0 for pairs that do not meet; fade, what is left at the end, and both of the chunk."""
-    total = a[..., None, None]  # [..., blocks, 1, 1], to begin with of single tokens
+    """From decays [z, c]: A [z, c, c], 0 for pairs that do not meet; fade, what is left at the end, and both of the chunk."""
+    total = a[..., None, None]  # [z, blocks, 1, 1], to begin with of single tokens
     one = jnp.ones_like(total)
     mask, seen, left = (0 * one, one, one) if exclusive else (one, total, one)
     while total.shape[-3] > 1:
@@ -56,12 +58,12 @@ def _mask(a, exclusive):
         lower = jnp.concatenate([seen_2 * jnp.swapaxes(left_1, -1, -2), mask_2], axis=-1)
         mask, seen = _join(upper, lower), _join(seen_1, total_1 * seen_2)
         left, total = _join(left_1 * total_2, left_2), total_1 * total_2
-    return tuple(x[..., 0, :, :] for x in (mask, seen, left, total))
+    return tuple(x[:, 0] for x in (mask, seen, left, total))
 
 
 def by_channel(dot, q, k, v, key_decay, value_decay, exclusive) -> Inside:
-    """Decays per channel of the keys [b, h, m, c, k], of the values [b, h, m, c, v], or of both; heads share nothing (r = 1)."""
-    tokens = lambda x: x[..., None, :]  # [..., blocks, rows, width], to begin with single tokens
+    """Decays per channel of the keys [z, c, k], of the values [z, c, v], or of both; heads share nothing, and v is [z, c, v]."""
+    tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
     q, keys, values = tokens(q), tokens(k), tokens(v)
     total, value_total = (None if g is None else tokens(jnp.exp(g)) for g in (key_decay, value_decay))
     reads, fade = q, None if value_total is None else jnp.ones_like(value_total)
@@ -73,16 +75,16 @@ def by_channel(dot, q, k, v, key_decay, value_decay, exclusive) -> Inside:
         (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
         (fade_1, fade_2), (values_1, values_2), (value_total_1, value_total_2) = map(_halves, (fade, values, value_total))
         o_1, o_2 = _halves(o)
-        seen = dot("bhmBij,bhmBjv->bhmBiv", dot("bhmBik,bhmBjk->bhmBij", reads_2, keys_1), values_1)
+        seen = dot("zBij,zBjv->zBiv", dot("zBik,zBjk->zBij", reads_2, keys_1), values_1)
         o = _join(o_1, o_2 + _times(fade_2, seen))
         reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
         fade, values = _join(fade_1, _times(value_total_1, fade_2)), _join(_times(value_total_2, values_1), values_2)
         total, value_total = _times(total_1, total_2), _times(value_total_1, value_total_2)
     o, reads, keys, values, fade, total, value_total = (
-        None if x is None else x[..., 0, :, :] for x in (o, reads, keys, values, fade, total, value_total)
+        None if x is None else x[:, 0] for x in (o, reads, keys, values, fade, total, value_total)
     )
     decay = _times(None if total is None else jnp.swapaxes(total, -1, -2), value_total)
-    heads = lambda x: None if x is None else x[:, :, None]
+    heads = lambda x: None if x is None else x[:, None]
     return Inside(heads(o), reads, keys, heads(values), heads(fade), heads(decay))
 
 
@@ -94,8 +96,8 @@ def _times(x, y):
 
 
 def _halves(x):
-    """Blocks [..., 2 n, rows, width] -> the first of every two, and the second."""
-    return (None, None) if x is None else (x[..., 0::2, :, :], x[..., 1::2, :, :])
+    """Blocks [z, 2 n, rows, width] -> the first of every two, and the second."""
+    return (None, None) if x is None else (x[:, 0::2], x[:, 1::2])
 
 
 def _join(first, second):
