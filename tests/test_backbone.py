@@ -11,8 +11,6 @@ from tolerances import RELATIVE, assert_close
 
 from seqzoo.backbone import LanguageModel
 
-pytestmark = pytest.mark.xdist_group("backbone")  # what its fixtures make is made once
-
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}
 IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)
@@ -40,7 +38,7 @@ def whole(model):
     return run(model, TOKENS, state=model.init_state(2, LENGTH), segment_ids=IDS)
 
 
-@pytest.mark.parametrize("cut", [4, 12])
+@pytest.mark.parametrize("cut", [pytest.param(4, marks=pytest.mark.slow), 12])
 def test_pieces_in_turn_give_the_whole(model, whole, cut):
     first, state = run(model, TOKENS[:, :cut], state=model.init_state(2, LENGTH), segment_ids=IDS[:, :cut])
     rest, state = run(model, TOKENS[:, cut:], state=state, segment_ids=IDS[:, cut:])

@@ -13,8 +13,6 @@ from seqzoo import channels
 from seqzoo.backbone import LanguageModel
 from seqzoo.kernels.common import placement
 
-pytestmark = pytest.mark.xdist_group("channels")  # what its fixtures make is made once
-
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, IDS.shape).astype(np.int32)

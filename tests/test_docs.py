@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
-pytestmark = pytest.mark.xdist_group("docs")  # what its fixtures make is made once
-
 PAGE = Path(__file__).parents[1] / "docs" / "one_layer.md"
 
 

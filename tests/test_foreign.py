@@ -24,7 +24,10 @@ class Block(nnx.Module):
         return x + self.mixer(self.norm(x))[0]
 
 
-@pytest.fixture(scope="module", params=["softmax(heads=2)", "gla(heads=2)", "mamba2(head_width=8, state=4)"])
+@pytest.fixture(
+    scope="module",
+    params=["softmax(heads=2)", "gla(heads=2)", pytest.param("mamba2(head_width=8, state=4)", marks=pytest.mark.slow)],
+)
 def stack(request):
     """Stacked layers, and the value and gradients of a plain loop over them without any mesh."""
     keys = jax.random.split(jax.random.key(0), LAYERS)

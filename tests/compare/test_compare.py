@@ -13,8 +13,6 @@ from seqzoo import compare, training
 from seqzoo.compare.summary import RATE, SEED
 from seqzoo.config import Comparison, Experiment, Training
 
-pytestmark = pytest.mark.xdist_group("compare")  # what its fixtures make is made once
-
 SLICES = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
 

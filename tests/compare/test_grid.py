@@ -18,8 +18,6 @@ from seqzoo.backbone import LanguageModel
 from seqzoo.config import Comparison
 from seqzoo.training import metrics, optimizer
 
-pytestmark = pytest.mark.xdist_group("grid")  # what its fixtures make is made once
-
 ROOT = Path(__file__).parents[2]
 FIGURE2 = config.load_file(ROOT / "configs" / "mqar_figure2.py")
 

@@ -76,6 +76,7 @@ OPS = {
     ),
 }
 every = pytest.mark.parametrize("name", OPS)
+one_of_each = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if ", " in name else ()) for name in OPS])
 
 
 def arrays(name, t=T, b=B):
@@ -119,7 +120,7 @@ def compiled(op, *arguments):
     return jax.jit(lambda *a: pulled(op, *a)).lower(*arguments).compile()
 
 
-@every
+@one_of_each
 def test_time_sharding_moves_states_not_sequences(name):
     """What travels must not grow with t. Attention's keys and values do, from device to device and never to all at once."""
     totals, over = [], mesh(seq=4)
@@ -137,7 +138,7 @@ def test_time_sharding_moves_states_not_sequences(name):
     assert long == short
 
 
-@every
+@one_of_each
 @pytest.mark.parametrize("held", [("replica", "fsdp", "seq", "tensor"), ("fsdp",), ("seq",)], ids=str)
 def test_inside_a_callers_shard_map_an_op_differentiates(name, held):
     """Axes that the caller holds are left to him; the others are used as ever."""

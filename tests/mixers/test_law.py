@@ -52,14 +52,11 @@ VARIANTS = (
     "norm_attention(normaliser='softplus')",
     "norm_attention(normaliser='sigmoid')",
 )
-# What a subject compiles is shared by its tests, so all of them go to one worker.
-one_worker = pytest.mark.xdist_group
+# A spec's tests follow one another (that is what the scope is for): they share what its subject compiles.
 every = pytest.mark.parametrize(
     "spec",
-    [
-        *(pytest.param(name, marks=one_worker(name)) for name in mixers.names()),
-        *(pytest.param(variant, marks=[one_worker(variant), pytest.mark.slow]) for variant in VARIANTS),
-    ],
+    [*mixers.names(), *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS)],
+    scope="module",
 )
 CUTS = (
     1,
@@ -177,8 +174,8 @@ def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     with jax.set_mesh(MESH):
         placed = it.placed(it.params, it.carried, x, ids, dy, dstate)
         said = explain(it._whole, it.params, it.carried, x, ids)
-    # Two runs in float32, each within the tolerance of the definition, so within twice that of each other.
-    assert_close(without_padding(placed), without_padding(it.packed), tolerance=2 * RELATIVE["float32"], what=spec)
+    # Two runs in float32 that add in different orders. Where a gradient is one number (Mamba-2's skip), its terms nearly cancel.
+    assert_close(without_padding(placed), without_padding(it.packed), tolerance=5 * RELATIVE["float32"], what=spec)
     cut = [line for line in said if "time" in line]
     assert cut and all("time over seq=2" in line for line in cut), said
 

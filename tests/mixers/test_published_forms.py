@@ -127,7 +127,7 @@ def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_t
     slopes = wide(getattr(model.stack.periods, "0_lightning").mixer.slopes)
     wanted = np.outer([1 + 1e-5, 1 - 1 / (2 + 1e-5) + 1e-5, 1 - 2 / (2 + 1e-5) + 1e-5], [2.0**-4, 2.0**-8])
     assert np.allclose(slopes, wanted, rtol=1e-4, atol=1e-7)
-    gradient = jax.grad(lambda model: (model(np.arange(8, dtype=np.int32)[None])[0] ** 2).sum())(model)
+    gradient = jax.jit(jax.grad(lambda model: (model(np.arange(8, dtype=np.int32)[None])[0] ** 2).sum()))(model)
     mixer = getattr(gradient.stack.periods, "0_lightning").mixer
     assert not np.any(mixer.slopes[...]) and np.any(mixer.q.w[...])
 

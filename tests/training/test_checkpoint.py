@@ -15,8 +15,6 @@ from jax.sharding import AxisType, NamedSharding
 from seqzoo.training.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
 from seqzoo.training.writing import WriteError
 
-pytestmark = pytest.mark.xdist_group("checkpoint")  # what its fixtures make is made once
-
 
 @pytest.fixture(scope="module")
 def sharding():

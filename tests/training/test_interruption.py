@@ -18,8 +18,6 @@ from seqzoo import config, training
 from seqzoo.training import metrics
 from seqzoo.training.writing import WriteError, write_text
 
-pytestmark = pytest.mark.xdist_group("interruption")  # what its fixtures make is made once
-
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
 
 

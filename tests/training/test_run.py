@@ -13,8 +13,6 @@ from seqzoo import config, tasks, training
 from seqzoo.tasks.base import BatchSpec, Slice
 from seqzoo.training import metrics
 
-pytestmark = pytest.mark.xdist_group("run")  # what its fixtures make is made once
-
 
 @tasks.registry.register("poisoned")
 class Poisoned:

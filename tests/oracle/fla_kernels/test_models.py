@@ -25,7 +25,7 @@ def pair(torch, fla, name, folder, **changes):
     return perturbed(torch, getattr(fla("models"), f"{name}ForCausalLM"), FAMILIES[name] | changes, folder)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
+@pytest.fixture(scope="module", params=FAMILIES)
 def models(request, torch, fla, tmp_path_factory):
     return pair(torch, fla, request.param, tmp_path_factory.mktemp(request.param))
 
