@@ -81,7 +81,9 @@ def _one_block(precision, scale, exclusive, chunk):
         written = dot("zck,zrcv->zrkv", parts.keys, parts.values)
         decay = jnp.ones_like(written[..., :1, :1]) if parts.decay is None else parts.decay
         state = s.reshape(batch * groups, -1, *s.shape[2:])
-        last, before = lax.scan(lambda s, x: (x[0] * s + x[1], s), state, (by_chunk(decay), by_chunk(written)))
+        last, before = lax.scan(
+            lambda s, x: (inside.spread(x[0], s.shape) * s + x[1], s), state, (by_chunk(decay), by_chunk(written))
+        )
         read = dot("zck,zrkv->zrcv", parts.reads, before.reshape(written.shape))
         o = parts.o + (read if parts.fade is None else parts.fade * read)
         o = jnp.moveaxis(o.reshape(-1, batch, heads, chunk, width), (0, 2), (1, 3))

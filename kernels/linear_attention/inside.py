@@ -14,8 +14,10 @@ Shapes: q, k [z, c, k]; v [z, r, c, v]; c tokens, a power of two; z counts chunk
 of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -66,33 +68,76 @@ def by_channel(dot, q, k, v, key_decay, value_decay, exclusive) -> Inside:
     tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
     q, keys, values = tokens(q), tokens(k), tokens(v)
     total, value_total = (None if g is None else tokens(jnp.exp(g)) for g in (key_decay, value_decay))
-    reads, fade = q, None if value_total is None else jnp.ones_like(value_total)
-    o = jnp.zeros_like(values)
-    if not exclusive:
-        reads, fade = _times(total, q), value_total
-        o = jnp.sum(q * keys, axis=-1, keepdims=True) * values
-    while o.shape[-3] > 1:
+    reads = q if exclusive else _times(total, q)
+    own = None if exclusive else dot("zBik,zBjk->zBij", q, keys)
+    scores = []  # of every second half of a block with its first, for blocks of 2, 4, ... tokens
+    while keys.shape[-3] > 1:
         (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
-        (fade_1, fade_2), (values_1, values_2), (value_total_1, value_total_2) = map(_halves, (fade, values, value_total))
-        o_1, o_2 = _halves(o)
-        seen = dot("zBij,zBjv->zBiv", dot("zBik,zBjk->zBij", reads_2, keys_1), values_1)
-        o = _join(o_1, o_2 + _times(fade_2, seen))
+        scores.append(dot("zBik,zBjk->zBij", reads_2, keys_1))
         reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
-        fade, values = _join(fade_1, _times(value_total_1, fade_2)), _join(_times(value_total_2, values_1), values_2)
-        total, value_total = _times(total_1, total_2), _times(value_total_1, value_total_2)
-    o, reads, keys, values, fade, total, value_total = (
-        None if x is None else x[:, 0] for x in (o, reads, keys, values, fade, total, value_total)
-    )
-    decay = _times(None if total is None else jnp.swapaxes(total, -1, -2), value_total)
+        total = _times(total_1, total_2)
+    if value_decay is None:
+        o, fade, values = dot("zij,zjv->ziv", _triangle(own, scores, v), v), None, v
+    else:
+        o, fade, values, value_total = (x[:, 0] for x in _fading(dot, own, scores, values, value_total))
+    decay = _times(None if total is None else jnp.swapaxes(total[:, 0], -1, -2), value_total)
     heads = lambda x: None if x is None else x[:, None]
-    return Inside(heads(o), reads, keys, heads(values), heads(fade), heads(decay))
+    return Inside(heads(o), reads[:, 0], keys[:, 0], heads(values), heads(fade), heads(decay))
+
+
+def _triangle(own, scores, v):
+    """All scores in one matrix [z, c, c]."""
+    whole = jnp.zeros((*v.shape[:2], 1, 1), v.dtype) if own is None else own
+    for score in scores:
+        upper, lower = _halves(whole)
+        rows = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1), jnp.concatenate([score, lower], axis=-1)
+        whole = jnp.concatenate(rows, axis=-2)
+    return whole[:, 0]
+
+
+def _fading(dot, own, scores, values, total):
+    """o, fade, values [z, 1, c, v] and decay [z, 1, 1, v] of the chunk, for values that decay."""
+    exclusive = own is None
+    o = jnp.zeros_like(values) if exclusive else dot("zBij,zBjv->zBiv", own, values)
+    fade = jnp.ones_like(total) if exclusive else total
+    for score in scores:
+        (o_1, o_2), (fade_1, fade_2), (values_1, values_2), (total_1, total_2) = map(_halves, (o, fade, values, total))
+        o = _join(o_1, o_2 + fade_2 * dot("zBij,zBjv->zBiv", score, values_1))
+        fade, values = _join(fade_1, _times(total_1, fade_2)), _join(_times(total_2, values_1), values_2)
+        total = total_1 * total_2
+    return o, fade, values, total
 
 
 def _times(x, y):
     """x * y, where None is 1."""
     if x is None or y is None:
         return y if x is None else x
-    return x * y
+    return spread(x, y.shape) * y
+
+
+def spread(x, shape):
+    """x with its one row, or column, repeated to that shape; its gradient by products with ones: XLA on CPUs is slow at sums."""
+    for axis in (-2, -1):
+        if x.shape[axis] == 1 < shape[axis]:
+            x = _repeat(x, axis, shape[axis])
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _repeat(x, axis, size):
+    return jnp.broadcast_to(x, (*x.shape[:-2], size, x.shape[-1]) if axis == -2 else (*x.shape[:-1], size))
+
+
+def _repeat_forward(x, axis, size):
+    return _repeat(x, axis, size), None
+
+
+def _repeat_backward(axis, size, _, d):
+    ones, spec = jnp.ones((size, 1), d.dtype), "...rw,ri->...iw" if axis == -2 else "...wr,ri->...wi"
+    return (jnp.einsum(spec, d, ones, precision="highest"),)
+
+
+_repeat.defvjp(_repeat_forward, _repeat_backward)
 
 
 def _halves(x):
