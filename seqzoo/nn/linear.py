@@ -24,8 +24,7 @@ def output_init(depth: tuple[Any, int] | None) -> Callable:
 
 @jax.custom_vjp
 def _product(x, w):
-    """x W, whose gradient to W is x^T dy. JAX's own is (dy^T x)^T, and for dy^T XLA on CPUs computes dy again, across its rows: in
-    small models that took as long as all the products."""
+    """x W, whose gradient to W is x^T dy. JAX's own is (dy^T x)^T, and for dy^T XLA on CPUs computes dy again, across its rows."""
     return jnp.matmul(x, w)
 
 

@@ -174,8 +174,8 @@ def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     with jax.set_mesh(MESH):
         placed = it.placed(it.params, it.carried, x, ids, dy, dstate)
         said = explain(it._whole, it.params, it.carried, x, ids)
-    # Two runs in float32 that add in different orders. Where a gradient is one number (Mamba-2's skip), its terms nearly cancel.
-    assert_close(without_padding(placed), without_padding(it.packed), tolerance=5 * RELATIVE["float32"], what=spec)
+    # Two runs in float32, each within the tolerance of the definition, so within twice that of each other.
+    assert_close(without_padding(placed), without_padding(it.packed), tolerance=2 * RELATIVE["float32"], what=spec)
     cut = [line for line in said if "time" in line]
     assert cut and all("time over seq=2" in line for line in cut), said
 
