@@ -85,7 +85,7 @@ def _linear_attention(b, t, h, width, decay):
         others["associative_scan"] = plain.linear_attention_associative
     if decay == "head":
         others["quadratic"] = plain.linear_attention_quadratic
-    return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, LOOPS, others)
+    return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, (*LOOPS, "mixed"), others)
 
 
 def _attention(b, t, h, width, scores):

@@ -140,8 +140,8 @@ LOOPS = ("reference", "loop", "chunked")
 OPS = (
     Op("linear_recurrence", LOOPS, _recurrence, _call_recurrence, True),
     Op("selective_scan", ("reference", "loop"), _selective, _call_selective, True),
-    Op("linear_attention, decay per head", LOOPS, _linear(False), _call_linear, True),
-    Op("linear_attention, decay per channel", LOOPS, _linear(True), _call_linear, True),
+    Op("linear_attention, decay per head", (*LOOPS, "mixed"), _linear(False), _call_linear, True),
+    Op("linear_attention, decay per channel", (*LOOPS, "mixed"), _linear(True), _call_linear, True),
     Op("linear_attention, exclusive, decays of both axes", LOOPS, _linear(True, both_axes=True), _call_linear, True),
     Op("attention, softmax", ("reference", "blocks"), _pairs, _attend(), False),
     Op("attention, softmax, window 31", ("reference", "blocks"), _pairs, _attend(window=31), False),

@@ -9,9 +9,9 @@ shape take turns, and the median of the rounds decides. Use a machine that does 
 
 import importlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -21,8 +21,6 @@ from benchmarks import measure
 from seqzoo.kernels.common.dispatch import Fastest
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
-
-FORMS = ("loop", "chunked")
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,28 @@ def _linear_recurrence(tokens: int) -> Iterator[tuple]:
                 yield kind, (rows, width), {"a": turn(a), "b": turn(b)}
 
 
-OPS = {"linear_attention": (linear_attention, _linear_attention), "linear_recurrence": (linear_recurrence, _linear_recurrence)}
+class Op(NamedTuple):
+    """What to time."""
+
+    call: Callable
+    shapes: Callable  # tokens -> (kind, sizes, arrays by argument) for each shape
+    forms: tuple[str, ...]
 
 
-def fastest(op, named: dict, repeats: int) -> tuple[Fastest, list[dict[str, float]]]:
-    """The fastest forms of op(**named), and the median seconds of each in either pass."""
+OPS = {
+    "linear_attention": Op(linear_attention, _linear_attention, ("loop", "chunked", "mixed")),
+    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, ("loop", "chunked")),
+}
+
+
+def fastest(op: Op, named: dict, repeats: int) -> tuple[Fastest, list[dict[str, float]]]:
+    """The fastest forms of an op of these arguments, and the median seconds of each in either pass."""
     arrays = tuple(named.values())
-    call = lambda form: lambda *arrays: op(**dict(zip(named, arrays, strict=True)), implementation=form)[0]
-    passes = {form: measure.passes(call(form), arrays) for form in FORMS}
+    call = lambda form: lambda *arrays: op.call(**dict(zip(named, arrays, strict=True)), implementation=form)[0]
+    passes = {form: measure.passes(call(form), arrays) for form in op.forms}
     found = []
     for which in ("forward", "forward+backward"):
-        executables = {form: passes[form][which].lower(*arrays).compile() for form in FORMS}
+        executables = {form: passes[form][which].lower(*arrays).compile() for form in op.forms}
         samples = measure.interleaved(executables, arrays, repeats)
         found.append({form: statistics.median(seconds) for form, seconds in samples.items()})
     return Fastest(*(min(medians, key=medians.get) for medians in found)), found
@@ -95,9 +104,8 @@ def main(settings: Settings) -> None:
         raise SystemExit(f"--ops {' '.join(sorted(unknown))}: wanted some of {', '.join(OPS)}")
     console = Console()
     for name in settings.ops:
-        op, shapes = OPS[name]
-        kinds: dict[str, dict] = {}
-        for kind, sizes, arrays in shapes(settings.tokens):
+        op, kinds = OPS[name], {}
+        for kind, sizes, arrays in op.shapes(settings.tokens):
             forms, medians = fastest(op, arrays, settings.repeats)
             kinds.setdefault(kind, {})[sizes] = tuple(forms)
             times = [" ".join(f"{form} {1e3 * x:.2f}" for form, x in one.items()) for one in medians]

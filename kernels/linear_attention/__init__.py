@@ -9,11 +9,11 @@ from jax import Array
 
 from ..common import dispatch, documents, pieces, placement
 from ..common.varying import align
-from . import chunked, loop, reference, summary
+from . import chunked, loop, mixed, reference, summary
 from .grouping import Decays
 from .measured import MEASURED
 
-IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked}
+IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked, "mixed": mixed}
 
 
 class _Settings(NamedTuple):
@@ -61,11 +61,11 @@ def linear_attention(
       initial_state: [b, h, k, v] S before the first token; None is zero.
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
-      implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place) or
-        "chunked" (matrix products). None takes what was fastest at the nearest sizes of `measured.py`, with or without gradients as
-        the case may be, and "loop" for one token.
-      chunk_size: tokens per matrix product in "chunked", a power of 2; tokens between kept states in "loop", any number. None: 64,
-        on a CPU and in "loop" 32. "reference" has none and refuses it.
+      implementation: None, "reference" (`lax.scan`, differentiated by JAX: the definition), "loop" (token by token in place),
+        "chunked" (matrix products) or "mixed" (the loop forward, chunks backward). None takes what was fastest at the nearest sizes
+        of `measured.py`, with or without gradients as the case may be, and "loop" for one token.
+      chunk_size: tokens per matrix product in "chunked" and "mixed", a power of 2; tokens between kept states in "loop", any
+        number. None: 64, on a CPU and in "loop" 32. "reference" has none and refuses it.
 
     Returns:
       (o, S): o [b, t, h, v] in v's dtype, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32,
@@ -198,14 +198,15 @@ def _default(length, log_decay, value_log_decay, state_shape):
 
 
 def _chunk(forms, chunk_size, length):
+    halves = [form for form in forms if form in ("chunked", "mixed")]
     if chunk_size is None:
-        chunk_size = 64 if "chunked" in forms and not dispatch.on_cpu() else 32
+        chunk_size = 64 if halves and not dispatch.on_cpu() else 32
     elif "reference" in forms:
         raise ValueError(f'chunk_size={chunk_size!r} means nothing to implementation="reference", wanted None')
     elif not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}, wanted a positive int or None")
-    if "chunked" in forms and chunk_size & (chunk_size - 1):
-        raise ValueError(f'chunk_size={chunk_size!r}, wanted a power of 2: "chunked" halves chunks')
+    if halves and chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size={chunk_size!r}, wanted a power of 2: implementation={halves[0]!r} halves chunks")
     return min(chunk_size, 1 << max(length - 1, 0).bit_length())
 
 

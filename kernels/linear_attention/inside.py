@@ -10,48 +10,49 @@ is *what they see of their own beginning* times *what is left of the first half'
 of tokens, blocks of four of those, and so on, with log2(c) batched products of matrices ("secondary chunking", Yang et al., 2023,
 arXiv:2312.06635, carried to the end).
 
-Shapes: q, k [z, c, k]; v [z, r, c, v]; c tokens, a power of two; z counts chunks, rows and groups of r heads, as one axis: the sums
+Shapes: q, k [z, c, k]; v [z, c, r v]; c tokens, a power of two; z counts chunks, rows and groups of r heads, as one axis: the sums
 of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 
 class Inside(NamedTuple):
-    """See above; `fade` and `decay` are None for no decay."""
+    """See above; `decay` is None for no decay."""
 
-    o: Array  # [z, r, c, v]
+    output: Callable[[Array], Array]  # o [z, c, r v], from what the reads find in the state before the chunk
     reads: Array  # [z, c, k]
     keys: Array  # [z, c, k]
-    values: Array  # [z, r, c, v]
-    fade: Array | None  # [z, r, c, 1 or v]
-    decay: Array | None  # [z, r, 1 or k, 1 or v]
+    values: Array  # [z, c, r v]
+    decay: Array | None  # [z, 1 or k, 1 or r v]
 
 
-def by_head(dot, q, k, v, g, exclusive) -> Inside:
-    """At most one decay per head, g None or [z, r, c]: a mask on one product of matrices per chunk."""
-    scores = dot("zik,zjk->zij", q, k)[:, None]
+def by_head(dot, q, k, v, decays, exclusive) -> Inside:
+    """At most one decay per head, [z, c, r]: a mask on one product of matrices per chunk."""
+    scores, g = dot("zik,zjk->zij", q, k), decays.key
     if g is None:
-        mask = np.tri(q.shape[1], k=-1 if exclusive else 0, dtype=scores.dtype)[None, None]
-        return Inside(_weigh(dot, scores * mask, v), q, k, v, None, None)
-    flat = _mask(jnp.exp(g).reshape(-1, g.shape[-1]), exclusive)
-    mask, seen, left, total = (x.reshape(*g.shape[:2], *x.shape[1:]) for x in flat)
-    return Inside(_weigh(dot, scores * mask, v), q, k, left * v, seen, total)
-
-
-def _weigh(dot, scores, v):
-    return dot("zrij,zrjv->zriv", jnp.broadcast_to(scores, (*v.shape[:-1], scores.shape[-1])), v)
+        mask = np.tri(q.shape[1], k=-1 if exclusive else 0, dtype=scores.dtype)[None]
+        return Inside(lambda read: read + dot("zij,zjv->ziv", scores * mask, v), q, k, v, None)
+    z, c, r = g.shape
+    heads = lambda x: jnp.moveaxis(x.reshape(z, c, r, -1), 2, 1).reshape(z * r, c, -1)
+    together = lambda x: jnp.moveaxis(x.reshape(z, r, x.shape[1], -1), 1, 2).reshape(z, x.shape[1], -1)
+    mask, seen, left, total = _mask(jnp.exp(heads(g)), exclusive)
+    scores = (scores[:, None] * mask.reshape(z, r, c, c)).reshape(z * r, c, c)
+    v = heads(v)
+    output = lambda read: together(spread(seen, v.shape)) * read + together(dot("zij,zjv->ziv", scores, v))
+    return Inside(output, q, k, together(spread(left, v.shape) * v), together(spread(total, (z * r, 1, v.shape[-1]))))
 
 
 def _mask(a, exclusive):
-    """From decays [z, c]: A [z, c, c], 0 for pairs that do not meet; fade, what is left at the end, and both of the chunk."""
-    total = a[..., None, None]  # [z, blocks, 1, 1], to begin with of single tokens
+    """From decays [z, c, 1]: A [z, c, c], 0 for pairs that do not meet; fade, what is left at the end, and both of the chunk."""
+    total = a[..., None]  # [z, blocks, 1, 1], to begin with of single tokens
     one = jnp.ones_like(total)
     mask, seen, left = (0 * one, one, one) if exclusive else (one, total, one)
     while total.shape[-3] > 1:
@@ -63,26 +64,52 @@ def _mask(a, exclusive):
     return tuple(x[:, 0] for x in (mask, seen, left, total))
 
 
-def by_channel(dot, q, k, v, key_decay, value_decay, exclusive) -> Inside:
+def by_channel(dot, q, k, v, decays, exclusive) -> Inside:
     """Decays per channel of the keys [z, c, k], of the values [z, c, v], or of both; heads share nothing, and v is [z, c, v]."""
+    levels = q.shape[1].bit_length() - 1
+    totals, value_totals = ((None,) * (levels + 1) if g is None else _totals(g) for g in decays)
     tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
-    q, keys, values = tokens(q), tokens(k), tokens(v)
-    total, value_total = (None if g is None else tokens(jnp.exp(g)) for g in (key_decay, value_decay))
-    reads = q if exclusive else _times(total, q)
-    own = None if exclusive else dot("zBik,zBjk->zBij", q, keys)
+    q, keys = tokens(q), tokens(k)
+    reads = q if exclusive else _times(totals[0], q)
+    own = None if exclusive else _scores(dot, q, keys)
     scores = []  # of every second half of a block with its first, for blocks of 2, 4, ... tokens
-    while keys.shape[-3] > 1:
+    for total in totals[:-1]:
         (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
-        scores.append(dot("zBik,zBjk->zBij", reads_2, keys_1))
+        scores.append(_scores(dot, reads_2, keys_1))
         reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
-        total = _times(total_1, total_2)
-    if value_decay is None:
-        o, fade, values = dot("zij,zjv->ziv", _triangle(own, scores, v), v), None, v
+    if decays.value is None:
+        whole = _triangle(own, scores, v)
+        output, values = lambda read: read + dot("zij,zjv->ziv", whole, v), v
     else:
-        o, fade, values, value_total = (x[:, 0] for x in _fading(dot, own, scores, values, value_total))
-    decay = _times(None if total is None else jnp.swapaxes(total[:, 0], -1, -2), value_total)
-    heads = lambda x: None if x is None else x[:, None]
-    return Inside(heads(o), reads[:, 0], keys[:, 0], heads(values), heads(fade), heads(decay))
+        output, values = _fading(dot, own, scores, tokens(v), value_totals)
+    of_keys, of_values = (None if total is None else total[:, 0] for total in (totals[-1], value_totals[-1]))
+    decay = _times(None if of_keys is None else jnp.swapaxes(of_keys, -1, -2), of_values)
+    return Inside(output, reads[:, 0], keys[:, 0], values, decay)
+
+
+@jax.custom_vjp
+def _totals(g):
+    """From log decays [z, c, w]: what tokens keep, what blocks of 2, 4, ..., c tokens keep, each [z, blocks, 1, w]."""
+    totals = [jnp.exp(g)[:, :, None]]
+    while totals[-1].shape[1] > 1:
+        first, second = _halves(totals[-1])
+        totals.append(first * second)
+    return totals
+
+
+def _totals_forward(g):
+    totals = _totals(g)
+    return totals, totals
+
+
+def _totals_backward(totals, d):
+    """Of a product of exponentials, to each exponent: the product times its gradient. JAX's own nests a `concatenate` per level."""
+    z, c, _, width = totals[0].shape
+    each = (jnp.broadcast_to(x * dx, (z, x.shape[1], c // x.shape[1], width)) for x, dx in zip(totals, d, strict=True))
+    return (sum(x.reshape(z, c, width) for x in each),)
+
+
+_totals.defvjp(_totals_forward, _totals_backward)
 
 
 def _triangle(own, scores, v):
@@ -95,17 +122,36 @@ def _triangle(own, scores, v):
     return whole[:, 0]
 
 
-def _fading(dot, own, scores, values, total):
-    """o, fade, values [z, 1, c, v] and decay [z, 1, 1, v] of the chunk, for values that decay."""
-    exclusive = own is None
-    o = jnp.zeros_like(values) if exclusive else dot("zBij,zBjv->zBiv", own, values)
-    fade = jnp.ones_like(total) if exclusive else total
-    for score in scores:
-        (o_1, o_2), (fade_1, fade_2), (values_1, values_2), (total_1, total_2) = map(_halves, (o, fade, values, total))
-        o = _join(o_1, o_2 + fade_2 * dot("zBij,zBjv->zBiv", score, values_1))
-        fade, values = _join(fade_1, _times(total_1, fade_2)), _join(_times(total_2, values_1), values_2)
-        total = total_1 * total_2
-    return o, fade, values, total
+def _fading(dot, own, scores, v, totals):
+    """`output` and `values` of a chunk whose values decay: these from tokens to blocks, as the keys; then outputs from blocks to
+    tokens, each half seeing what its block sees at its start, faded to the half's own, and the second half the first besides."""
+    values, firsts = v, []
+    for total in totals[:-1]:
+        (first, second), (_, total_2) = map(_halves, (values, total))
+        firsts.append(first)
+        values = _join(_times(total_2, first), second)
+
+    def output(seen):
+        seen = seen[:, None]
+        for score, first, total in zip(*map(reversed, (scores, firsts, totals[:-1])), strict=True):
+            seen_1, seen_2 = jnp.split(seen, 2, axis=-2)
+            seen_2 = _times(_halves(total)[0], seen_2) + _weigh(dot, score, first)
+            seen = _join(seen_1, seen_2).reshape(first.shape[0], -1, *first.shape[2:])
+        return (seen if own is None else totals[0] * seen + _weigh(dot, own, v))[:, :, 0]
+
+    return output, values[:, 0]
+
+
+def _scores(dot, q, k):
+    """q k^T within blocks [z, blocks, rows, width]."""
+    if q.shape[-2] > 1:
+        return dot("zBik,zBjk->zBij", q, k)
+    return jnp.einsum("...w,wr->...r", q * k, jnp.ones((q.shape[-1], 1), q.dtype), precision="highest")  # as in `spread`
+
+
+def _weigh(dot, scores, v):
+    """scores v within blocks."""
+    return dot("zBij,zBjv->zBiv", scores, v) if v.shape[-2] > 1 else _times(scores, v)
 
 
 def _times(x, y):
@@ -142,7 +188,10 @@ _repeat.defvjp(_repeat_forward, _repeat_backward)
 
 def _halves(x):
     """Blocks [z, 2 n, rows, width] -> the first of every two, and the second."""
-    return (None, None) if x is None else (x[:, 0::2], x[:, 1::2])
+    if x is None:
+        return None, None
+    z, blocks, rows, width = x.shape
+    return lax.split(x.reshape(z, blocks // 2, 2 * rows, width), (rows, rows), axis=2)
 
 
 def _join(first, second):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common.varying import align
+from seqzoo.kernels.common.products import product
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what "the framework's default" means in most released code.
 torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -20,24 +20,6 @@ def output_init(depth: tuple[Any, int] | None) -> Callable:
     if depth is None:
         return torch_uniform
     return lambda key, shape, dtype: torch_uniform(key, shape, dtype) / math.sqrt(depth[1])
-
-
-@jax.custom_vjp
-def _product(x, w):
-    """x W, whose gradient to W is x^T dy. JAX's own is (dy^T x)^T, and for dy^T XLA on CPUs computes dy again, across its rows."""
-    return jnp.matmul(x, w)
-
-
-def _product_forward(x, w):
-    return _product(x, w), (x, w)
-
-
-def _product_backward(residuals, dy):
-    x, w = residuals
-    return jnp.matmul(dy, w.T), jnp.einsum("...i,...j->ij", x, dy)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Module):
@@ -73,7 +55,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """[..., d_in] -> [..., d_out]."""
         dtype = self.dtype or jnp.result_type(x, self.w[...])
-        y = _product(*align((x.astype(dtype), self.w[...].astype(dtype))))
+        y = product("...i,ij->...j", x.astype(dtype), self.w[...].astype(dtype))
         if self.b is not None:
             y = y + jnp.expand_dims(self.b[...].astype(dtype), range(y.ndim - 1))
         return y

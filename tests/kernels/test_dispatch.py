@@ -51,14 +51,15 @@ def test_a_table_is_as_its_benchmark_writes_it(op):
     module = importlib.import_module(f"seqzoo.kernels.{op}.measured")
     assert choose.source(module, module.MEASURED) == (KERNELS / op / "measured.py").read_text()
     found = [form for kinds in module.MEASURED.values() for sizes in kinds.values() for forms in sizes.values() for form in forms]
-    assert found and set(found) <= set(choose.FORMS)
+    assert found and set(found) <= set(choose.OPS[op].forms)
 
 
 def test_the_fastest_form_is_chosen_by_running_all():
     shape = jax.random.normal(jax.random.key(0), (3, 1, 33, 2, 4))
-    forms, medians = choose.fastest(linear_attention, dict(zip("qkv", shape, strict=True)), repeats=3)
+    op = choose.OPS["linear_attention"]
+    forms, medians = choose.fastest(op, dict(zip("qkv", shape, strict=True)), repeats=3)
     for form, median in zip(forms, medians, strict=True):
-        assert set(median) == set(choose.FORMS) and form == min(median, key=median.get)
+        assert set(median) == set(op.forms) and form == min(median, key=median.get)
 
 
 def test_with_gradients_the_other_form_runs(monkeypatch):

@@ -67,14 +67,14 @@ def test_the_reference_is_the_formula(decay):
     assert_close(last[0], s)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "mixed"])
 @pytest.mark.parametrize("decay", DECAYS)
 def test_values_final_state_and_gradients_are_the_references(form, decay):
     arrays = draw(decay, groups=2, heads=4)
     assert_close(everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "mixed"])
 @pytest.mark.parametrize("length", [1, 2, 16, 17])
 def test_rows_shorter_than_a_chunk_are_the_references(form, length):
     arrays = draw("channel", length=length)
@@ -98,7 +98,7 @@ def test_an_empty_row_returns_the_state_it_was_given(form):
     np.testing.assert_array_equal(last, arrays["initial_state"])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "mixed"])
 def test_the_chunk_size_changes_nothing(form):
     arrays = draw("channel", length=40)
     wanted = exact(arrays)
