@@ -22,6 +22,8 @@ from seqzoo.kernels.common.dispatch import Fastest
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 
+FORMS = ("loop", "chunked")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,12 +65,12 @@ class Op(NamedTuple):
 
     call: Callable
     shapes: Callable  # tokens -> (kind, sizes, arrays by argument) for each shape
-    forms: tuple[str, ...]
+    forms: Fastest  # the candidates, alone and with gradients
 
 
 OPS = {
-    "linear_attention": Op(linear_attention, _linear_attention, ("loop", "chunked", "mixed")),
-    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, ("loop", "chunked")),
+    "linear_attention": Op(linear_attention, _linear_attention, Fastest(FORMS, (*FORMS, "mixed"))),
+    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, Fastest(FORMS, FORMS)),
 }
 
 
@@ -76,10 +78,9 @@ def fastest(op: Op, named: dict, repeats: int) -> tuple[Fastest, list[dict[str, 
     """The fastest forms of an op of these arguments, and the median seconds of each in either pass."""
     arrays = tuple(named.values())
     call = lambda form: lambda *arrays: op.call(**dict(zip(named, arrays, strict=True)), implementation=form)[0]
-    passes = {form: measure.passes(call(form), arrays) for form in op.forms}
     found = []
-    for which in ("forward", "forward+backward"):
-        executables = {form: passes[form][which].lower(*arrays).compile() for form in op.forms}
+    for which, forms in zip(("forward", "forward+backward"), op.forms, strict=True):
+        executables = {form: measure.passes(call(form), arrays)[which].lower(*arrays).compile() for form in forms}
         samples = measure.interleaved(executables, arrays, repeats)
         found.append({form: statistics.median(seconds) for form, seconds in samples.items()})
     return Fastest(*(min(medians, key=medians.get) for medians in found)), found
