@@ -69,14 +69,11 @@ def by_channel(dot, q, k, v, decays, exclusive) -> Inside:
     levels = q.shape[1].bit_length() - 1
     totals, value_totals = ((None,) * (levels + 1) if g is None else _totals(g) for g in decays)
     tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
-    q, keys = tokens(q), tokens(k)
-    reads = q if exclusive else _times(totals[0], q)
-    own = None if exclusive else _scores(dot, q, keys)
-    scores = []  # of every second half of a block with its first, for blocks of 2, 4, ... tokens
-    for total in totals[:-1]:
-        (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
-        scores.append(_scores(dot, reads_2, keys_1))
-        reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
+    if decays.key is None:
+        own, scores = _blocks(dot("zik,zjk->zij", q, k))
+        own, reads, keys = None if exclusive else own, q, k
+    else:
+        own, scores, reads, keys = _faded_scores(dot, tokens(q), tokens(k), totals, exclusive)
     if decays.value is None:
         whole = _triangle(own, scores, v)
         output, values = lambda read: read + dot("zij,zjv->ziv", whole, v), v
@@ -84,7 +81,19 @@ def by_channel(dot, q, k, v, decays, exclusive) -> Inside:
         output, values = _fading(dot, own, scores, tokens(v), value_totals)
     of_keys, of_values = (None if total is None else total[:, 0] for total in (totals[-1], value_totals[-1]))
     decay = _times(None if of_keys is None else jnp.swapaxes(of_keys, -1, -2), of_values)
-    return Inside(output, reads[:, 0], keys[:, 0], values, decay)
+    return Inside(output, reads, keys, values, decay)
+
+
+def _faded_scores(dot, q, keys, totals, exclusive):
+    """Scores q_i^T A_ij k_j of tokens with themselves (None: not read), of every second half of a block with its first, for blocks
+    of 2, 4, ... tokens; and the chunk's reads and keys."""
+    reads = q if exclusive else _times(totals[0], q)
+    own, scores = None if exclusive else _scores(dot, q, keys), []
+    for total in totals[:-1]:
+        (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
+        scores.append(_scores(dot, reads_2, keys_1))
+        reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
+    return own, scores, reads[:, 0], keys[:, 0]
 
 
 @jax.custom_vjp
@@ -110,6 +119,16 @@ def _totals_backward(totals, d):
 
 
 _totals.defvjp(_totals_forward, _totals_backward)
+
+
+def _blocks(whole):
+    """The inverse of `_triangle`: from all scores [z, c, c] those of tokens with themselves and of halves with halves."""
+    blocks, scores = whole[:, None], []
+    while (rows := blocks.shape[-1] // 2) > 0:
+        scores.append(blocks[..., rows:, :rows])
+        pairs = jnp.stack([blocks[..., :rows, :rows], blocks[..., rows:, rows:]], axis=2)
+        blocks = pairs.reshape(len(whole), -1, rows, rows)
+    return blocks, scores[::-1]
 
 
 def _triangle(own, scores, v):
