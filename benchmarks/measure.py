@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -82,13 +83,14 @@ def worst_error(actual, wanted) -> float:
 def interleaved(executables: dict, arrays, repeats: int) -> dict[str, list[float]]:
     """Seconds per call, all samples: one call of each in turn, `repeats` rounds after one that is not counted.
 
-    Taking turns spreads a change in the machine's load over all of them.
+    Taking turns spreads a change in the machine's load over all of them; a new order each round, the caches that others leave.
     """
-    samples = {name: [] for name in executables}
+    samples, order, draw = {name: [] for name in executables}, list(executables), random.Random(0)
     for counted in (False, *(True,) * repeats):
-        for name, executable in executables.items():
+        draw.shuffle(order)
+        for name in order:
             begin = time.perf_counter()
-            jax.block_until_ready(executable(*arrays))
+            jax.block_until_ready(executables[name](*arrays))
             if counted:
                 samples[name].append(time.perf_counter() - begin)
     return samples
