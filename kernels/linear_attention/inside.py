@@ -66,8 +66,7 @@ def _mask(a, exclusive):
 
 def by_channel(dot, q, k, v, decays, exclusive) -> Inside:
     """Decays per channel of the keys [z, c, k], of the values [z, c, v], or of both; heads share nothing, and v is [z, c, v]."""
-    levels = q.shape[1].bit_length() - 1
-    totals, value_totals = ((None,) * (levels + 1) if g is None else _totals(g) for g in decays)
+    totals, value_totals = ((None,) if g is None else _totals(g) for g in decays)
     tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
     if decays.key is None:
         own, scores = _blocks(dot("zik,zjk->zij", q, k))
@@ -207,12 +206,10 @@ _repeat.defvjp(_repeat_forward, _repeat_backward)
 
 def _halves(x):
     """Blocks [z, 2 n, rows, width] -> the first of every two, and the second."""
-    if x is None:
-        return None, None
     z, blocks, rows, width = x.shape
     return lax.split(x.reshape(z, blocks // 2, 2 * rows, width), (rows, rows), axis=2)
 
 
 def _join(first, second):
     """Blocks of rows -> half as many blocks of twice as many rows."""
-    return None if first is None else jnp.concatenate([first, second], axis=-2)
+    return jnp.concatenate([first, second], axis=-2)
