@@ -84,15 +84,18 @@ class _Cut(NamedTuple):
         return jnp.moveaxis(x, -2, -3).reshape(*state.shape[:-3], b, h, k, v)
 
 
-def block(length, chunk):
+def block(q, v, chunk):
     """Tokens between saved states: some chunks, spread evenly over the blocks."""
-    chunks = -(-length // chunk)
-    blocks = -(-chunks // (4 if dispatch.on_cpu() else 32))  # on a CPU a block's work stays in the cache
+    chunks, most = -(-q.shape[1] // chunk), 32
+    if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each
+        numbers = v.shape[0] * v.shape[2] * max(q.shape[3], v.shape[3]) * chunk
+        most = min(max(2**17 // max(numbers, 1), 4), most)
+    blocks = -(-chunks // most)
     return chunk * -(-chunks // blocks)
 
 
 def _cut(q, v, decays, chunk):
-    length, tokens = q.shape[1], block(q.shape[1], chunk)
+    length, tokens = q.shape[1], block(q, v, chunk)
     return _Cut(length, q.shape[2] if _shared(decays) else v.shape[2], chunk, tokens // chunk, -(-length // tokens))
 
 

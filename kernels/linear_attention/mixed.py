@@ -7,5 +7,5 @@ backward = chunked.backward
 
 def forward(q, k, v, decays, state, *, scale, exclusive, chunk, save):
     """As `loop.forward`, with the states that `chunked.backward` wants."""
-    every = chunked.block(q.shape[1], chunk)
+    every = chunked.block(q, v, chunk)
     return loop.forward(q, k, v, decays, state, scale=scale, exclusive=exclusive, chunk=every, save=save)
