@@ -15,7 +15,8 @@ import tyro
 from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers, sharding, tasks
-from seqzoo.backbone import NORMS, REMAT, STACKS
+from seqzoo.backbone import REMAT, STACKS
+from seqzoo.blocks import NORMS
 from seqzoo.fields import Axes, ConfigError, Layers, Rules, Section, tuples
 from seqzoo.registry import did_you_mean, split
 

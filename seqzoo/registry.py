@@ -30,6 +30,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def choice(setting: str, value: str, known: Iterable[str]) -> str:
+    """`value` if it is known; else ValueError that names setting, value and choices."""
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"{setting}={value!r} is unknown; it is one of {', '.join(known)}.{did_you_mean(str(value), known)}")
+    return value
+
+
 def parse(spec: str) -> Spec:
     """Parses "name" or "name(key=literal, ...)"; raises SpecError on anything else."""
     try:

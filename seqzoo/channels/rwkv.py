@@ -9,8 +9,7 @@ from jax import Array
 
 from seqzoo.channels.base import register
 from seqzoo.kernels.common import documents
-from seqzoo.nn import Linear, lerp, token_shift
-from seqzoo.nn.token_shift import mixes
+from seqzoo.nn import Linear, lerp, mixes, token_shift
 
 
 class RWKVChannelState(NamedTuple):

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.nn.linear import Linear
+from seqzoo.registry import choice
 
 Glu = Literal["full", "half", "none"]
 PROJECTIONS = {"full": 2, "half": 1, "none": 0}
@@ -27,12 +28,10 @@ class GatedOutput(nnx.Module):
     def __init__(
         self, width: int, glu: Glu, *, approximate: bool, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
-        if glu not in PROJECTIONS:
-            raise ValueError(f"glu={glu!r}: wanted one of {', '.join(map(repr, PROJECTIONS))}")
         make = lambda: Linear(width, width, axes=("embed", "heads"), bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.value = make() if glu == "full" else None
         self.gate = None if glu == "none" else make()
-        self.approximate, self.flops_per_token = approximate, 2 * width * width * PROJECTIONS[glu]
+        self.approximate, self.flops_per_token = approximate, 2 * width * width * PROJECTIONS[choice("glu", glu, PROJECTIONS)]
 
     def __call__(self, y: Array) -> Array:
         """[..., width] -> [..., width]."""

@@ -29,6 +29,11 @@ def layer_norm(x, scale):
     return (x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS)).reshape(B, T, -1) * scale
 
 
+def preactivation(gate, x):
+    z = affine(gate.projection, x) + wide(gate.bias)
+    return z if gate.cap is None else gate.cap * np.tanh(z / gate.cap)
+
+
 def mlstm(mixer, x, start=-np.inf):
     """Beck et al. 2024, the parallel form: weights D = exp(sum of log f + i~) of all pairs, over their row's maximum m.
 
@@ -36,9 +41,7 @@ def mlstm(mixer, x, start=-np.inf):
     """
     heads = mixer.sizes[1]
     q, k, v = (split(affine(p, x), heads) for p in (mixer.q, mixer.k, mixer.v))
-    cap = lambda z: z if mixer.gate_cap is None else mixer.gate_cap * np.tanh(z / mixer.gate_cap)
-    i = cap(affine(mixer.input, x) + wide(mixer.input_bias))
-    log_f = -np.logaddexp(0, -cap(affine(mixer.forget, x) + wide(mixer.forget_bias)))
+    i, log_f = preactivation(mixer.input, x), -np.logaddexp(0, -preactivation(mixer.forget, x))
     log_i = i if mixer.exponential else -np.logaddexp(0, -i)
     total = np.cumsum(log_f, axis=1).transpose(0, 2, 1)  # [b, h, t]
     pairs = causal(total[..., :, None] - total[..., None, :] + log_i.transpose(0, 2, 1)[..., None, :])
@@ -71,7 +74,7 @@ def test_mlstm_divides_by_what_is_read_only_once_that_is_more_than_one():
     """Both sides of max(|n^T q|, exp(-m)) are taken in the rows of the tests above: taking either out changes the output."""
     mixer, x, _ = built("mlstm(heads=2, input_bias=0.0, gate_cap=None)")
     q, k = (split(affine(p, x), 2) for p in (mixer.q, mixer.k))
-    i, f = (affine(p, x) + wide(b) for p, b in ((mixer.input, mixer.input_bias), (mixer.forget, mixer.forget_bias)))
+    i, f = preactivation(mixer.input, x), preactivation(mixer.forget, x)
     read, n = [], np.zeros((B, 2, q.shape[-1]))
     for t in range(T):
         n = sigmoid(f[:, t])[..., None] * n + np.exp(i[:, t])[..., None] * k[:, t]
@@ -104,7 +107,7 @@ def assert_finite_gradients(mixer, x):
 @pytest.mark.parametrize("gates", [("input",), ("forget",), ("input", "forget")])
 def test_mlstm_gates_of_a_hundred_keep_it_in_range(gates):
     mixer, x, _ = built("mlstm(heads=2, input_bias=0.0, gate_cap=None)")
-    mixer, x = pushed(mixer, [getattr(mixer, name) for name in gates])
+    mixer, x = pushed(mixer, [getattr(mixer, name).projection for name in gates])
     assert_close(run(mixer, x), mlstm(mixer, x))
     assert_finite_gradients(mixer, x)
 
@@ -112,10 +115,10 @@ def test_mlstm_gates_of_a_hundred_keep_it_in_range(gates):
 def test_mlstm_starts_as_the_released_block_does():
     d, heads = 512, 4
     mixer = mixers.create("mlstm", d, depth=(1, 6), rngs=nnx.Rngs(0))
-    for projection in (mixer.input, mixer.forget, mixer.r):
+    for projection in (mixer.input.projection, mixer.forget.projection, mixer.r):
         assert not np.any(projection.w[...])
-    assert_close(wide(mixer.input_bias), np.full(heads, -10.0))
-    assert_close(wide(mixer.forget_bias), np.array([3.0, 4.0, 5.0, 6.0]))
+    assert_close(wide(mixer.input.bias), np.full(heads, -10.0))
+    assert_close(wide(mixer.forget.bias), np.array([3.0, 4.0, 5.0, 6.0]))
     for projection in (mixer.q, mixer.k, mixer.v):
         assert_close(wide(projection.w).std(), np.sqrt(2 / (5 * d)), tolerance=0.02)
     assert_close(wide(mixer.out.w).std(), 2 / 6 / np.sqrt(d), tolerance=0.02)
@@ -233,12 +236,12 @@ def test_norm_attention_is_divided_by_what_the_reader_says(settings, eta):
     ("spec", "says"),
     [
         ("mlstm(heads=3)", "heads=3 does not divide key width 16 and value width 32: change heads or expand_k"),
-        ("mlstm(input_gate='exp')", "input_gate='exp': wanted one of exponential, sigmoid"),
+        ("mlstm(input_gate='exp')", "input_gate='exp' is unknown; it is one of exponential, sigmoid."),
         ("mlstm(normalised=False)", "an exponential gate needs the normaliser, set input_gate='sigmoid'"),
         ("mlstm(gate_cap=0)", "gate_cap=0: wanted more than 0, or None"),
         ("flow(heads=3)", "heads=3 does not divide d_model=32"),
         ("norm_attention(heads=3)", "heads=3 does not divide key width 32 and d_model=32"),
-        ("norm_attention(normaliser='relu')", "normaliser='relu': wanted one of exp, softplus, sigmoid"),
+        ("norm_attention(normaliser='relu')", "normaliser='relu' is unknown; it is one of exp, softplus, sigmoid."),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(spec, says):

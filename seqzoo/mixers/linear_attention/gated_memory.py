@@ -23,7 +23,7 @@ class MemoryState(NamedTuple):
 class GatedMemory(Mixer):
     """S_t = decay_t S_{t-1} + k_t v_t^T,  y_t = W_o [gate(W_r x_t) * rmsnorm(scale q_t^T S_t)]; subclasses choose the decay.
 
-    `joint_norm` takes the norm over all heads' values together; else each head has its own, and all share its learned scale.
+    `joint_norm` makes a norm over all heads' values side by side; None: an RMSNorm per head, with one learned scale for all.
     """
 
     output_gate = staticmethod(jax.nn.swish)
@@ -38,8 +38,9 @@ class GatedMemory(Mixer):
         scale=None,
         qk_init=torch_uniform,
         v_init=torch_uniform,
+        r_init=torch_uniform,
         out_init=torch_uniform,
-        joint_norm=False,
+        joint_norm=None,
         eps=1e-5,
         implementation,
         dtype,
@@ -50,10 +51,13 @@ class GatedMemory(Mixer):
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.sizes = (d_model, heads, keys // heads, values // heads)
         self.q, self.k = (Linear(d_model, keys, init=qk_init, **settings) for _ in range(2))
-        self.v, self.r = (Linear(d_model, values, init=v_init, **settings) for _ in range(2))
+        self.v, self.r = (Linear(d_model, values, init=init, **settings) for init in (v_init, r_init))
         self.make_decay(**settings)
-        self.normed = values if joint_norm else values // heads
-        self.norm = RMSNorm(self.normed, eps=eps, axis="heads" if joint_norm else None, param_dtype=param_dtype)
+        if joint_norm is None:
+            self.norm = RMSNorm(values // heads, eps=eps, axis=None, param_dtype=param_dtype)
+        else:
+            self.norm = joint_norm(values, axis="heads", param_dtype=param_dtype)
+        self.normed = values // heads if joint_norm is None else values
         self.out = Linear(values, d_model, axes=("heads", "embed"), init=out_init, **settings)
         self.scale, self.implementation = scale, implementation
         self.dtype = param_dtype if dtype is None else dtype
@@ -73,24 +77,20 @@ class GatedMemory(Mixer):
         """q, k [b, t, h, k] and v [b, t, h, v] of x."""
         return tuple(self.split(p(x)) for p in (self.q, self.k, self.v))
 
-    def remember(self, x, q, k, v, state, segment_ids) -> tuple[Array, Array]:
-        """(y [b, t, d_model], the memory after the last token)."""
-        o, memory = linear_attention(
-            q,
-            k,
-            v,
-            log_decay=self.log_decay(x),
-            scale=self.scale,
-            segment_ids=segment_ids,
-            implementation=self.implementation,
-            **carried(state),
-        )
+    def attend(self, q, k, v, log_decay, state, segment_ids) -> tuple[Array, Array]:
+        """(o [b, t, h, v], the memory after the last token)."""
+        settings = {"scale": self.scale, "segment_ids": segment_ids, "implementation": self.implementation}
+        return linear_attention(q, k, v, log_decay=log_decay, **settings, **carried(state))
+
+    def finish(self, x: Array, o: Array) -> Array:
+        """y [b, t, d_model] of what was read, o [b, t, h, v]."""
         o = self.norm(o.reshape(*x.shape[:2], -1, self.normed)).reshape(*x.shape[:2], -1)
-        return self.out(self.output_gate(self.r(x)) * o), memory
+        gate = self.output_gate(self.r(x))
+        return self.out(gate * o.astype(gate.dtype))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        y, memory = self.remember(x, *self.project(x), state, segment_ids)
-        return y, updated(state, segment_ids, memory=memory)
+        o, memory = self.attend(*self.project(x), self.log_decay(x), state, segment_ids)
+        return self.finish(x, o), updated(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MemoryState:
         """An empty memory; `max_length` has no bearing on its size."""

@@ -1,5 +1,6 @@
 """Lightning attention: a matrix memory that forgets at a fixed pace, slower in later heads and in later layers."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import lax
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_attention.gated_memory import GatedMemory
+from seqzoo.nn import RMSNorm
 
 
 @register("lightning")
@@ -57,7 +59,8 @@ class LightningAttention(GatedMemory):
             raise ValueError(f"head_width={head_width}: wanted at least 1, or None")
         expand = 1.0 if head_width is None else heads * head_width / d_model
         settings = {"implementation": implementation, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(d_model, heads=heads, expand_k=expand, expand_v=expand, scale=1.0, joint_norm=True, eps=1e-6, **settings)
+        norm = partial(RMSNorm, eps=1e-6)
+        super().__init__(d_model, heads=heads, expand_k=expand, expand_v=expand, scale=1.0, joint_norm=norm, **settings)
         self.slopes = None if depth is None else _constant(slopes(heads, depth[1]), depth[0], param_dtype)
 
     def log_decay(self, x):

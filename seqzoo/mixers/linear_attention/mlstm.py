@@ -1,17 +1,18 @@
 """mLSTM: a matrix memory whose input gate is an exponential, so that a later token can outweigh all that was stored before it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
+from jax.nn.initializers import normal, zeros
 
-from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
-from seqzoo.mixers.linear_attention.gated_memory import MemoryState, empty_memory, widths
+from seqzoo.mixers.base import register, updated
+from seqzoo.mixers.linear_attention.gated_memory import GatedMemory, MemoryState, empty_memory
 from seqzoo.mixers.linear_attention.linear import with_ones
-from seqzoo.nn import LayerNorm, Linear, exponential_gates
+from seqzoo.nn import CappedGate, LayerNorm, exponential_gates
+from seqzoo.registry import choice
 
 EPS = 1e-6  # NX-AI's mlstm_kernels, behind the denominator, and the 7B model's norm
 INPUT_GATES = ("exponential", "sigmoid")
@@ -26,7 +27,7 @@ class MLSTMState(NamedTuple):
 
 
 @register("mlstm")
-class MLSTM(Mixer):
+class MLSTM(GatedMemory):
     r"""mLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517), in the block of xLSTM 7B (Beck et al. 2025, arXiv:2503.13427).
 
         C_t = f_t C_{t-1} + i_t k_t v_t^T        n_t = f_t n_{t-1} + i_t k_t        f_t = sigmoid(f~_t)        i_t = exp(i~_t)
@@ -55,6 +56,8 @@ class MLSTM(Mixer):
     The first paper's block, with convolutions and block-diagonal projections, is not this one.
     """
 
+    output_gate = staticmethod(jax.nn.sigmoid)
+
     def __init__(
         self,
         d_model,
@@ -72,68 +75,39 @@ class MLSTM(Mixer):
         param_dtype=jnp.float32,
         rngs,
     ):
-        keys, values = widths(d_model, heads, expand_k, expand_v)
-        if input_gate not in INPUT_GATES:
-            raise ValueError(f"input_gate={input_gate!r}: wanted one of {', '.join(INPUT_GATES)}")
-        if not normalised and input_gate == "exponential":
+        self.normalised, self.exponential = normalised, choice("input_gate", input_gate, INPUT_GATES) == "exponential"
+        if self.exponential and not normalised:
             raise ValueError("normalised=False: an exponential gate needs the normaliser, set input_gate='sigmoid'")
-        if gate_cap is not None and gate_cap <= 0:
-            raise ValueError(f"gate_cap={gate_cap}: wanted more than 0, or None")
-        small, zero = jax.nn.initializers.normal((2 / (5 * d_model)) ** 0.5), jax.nn.initializers.zeros
-        layers = 1 if depth is None else depth[1]
+        small, wang = (2 / (5 * d_model)) ** 0.5, 2 / ((1 if depth is None else depth[1]) * d_model**0.5)
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q, self.k = (Linear(d_model, keys, init=small, **settings) for _ in range(2))
-        self.v, self.r = (Linear(d_model, values, init=init, **settings) for init in (small, zero))
-        self.input, self.forget = (Linear(d_model, heads, init=zero, **settings) for _ in range(2))
-        self.input_bias = nnx.Param(jnp.full((heads,), input_bias, param_dtype), axes=("heads",))
-        self.forget_bias = nnx.Param(jnp.linspace(3, 6, heads, dtype=param_dtype), axes=("heads",))
-        self.norm = LayerNorm(values, eps=EPS, axis="heads", groups=heads, bias=False, param_dtype=param_dtype)
-        wang = jax.nn.initializers.normal(2 / (layers * d_model**0.5))
-        self.out = Linear(values, d_model, axes=("heads", "embed"), init=wang, **settings)
-        self.sizes = (d_model, heads, keys // heads, values // heads)
-        self.exponential, self.normalised, self.gate_cap = input_gate == "exponential", normalised, gate_cap
-        self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
-
-    def gate(self, x: Array, projection: Linear, bias: nnx.Param) -> Array:
-        """A gate before its sigmoid or exponential: [b, t, h], float32 or wider, because a memory is a product of many."""
-        z = projection(x)
-        z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-        z = z + bias[...].astype(z.dtype)[None, None]
-        return z if self.gate_cap is None else self.gate_cap * jnp.tanh(z / self.gate_cap)
+        widths = {"heads": heads, "expand_k": expand_k, "expand_v": expand_v}
+        inits = {"qk_init": normal(small), "v_init": normal(small), "r_init": zeros, "out_init": normal(wang)}
+        norm = partial(LayerNorm, eps=EPS, groups=heads, bias=False)
+        super().__init__(d_model, **widths, **inits, joint_norm=norm, implementation=implementation, **settings)
+        biases = jnp.full((heads,), input_bias), jnp.linspace(3, 6, heads)
+        self.input, self.forget = (CappedGate(d_model, bias, gate_cap, **settings) for bias in biases)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        q, k, v = (p(x).reshape(*x.shape[:2], self.sizes[1], -1) for p in (self.q, self.k, self.v))
-        log_decay = jax.nn.log_sigmoid(self.gate(x, self.forget, self.forget_bias))
-        weight, maximum = self.gate(x, self.input, self.input_bias), None
+        q, k, v = self.project(x)
+        log_decay, weight, maximum = jax.nn.log_sigmoid(self.forget(x)), self.input(x), None
         if self.exponential:
-            first, segment = (None, None) if state is None else (state.maximum, state.segment)
-            log_decay, weight, _, maximum = exponential_gates(
-                weight, log_decay, maximum=first, segment=segment, segment_ids=segment_ids
-            )
+            first = {} if state is None else {"maximum": state.maximum, "segment": state.segment}
+            log_decay, weight, _, maximum = exponential_gates(weight, log_decay, segment_ids=segment_ids, **first)
         weight = jnp.exp(weight) if self.exponential else jax.nn.sigmoid(weight)
-        o, memory = linear_attention(
-            q,
-            (k * weight[..., None]).astype(k.dtype),
-            with_ones(v) if self.normalised else v,
-            log_decay=log_decay,
-            segment_ids=segment_ids,
-            implementation=self.implementation,
-            **carried(state),
-        )
+        k, v = (k * weight[..., None]).astype(k.dtype), with_ones(v) if self.normalised else v
+        o, memory = self.attend(q, k, v, log_decay, state, segment_ids)
         if self.normalised:
             one = jnp.ones_like(weight) if maximum is None else jnp.exp(-maximum)
             o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + EPS)[..., None]
-        o = self.norm(o.reshape(*x.shape[:2], -1)).astype(v.dtype)
         leaves = {"memory": memory} if maximum is None else {"memory": memory, "maximum": maximum[:, -1]}
-        return self.out(jax.nn.sigmoid(self.r(x)) * o), updated(state, segment_ids, **leaves)
+        return self.finish(x, o), updated(state, segment_ids, **leaves)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MLSTMState | MemoryState:
         """An empty memory, with the maximum at -inf; `max_length` has no bearing on its size."""
         _, heads, k, v = self.sizes
         empty = empty_memory(batch, heads, k, v + self.normalised, self.dtype if dtype is None else dtype)
-        if not self.exponential:
-            return empty
-        return MLSTMState(empty.memory, jnp.full((batch, heads), -jnp.inf, empty.memory.dtype), empty.segment)
+        lowest = jnp.full((batch, heads), -jnp.inf, empty.memory.dtype)
+        return MLSTMState(empty.memory, lowest, empty.segment) if self.exponential else empty
 
     def flops(self, batch, length) -> int:
         d_model, heads, k, v = self.sizes

@@ -7,6 +7,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.gated_memory import MemoryState, empty_memory
 from seqzoo.nn import Linear
+from seqzoo.registry import choice
 
 LOG_NORMALISERS = {  # log eta(n)
     "exp": lambda n: n,
@@ -53,13 +54,11 @@ class NormAttention(Mixer):
         keys = round(d_model * expand_k)
         if keys % heads or d_model % heads:
             raise ValueError(f"heads={heads} does not divide key width {keys} and d_model={d_model}: change heads or expand_k")
-        if normaliser not in LOG_NORMALISERS:
-            raise ValueError(f"normaliser={normaliser!r}: wanted one of {', '.join(LOG_NORMALISERS)}")
         settings = {"bias": True, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.q, self.k, self.v, self.n = (Linear(d_model, width, **settings) for width in (keys, keys, d_model, heads))
         self.out = Linear(d_model, d_model, axes=("heads", "embed"), **settings)
         self.sizes = (d_model, heads, keys // heads, d_model // heads)
-        self.normaliser, self.implementation = normaliser, implementation
+        self.normaliser, self.implementation = choice("normaliser", normaliser, LOG_NORMALISERS), implementation
         self.dtype = param_dtype if dtype is None else dtype
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):

@@ -68,6 +68,7 @@ class RetNet(GatedMemory):
             expand_v=expand_v,
             qk_init=SMALL_XAVIER,
             v_init=SMALL_XAVIER,
+            r_init=SMALL_XAVIER,
             out_init=jax.nn.initializers.glorot_uniform(),
             eps=norm_eps,
             implementation=implementation,
@@ -90,8 +91,8 @@ class RetNet(GatedMemory):
         if self.rope_base is not None:
             positions = counted if positions is None else positions
             q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
-        y, memory = self.remember(x, q, k, v, state, segment_ids)
-        return y, updated(state, segment_ids, memory=memory, position=count)
+        o, memory = self.attend(q, k, v, self.log_decay(x), state, segment_ids)
+        return self.finish(x, o), updated(state, segment_ids, memory=memory, position=count)
 
     def init_state(self, batch, max_length=None, dtype=None) -> RetNetState:
         """An empty memory; `max_length` has no bearing on its size."""

@@ -9,10 +9,8 @@ from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
-from seqzoo.mixers.linear_attention.gated_memory import widths
-from seqzoo.nn import LayerNorm, Linear, TokenBlend, token_shift
-from seqzoo.nn.token_blend import small
-from seqzoo.nn.token_shift import mixes
+from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
+from seqzoo.nn import LayerNorm, Linear, TokenBlend, mixes, small, token_shift
 
 
 class RWKV6State(NamedTuple):
@@ -76,9 +74,8 @@ class RWKV6(Mixer):
         index, count = (0, 1) if depth is None else depth
         rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
         channel = jnp.arange(keys, dtype=jnp.float32) / max(keys - 1, 1)
-        decay = -6 + 5 * channel ** (0.7 + 1.3 * rise)
         bonus = rise * (1 - channel) + 0.1 * ((jnp.arange(keys) + 1) % 3 - 1)
-        self.decay = nnx.Param(decay.astype(param_dtype), axes=("heads",), decay=False)
+        self.decay = nnx.Param((-6 + 5 * channel ** (0.7 + 1.3 * rise)).astype(param_dtype), axes=("heads",), decay=False)
         self.bonus = nnx.Param(bonus.astype(param_dtype).reshape(heads, -1), axes=("heads", None), decay=False)
         slow, fast = mixes(d_model, depth), mixes(d_model, depth, 0.5)
         starts = 1 - jnp.stack([slow, slow, slow + 0.3 * rise, fast, fast])  # decay, key, value, receptance, gate
@@ -87,8 +84,7 @@ class RWKV6(Mixer):
         self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, param_dtype)
         self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **settings)
         self.sizes = (d_model, heads, keys // heads, values // heads)
-        self.decay_rank, self.implementation = decay_rank, implementation
-        self.dtype = param_dtype if dtype is None else dtype
+        self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
@@ -114,12 +110,10 @@ class RWKV6(Mixer):
 
     def init_state(self, batch, max_length=None, dtype=None) -> RWKV6State:
         """An empty memory; `max_length` has no bearing on its size."""
-        d_model, heads, k, v = self.sizes
         dtype = self.dtype if dtype is None else dtype
-        memory = jnp.zeros((batch, heads, k, v), jnp.promote_types(jnp.float32, dtype))
-        return RWKV6State(jnp.zeros((batch, 1, d_model), dtype), memory, jnp.zeros((batch,), jnp.int32))
+        return RWKV6State(jnp.zeros((batch, 1, self.sizes[0]), dtype), *empty_memory(batch, *self.sizes[1:], dtype))
 
     def flops(self, batch, length) -> int:
         d_model, heads, k, v = self.sizes
-        low_rank = 2 * self.decay_rank * (d_model + heads * k) + self.blend.flops_per_token
+        low_rank = 2 * self.decay_down.w.shape[-1] * (d_model + heads * k) + self.blend.flops_per_token
         return batch * length * (low_rank + heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v))

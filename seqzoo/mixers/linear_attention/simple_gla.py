@@ -80,8 +80,8 @@ class SimpleGatedLinearAttention(GatedMemory):
             y, tail = convolution(projection(x), tail=tail, segment=segment, segment_ids=segment_ids)
             inputs.append(self.split(jax.nn.silu(y)))
             tails.append(tail)
-        y, memory = self.remember(x, *inputs, state, segment_ids)
-        return y, updated(state, segment_ids, memory=memory, tails=tuple(tails))
+        o, memory = self.attend(*inputs, self.log_decay(x), state, segment_ids)
+        return self.finish(x, o), updated(state, segment_ids, memory=memory, tails=tuple(tails))
 
     def convolutions(self) -> tuple[ShortConvolution, ...]:
         """Those of q, k and v; none if conv_width is None."""

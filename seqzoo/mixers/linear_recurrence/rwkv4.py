@@ -10,8 +10,7 @@ from jax import Array
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, carried, register, updated
-from seqzoo.nn import Linear, exponential_gates, lerp, over_larger, token_shift
-from seqzoo.nn.token_shift import mixes
+from seqzoo.nn import Linear, exponential_gates, lerp, mixes, over_larger, token_shift
 
 
 class RWKV4State(NamedTuple):

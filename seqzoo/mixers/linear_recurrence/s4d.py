@@ -11,6 +11,7 @@ from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_recurrence.recurrence import ComplexRecurrence
 from seqzoo.nn import GatedOutput, read_out, zero_order_hold
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, log_timestep
+from seqzoo.registry import choice
 
 FREQUENCIES = {  # Gu et al. 2022, section 4.3: the imaginary parts of A for n = 0 .. state / 2 - 1, its real parts being -1/2
     "lin": lambda n, state: math.pi * n,
@@ -61,10 +62,8 @@ class S4D(ComplexRecurrence):
     ):
         if state < 2 or state % 2:
             raise ValueError(f"state={state}: wanted an even number, at least 2")
-        if init not in FREQUENCIES:
-            raise ValueError(f"init={init!r}: wanted one of {', '.join(map(repr, FREQUENCIES))}")
         shape, axes = (d_model, state // 2), ("heads", "state")
-        frequencies = FREQUENCIES[init](jnp.arange(state // 2, dtype=param_dtype), state)
+        frequencies = FREQUENCIES[choice("init", init, FREQUENCIES)](jnp.arange(state // 2, dtype=param_dtype), state)
         self.log_dt = nnx.Param(log_timestep(rngs.params(), (d_model,), param_dtype, dt_min, dt_max), axes=("heads",), decay=False)
         self.log_rate = nnx.Param(jnp.full(shape, math.log(0.5), param_dtype), axes=axes, decay=False)
         self.frequency = nnx.Param(jnp.broadcast_to(frequencies[None], shape), axes=axes, decay=False)
