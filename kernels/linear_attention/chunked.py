@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..common import dispatch
@@ -114,12 +115,22 @@ def _one_block(shared, precision, scale, exclusive):
         parts = (inside.by_head if shared else inside.by_channel)(dot, q, k, v, decays, exclusive)
         by_chunk = lambda x: x.reshape(-1, s.shape[0], *x.shape[1:])
         written = dot("zck,zcv->zkv", parts.keys, parts.values)
-        decay = jnp.ones_like(written[:, :1, :1]) if parts.decay is None else parts.decay
-        last, before = _states(by_chunk(decay), by_chunk(written), s)
+        if parts.decay is None:
+            last, before = _sums(by_chunk(written), s)
+        else:
+            last, before = _states(by_chunk(parts.decay), by_chunk(written), s)
         read = dot("zck,zkv->zcv", parts.reads, before.reshape(written.shape))
         return scale * parts.output(read), last
 
     return run
+
+
+def _sums(written, s):
+    """The last of S_{n+1} = S_n + written_n, and all before it, as one product: for a few chunks faster than a loop over them."""
+    terms = jnp.concatenate([s[None], written]).reshape(len(written) + 1, -1)
+    lower = jnp.asarray(np.tri(len(terms)), s.dtype)
+    states = product("nm,mx->nx", lower, terms, lax.Precision.HIGHEST).reshape(-1, *s.shape)  # states keep all their digits
+    return states[-1], states[:-1]
 
 
 @jax.custom_vjp
