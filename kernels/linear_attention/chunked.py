@@ -88,9 +88,9 @@ class _Cut(NamedTuple):
 def block(q, v, chunk):
     """Tokens between saved states: some chunks, spread evenly over the blocks."""
     chunks, most = -(-q.shape[1] // chunk), 32
-    if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each
+    if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each, and no more than 16 chunks
         numbers = v.shape[0] * v.shape[2] * max(q.shape[3], v.shape[3]) * chunk
-        most = min(max(2**17 // max(numbers, 1), 4), most)
+        most = min(max(2**17 // max(numbers, 1), 4), 16)
     blocks = -(-chunks // most)
     return chunk * -(-chunks // blocks)
 
