@@ -70,6 +70,22 @@ def linear_attention_scan(q, k, v, log_decay=None, value_log_decay=None, exclusi
     return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, *decays)
 
 
+def delta_scan(q, k, v, strength, log_decay=None):
+    """The delta rule one token at a time; strength [b, t, h], log_decay [b, t, h] or [b, t, h, k]."""
+    decays = [] if log_decay is None else [_per_channel(log_decay, k)[..., None]]
+
+    def step(S, token):
+        q, k, v, strength, *decays = token
+        for decay in decays:
+            S = decay * S
+        found = jnp.einsum("bhk,bhkv->bhv", k, S)
+        S = S + (strength[..., None] * k)[..., None] * (v - found)[..., None, :]
+        return S, jnp.einsum("bhk,bhkv->bhv", q, S)
+
+    b, _, h, width = k.shape
+    return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, strength, *decays)
+
+
 def linear_attention_associative(q, k, v, log_decay):
     """Writes every state out as [b, t, h, k, v]."""
     write = k[..., None] * v[..., None, :]

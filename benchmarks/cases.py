@@ -13,6 +13,7 @@ from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.kernels.selective_scan import selective_scan
+from seqzoo.nn.delta import delta_rule, unit
 
 LOOPS = ("loop", "chunked")
 
@@ -88,6 +89,23 @@ def _linear_attention(b, t, h, width, decay):
     return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, (*LOOPS, "mixed"), others)
 
 
+def _delta(b, t, h, width, decay):
+    """`decay`: "no", "head" or "channel": DeltaNet, Gated DeltaNet, Kimi delta attention."""
+    gates = {"no": (), "head": (b, t, h), "channel": (b, t, h, width)}[decay]
+
+    def inputs(key):
+        keys = jax.random.split(key, 5)
+        q, k, v = (jax.random.normal(key, (b, t, h, width)) for key in keys[:3])
+        arrays = q, unit(k, 1e-6), v, jax.nn.sigmoid(jax.random.normal(keys[3], (b, t, h)))
+        return (*arrays, jax.nn.log_sigmoid(jax.random.normal(keys[4], gates) + 4.0)) if gates else arrays
+
+    def call(implementation):
+        return lambda *arrays: delta_rule(*arrays, scale=1.0, implementation=implementation)[0]
+
+    label = f"delta rule, {decay} decay B{b} T{t} H{h} K{width}"
+    return _case("linear_attention", label, inputs, call, (*LOOPS, "mixed"), {"lax.scan": plain.delta_scan})
+
+
 def _attention(b, t, h, width, scores):
     bias = 0.0 if scores == "softmax" else -math.log(t)
 
@@ -126,6 +144,8 @@ def cases(quick: bool) -> tuple[Case, ...]:
             _linear_attention(1, 512, 4, 64, "no"),
             _linear_attention(1, 512, 4, 64, "value"),
             _linear_attention(1, 512, 4, 64, "exclusive"),
+            _delta(1, 512, 4, 64, "head"),
+            _delta(1, 512, 4, 64, "channel"),
             _attention(1, 1024, 4, 64, "softmax"),
             _attention(1, 1024, 4, 64, "sigmoid"),
             _convolution(2, 512, 256, 4),
@@ -143,6 +163,11 @@ def cases(quick: bool) -> tuple[Case, ...]:
         _linear_attention(2, 2048, 4, 64, "no"),
         _linear_attention(2, 2048, 4, 64, "value"),
         _linear_attention(2, 2048, 4, 64, "exclusive"),
+        _delta(2, 2048, 4, 64, "no"),
+        _delta(2, 2048, 4, 64, "head"),
+        _delta(1, 2048, 8, 128, "head"),
+        _delta(2, 2048, 4, 64, "channel"),
+        _delta(1, 2048, 8, 128, "channel"),
         _attention(1, 1024, 8, 64, "softmax"),
         _attention(1, 4096, 8, 64, "softmax"),
         _attention(1, 4096, 8, 64, "sigmoid"),

@@ -86,6 +86,17 @@ def _linear(per_channel, both_axes=False):
     return arrays
 
 
+def _low_rank(per_channel):
+    """A delta rule's: a and b of one direction and opposed, so that the state stays bounded."""
+
+    def arrays(gate):
+        result = _linear(per_channel)(gate)
+        k = result["k"] / np.linalg.norm(result["k"], axis=-1, keepdims=True)
+        return result | {"k": k, "a": -k, "b": (0.5 + 0.5 * np.abs(np.tanh(_normal(7, BATCH, LENGTH, 2, 1)))) * k}
+
+    return arrays
+
+
 def _pairs(gate):
     q, k, v = (_normal(seed, BATCH, LENGTH, heads, 16) for seed, heads in ((0, 4), (1, 2), (2, 2)))
     return {"q": q, "k": k, "v": v}
@@ -126,6 +137,7 @@ def _call_selective(a, ids, implementation):
 
 def _call_linear(a, ids, implementation):
     rest = {"log_decay": a["log_decay"], "initial_state": a["initial"], "segment_ids": ids}
+    rest |= {name: a[name] for name in ("a", "b") if name in a}
     if "bonus" in a:
         rest |= {"value_log_decay": a["value_log_decay"], "bonus": a["bonus"], "exclusive": True}
     return linear_attention(a["q"], a["k"], a["v"], implementation=implementation, **rest)
@@ -143,6 +155,8 @@ OPS = (
     Op("linear_attention, decay per head", (*LOOPS, "mixed"), _linear(False), _call_linear, True),
     Op("linear_attention, decay per channel", (*LOOPS, "mixed"), _linear(True), _call_linear, True),
     Op("linear_attention, exclusive, decays of both axes", LOOPS, _linear(True, both_axes=True), _call_linear, True),
+    Op("linear_attention, low rank, decay per head", (*LOOPS, "mixed"), _low_rank(False), _call_linear, True),
+    Op("linear_attention, low rank, decay per channel", (*LOOPS, "mixed"), _low_rank(True), _call_linear, True),
     Op("attention, softmax", ("reference", "blocks"), _pairs, _attend(), False),
     Op("attention, softmax, window 31", ("reference", "blocks"), _pairs, _attend(window=31), False),
     Op("attention, sigmoid", ("reference", "blocks"), _pairs, _attend(scores="sigmoid", bias=-3.0), False),

@@ -39,7 +39,7 @@ class Settings:
 
 def _linear_attention(tokens: int) -> Iterator[tuple]:
     """(kind, sizes, arrays by argument) for each shape."""
-    for kind in ("none", "head", "channel", "value"):
+    for kind in ("none", "head", "channel", "value", "low rank"):
         for rows in (1, 8, 64):
             for width in (8, 32, 64, 128):
                 if rows * width > 4096:
@@ -48,6 +48,7 @@ def _linear_attention(tokens: int) -> Iterator[tuple]:
                 log_decay = jax.nn.log_sigmoid(noise + 4.0)
                 gates = {"none": {}, "head": {"log_decay": log_decay[..., 0]}}
                 gates |= {"channel": {"log_decay": log_decay}, "value": {"value_log_decay": log_decay}}
+                gates["low rank"] = {"log_decay": log_decay[..., 0], "a": -k}
                 yield kind, (rows, width, width), {"q": q, "k": k, "v": v, **gates[kind]}
 
 

@@ -14,6 +14,7 @@ from seqzoo.kernels.selective_scan import selective_scan
 from seqzoo.mixers.linear_attention.linear import with_ones
 from seqzoo.mixers.linear_attention.mlstm import EPS
 from seqzoo.nn import exponential_gates
+from seqzoo.nn.delta import delta_rule, unit
 
 
 def _jla(kind: str, width: int = 64) -> Callable[[Size], Pair]:
@@ -27,12 +28,18 @@ def _jla(kind: str, width: int = 64) -> Callable[[Size], Pair]:
         q, k, v = (jax.random.normal(key, (b, t, h, width)) for key in keys[:3])
         gate = lambda *shape: jax.nn.log_sigmoid(jax.random.normal(keys[3], shape) + 4.0)
         head, channel = gate(b, t, h), gate(b, t, h, width)
+        if kind in DELTAS:
+            k = unit(k, 1e-6)  # both leave the length of keys to the caller
+        beta = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h)))
         arrays, gates = {
             "simple_gla": ((q, k, v, head), ("g",)),
             "gla": ((q, k, v, channel), ("g",)),
             "rwkv6": ((q, k, v, channel, jax.random.normal(keys[4], (h, width))), ("g", "u")),
             "mlstm": ((q, k, v, head, jax.random.normal(keys[4], (b, t, h))), ("g", "i")),
             "mamba1": (_selective(size, keys), ("dt", "a")),
+            "deltanet": ((q, k, v, beta), ("beta",)),
+            "gated_deltanet": ((q, k, v, head, beta), ("g", "beta")),
+            "kda": ((q, k, v, channel, beta), ("g", "beta")),
         }[kind]
         form = "chunked" if jax.default_backend() == "cpu" else "auto"
         theirs = lambda q, k, v, *rest: other(kind, q, k, v, **dict(zip(gates, rest, strict=True)), impl=form)[0]
@@ -65,7 +72,11 @@ OURS = {  # in the order of their arguments
     "rwkv6": lambda q, k, v, g, u: linear_attention(q, k, v, log_decay=g, exclusive=True, bonus=u)[0],
     "mlstm": _mlstm,
     "mamba1": lambda c, b, x, dt, a: selective_scan(x, dt, a, b, c)[0],
+    "deltanet": lambda q, k, v, beta: delta_rule(q, k, v, beta)[0],
+    "gated_deltanet": lambda q, k, v, g, beta: delta_rule(q, k, v, beta, g)[0],
+    "kda": lambda q, k, v, g, beta: delta_rule(q, k, v, beta, g)[0],
 }
+DELTAS = "deltanet", "gated_deltanet", "kda"
 
 
 def _op_side(function, arrays, **facts) -> Side:

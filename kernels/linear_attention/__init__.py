@@ -10,7 +10,7 @@ from jax import Array
 from ..common import dispatch, documents, pieces, placement
 from ..common.varying import align
 from . import chunked, loop, mixed, reference, summary
-from .grouping import Decays
+from .grouping import Transition
 from .measured import MEASURED
 
 IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked, "mixed": mixed}
@@ -34,6 +34,8 @@ def linear_attention(
     *,
     log_decay: Array | None = None,
     value_log_decay: Array | None = None,
+    a: Array | None = None,
+    b: Array | None = None,
     exclusive: bool = False,
     bonus: Array | None = None,
     scale: float | None = None,
@@ -45,7 +47,7 @@ def linear_attention(
 ) -> tuple[Array, Array]:
     """A causal memory of outer products, read by a query:
 
-        S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + k_t v_t^T        S: [k, v]
+        S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + b_t (a_t^T S_{t-1}) + k_t v_t^T        S: [k, v]
         o_t = scale * S_t^T q_t
         or, exclusive:  scale * (S_{t-1} + Diag(u) k_t v_t^T)^T q_t
 
@@ -55,6 +57,8 @@ def linear_attention(
       log_decay: g <= 0, -inf included, which forgets exactly: None (keep everything), [h], [b, t, h] or [b, t, h, k].
         Positive values are not looked for; they grow the state.
       value_log_decay: gv <= 0, [b, t, h, v], the same for the value axis; None keeps everything.
+      a, b: like k, the low-rank term b_t (a_t^T S_{t-1}); without a there is none, without b it is k. A delta rule has
+        a = -exp(g) k' and k = beta k'. Not looked for: whether the state stays bounded. Not with value_log_decay.
       exclusive: whether a token reads the memory before its own decay and its own write; RWKV does.
       bonus: u [h, k] float, what an exclusive read sees of its own token; None: nothing.
       scale: factor on the output, a Python number; None is k ** -0.5.
@@ -77,80 +81,92 @@ def linear_attention(
     Sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`: the defaults
     of GPUs (TF32) and TPUs (bfloat16) are 1e-3 off. With narrower inputs they run at the default, which on no platform rounds more
     than bfloat16 does.
-    Backward: own rule; residuals are the inputs and the states every few chunks, O(t/c k v) and never O(t k v). The gradient of
-    log_decay is a sum of products of decays with what they scale, never a difference of running sums.
+    Backward: own rule; residuals are the inputs, the states every few chunks, O(t/c k v) and never O(t k v), and what a found, O(t v).
+    The gradient of log_decay is a sum of products of decays with what they scale, never a difference of running sums.
     Cost: time O(t k v) ("loop") or O(t c (k + v) + t k v) ("chunked"); the state is h k v numbers per row, whatever t.
     Source: Katharopoulos et al., 2020, arXiv:2006.16236; chunks and channel decay: Yang et al., 2023, arXiv:2312.06635; head decay:
     Dao and Gu, 2024, arXiv:2405.21060; value decay: Zhang et al., 2024, arXiv:2409.07146; exclusive read and bonus: Peng et al.,
     2024, arXiv:2404.05892.
     """
-    _check(q, k, v, log_decay, value_log_decay, exclusive, bonus, initial_state)
+    _check(q, k, v, log_decay, value_log_decay, a, b, exclusive, bonus, initial_state)
     batch, length, _, width = q.shape
     heads = v.shape[2]
     documents.check(segment_ids, initial_segment, batch, length)
-    floats = [x for x in (q, k, v, log_decay, value_log_decay, bonus, initial_state) if x is not None]
+    floats = [x for x in (q, k, v, log_decay, value_log_decay, a, b, bonus, initial_state) if x is not None]
     state_dtype = dispatch.state_dtype(*floats)
 
     shape = (batch, heads, width, v.shape[3])
     state = jnp.zeros(shape, state_dtype) if initial_state is None else initial_state.astype(state_dtype)
-    default = _default(length, log_decay, value_log_decay, state.shape)
+    default = _default(length, kind(log_decay, value_log_decay, a), state.shape)
     forms = dispatch.forms("linear_attention", implementation, IMPLEMENTATIONS, default)
     layout = placement.plan("linear_attention", b=batch, t=1 if implementation == "reference" else length, h=(q.shape[2], heads))
     chunk = _chunk(forms, chunk_size, length // layout.pieces)
     settings = _Settings(forms, width**-0.5 if scale is None else float(scale), exclusive, chunk, layout.time)
 
-    decays = _per_token(log_decay, value_log_decay, (batch, length, heads))
+    transition = _per_token(log_decay, value_log_decay, (batch, length, heads))._replace(a=a, b=b)
     reads = q
     if segment_ids is not None:
         starts = documents.starts(segment_ids, initial_segment)
         if log_decay is None and value_log_decay is None:
-            decays = Decays(jnp.zeros((batch, length, heads), state_dtype), None)
-        k, decays = documents.zero_padding(k, segment_ids), _separate(decays, segment_ids, starts)
+            transition = transition._replace(key=jnp.zeros((batch, length, heads), state_dtype))
+        k, transition = documents.zero_padding(k, segment_ids), _separate(transition, segment_ids, starts)
         if exclusive:  # the memory before a document's first token is another document's
             reads = jnp.where(starts[..., None, None], jnp.zeros((1,) * 4, q.dtype), q)
 
-    of_key, of_value = (None if g is None else "b t h ." if g.ndim == 4 else "b t h" for g in decays)
-    axes = ("b t h .", "b t h .", "b t h .", (of_key, of_value), "b h . .")
-    arrays = (reads, k, v, decays, state)
+    axes = (
+        "b t h .",
+        "b t h .",
+        "b t h .",
+        tuple("b t h ." if x is None or x.ndim == 4 else "b t h" for x in transition),
+        "b h . .",
+    )
+    arrays = (reads, k, v, transition, state)
     o, state = pieces.run(layout, functools.partial(_piece, settings), arrays, axes, ("b t h .", "b h . ."))
     if bonus is not None:
         o = (o + _own(q, k, v, bonus, settings.scale, state_dtype)).astype(v.dtype)
     return documents.zero_padding(o, segment_ids), state
 
 
-def _piece(settings, q, k, v, decays, state):
+def _piece(settings, q, k, v, transition, state):
     if settings.forms.forward == "reference" or q.shape[1] == 0:
-        return reference.forward(q, k, v, decays, state, scale=settings.scale, exclusive=settings.exclusive)
-    o, last = _attend(settings, *align((q, k, v, decays, state), over=pieces.over(settings.time)))
+        return reference.forward(q, k, v, transition, state, scale=settings.scale, exclusive=settings.exclusive)
+    o, last = _attend(settings, *align((q, k, v, transition, state), over=pieces.over(settings.time)))
     return o, pieces.of_piece(-1, last, settings.time)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(settings, q, k, v, decays, state):
-    o, last, _ = _run(settings.forms.forward, settings, q, k, v, decays, state, save=False)
+def _attend(settings, q, k, v, transition, state):
+    o, last, _ = _run(settings.forms.forward, settings, q, k, v, transition, state, save=False)
     return o, last
 
 
-def _run(form, settings, q, k, v, decays, state, save):
+def _run(form, settings, q, k, v, transition, state, save):
     if settings.time is not None:
-        state = pieces.fold(summary.compose, summary.forward(k, v, decays, state.dtype), state, settings.time)
-    return IMPLEMENTATIONS[form].forward(q, k, v, decays, state, **settings.arguments(), save=save)
+        piece = summary.forward(_alone(form, settings), k, v, transition, state.dtype)
+        state = pieces.fold(summary.compose, piece, state, settings.time)
+    return IMPLEMENTATIONS[form].forward(q, k, v, transition, state, **settings.arguments(), save=save)
 
 
-def _attend_forward(settings, q, k, v, decays, state):
-    o, last, starts = _run(settings.forms.training, settings, q, k, v, decays, state, save=True)
-    return (o, last), (q, k, v, decays, starts)
+def _alone(form, settings):
+    """That form's forward pass, whose outputs nobody reads."""
+    return functools.partial(IMPLEMENTATIONS[form].forward, scale=1.0, exclusive=True, chunk=settings.chunk, save=False)
+
+
+def _attend_forward(settings, q, k, v, transition, state):
+    o, last, kept = _run(settings.forms.training, settings, q, k, v, transition, state, save=True)
+    return (o, last), (q, k, v, transition, kept)
 
 
 def _attend_backward(settings, residuals, cotangents):
-    q, k, v, decays, starts = residuals
+    q, k, v, transition, kept = residuals
     d_o, d_last = cotangents
+    form = settings.forms.training
     if settings.time is not None:
-        decay, added = summary.backward(q, d_o, decays, d_last.dtype, settings.scale, settings.exclusive)
-        through = (decay, summary.compose(d_last, (decay, added)))
+        run = _alone(form, settings)
+        piece = summary.backward(run, q, k, d_o, transition, d_last.dtype, settings.scale, settings.exclusive)
+        through = piece._replace(added=summary.compose(d_last, piece))
         d_last = d_last + pieces.fold(summary.compose, through, jnp.zeros_like(d_last), settings.time, reverse=True)
-    backward = IMPLEMENTATIONS[settings.forms.training].backward
-    *gradients, d_state = backward(q, k, v, decays, starts, d_o, d_last, **settings.arguments())
+    *gradients, d_state = IMPLEMENTATIONS[form].backward(q, k, v, transition, kept, d_o, d_last, **settings.arguments())
     return align((*gradients, pieces.only(0, d_state, settings.time)))
 
 
@@ -162,18 +178,19 @@ def _per_token(log_decay, value_log_decay, shape):
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay[None, None], shape)
     if log_decay is not None and log_decay.ndim == 3 and value_log_decay is not None:
-        return Decays(None, value_log_decay + log_decay[..., None])
-    return Decays(log_decay, value_log_decay)
+        return Transition(None, value_log_decay + log_decay[..., None])
+    return Transition(log_decay, value_log_decay)
 
 
-def _separate(decays, segment_ids, starts):
-    """Decays by which a document's first token forgets everything before it, and padding nothing."""
+def _separate(transition, segment_ids, starts):
+    """By which a document's first token forgets everything before it, and padding nothing."""
 
-    def choose(g):
-        over = lambda where: where.reshape(where.shape + (1,) * (g.ndim - 2))
-        return jnp.where(over(starts), jnp.full_like(g, -jnp.inf), jnp.where(over(segment_ids == 0), jnp.zeros_like(g), g))
+    def choose(x, at_starts):
+        over = lambda where: where.reshape(where.shape + (1,) * (x.ndim - 2))
+        return jnp.where(over(starts), jnp.full_like(x, at_starts), jnp.where(over(segment_ids == 0), jnp.zeros_like(x), x))
 
-    return jax.tree.map(choose, decays)
+    forget = {"key": -jnp.inf, "value": -jnp.inf, "a": 0.0, "b": 0.0}
+    return Transition(**{name: None if x is None else choose(x, forget[name]) for name, x in transition._asdict().items()})
 
 
 def _own(q, k, v, bonus, scale, dtype):
@@ -182,19 +199,21 @@ def _own(q, k, v, bonus, scale, dtype):
     return scale * jnp.sum(q * bonus.astype(dtype)[None, None] * k, axis=-1, keepdims=True) * v.astype(dtype)
 
 
-def kind(log_decay: Array | None, value_log_decay: Array | None) -> str:
-    """What decays, as the table of measured times has it."""
+def kind(log_decay: Array | None, value_log_decay: Array | None, a: Array | None) -> str:
+    """What becomes of the state, as the table of measured times has it."""
+    if a is not None:
+        return "low rank"
     if value_log_decay is not None:
         return "value"
     return "none" if log_decay is None else "channel" if log_decay.ndim == 4 else "head"
 
 
-def _default(length, log_decay, value_log_decay, state_shape):
+def _default(length, kind, state_shape):
     """The forms that None stands for: what was timed; one token is too small a product to be worth a chunk."""
     batch, heads, width, value_width = state_shape
     if length == 1 or not batch * heads * width * value_width:
         return dispatch.Fastest("loop", "loop")
-    return dispatch.fastest(MEASURED, kind(log_decay, value_log_decay), (batch * heads, width, value_width), "chunked")
+    return dispatch.fastest(MEASURED, kind, (batch * heads, width, value_width), "chunked")
 
 
 def _chunk(forms, chunk_size, length):
@@ -210,16 +229,21 @@ def _chunk(forms, chunk_size, length):
     return min(chunk_size, 1 << max(length - 1, 0).bit_length())
 
 
-def _check(q, k, v, log_decay, value_log_decay, exclusive, bonus, initial_state):
-    floats = {"q": q, "k": k, "v": v, "log_decay": log_decay, "value_log_decay": value_log_decay, "bonus": bonus}
+def _check(q, k, v, log_decay, value_log_decay, a, b, exclusive, bonus, initial_state):
+    floats = {"q": q, "k": k, "v": v, "log_decay": log_decay, "value_log_decay": value_log_decay, "a": a, "b": b, "bonus": bonus}
     for name, x in (floats | {"initial_state": initial_state}).items():
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} has dtype {x.dtype}, wanted a floating dtype")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {x.shape}, wanted 4 axes [b, t, heads, width]")
-    if k.shape != q.shape:
-        raise ValueError(f"k has shape {k.shape}, wanted q's {q.shape}")
+    for name, x in (("k", k), ("a", a), ("b", b)):
+        if x is not None and x.shape != q.shape:
+            raise ValueError(f"{name} has shape {x.shape}, wanted q's {q.shape}")
+    if a is None and b is not None:
+        raise ValueError("b is given and a is None, wanted both or a alone: b_t (a_t^T S_{t-1}) is one term")
+    if a is not None and value_log_decay is not None:
+        raise ValueError("a and value_log_decay are given, wanted one of them: a low-rank term goes with decays of the keys alone")
     batch, length, groups, width = q.shape
     heads = v.shape[2]
     if v.shape[:2] != (batch, length) or groups == 0 or heads % groups:

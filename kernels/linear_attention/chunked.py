@@ -1,9 +1,9 @@
 r"""Chunks of tokens by matrix products: what accelerators are built for.
 
-`inside.py` says what a chunk's tokens give each other and what they do to a state. What they write is a product of matrices, the
-states at the starts of chunks follow from each other by `S' = decay * S + written`, and what they read is a product again: of all
-that, only the recurrence of states is sequential. A few chunks at a time, a block, so that what lies between the steps stays small.
-Backward: blocks in reverse, each differentiated by JAX from the state saved at its start.
+`inside.py` says what a chunk's tokens give each other and what they do to a state. What they write is a product of matrices,
+`states.py` says how the states at the starts of chunks follow from each other, and what they read is a product again: of all that,
+only the recurrence of states is sequential. A few chunks at a time, a block, so that what lies between the steps stays small.
+Backward: blocks in reverse, each differentiated by JAX from the state saved at its start and its u.
 Cost per head and chunk of c tokens: 2 c^2 (k + v) + 4 c k v multiply-adds; memory beyond the inputs one state per head and block.
 """
 
@@ -13,41 +13,44 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from ..common import dispatch
 from ..common.products import product
-from . import inside
+from . import inside, states
 
 
-def forward(q, k, v, decays, state, *, scale, exclusive, chunk, save):
-    """(o, last state, states at the starts of blocks [blocks, b, h, k, v] or None unless `save`)."""
-    cut = _cut(q, v, decays, chunk)
-    run = _one_block(_shared(decays), _precision(q, k, v), scale, exclusive)
+def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
+    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of blocks [blocks, b, h, k, v],
+    and u [b, t, h, v] or None without a low-rank term."""
+    cut = _cut(q, v, transition, chunk)
+    run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
 
     def step(s, rows):
-        o, last = run(*rows, s)
-        return last, (o.astype(v.dtype), s if save else None)
+        o, last, u = run(*rows, None, s)
+        return last, (o.astype(v.dtype), (s, u) if save else None)
 
-    last, (o, starts) = lax.scan(step, cut.together(state), jax.tree.map(cut.blocks, (q, k, v, decays)))
-    return cut.tokens(o, v), cut.apart(last, state), cut.apart(starts, state) if save else None
+    last, (o, kept) = lax.scan(step, cut.together(state), jax.tree.map(cut.blocks, (q, k, v, transition)))
+    if save:
+        starts, u = kept
+        kept = cut.apart(starts, state), None if u is None else cut.tokens(u, v)
+    return cut.tokens(o, v), cut.apart(last, state), kept
 
 
-def backward(q, k, v, decays, starts, d_o, d_last, *, scale, exclusive, chunk):
-    """(dq, dk, dv, ddecays, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
-    cut = _cut(q, v, decays, chunk)
-    run = _one_block(_shared(decays), _precision(q, k, v), scale, exclusive)
+def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk):
+    """(dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
+    cut, (starts, u) = _cut(q, v, transition, chunk), kept
+    run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
 
     def step(r, inputs):
-        rows, d_rows, s = inputs
-        _, pull = jax.vjp(run, *rows, s)
+        rows, d_rows, u, s = inputs
+        _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], u, rows_and_s[-1])[:2], *rows, s)
         *gradients, r = pull((d_rows.astype(s.dtype), r))
         return r, tuple(gradients)
 
-    inputs = jax.tree.map(cut.blocks, (q, k, v, decays)), cut.blocks(d_o), cut.together(starts)
+    inputs = *jax.tree.map(cut.blocks, ((q, k, v, transition), d_o, u)), cut.together(starts)
     r, gradients = lax.scan(step, cut.together(d_last), inputs, reverse=True)
-    return *jax.tree.map(cut.tokens, gradients, (q, k, v, decays)), cut.apart(r, d_last)
+    return *jax.tree.map(cut.tokens, gradients, (q, k, v, transition)), cut.apart(r, d_last)
 
 
 class _Cut(NamedTuple):
@@ -95,64 +98,34 @@ def block(q, v, chunk):
     return chunk * -(-chunks // blocks)
 
 
-def _cut(q, v, decays, chunk):
+def _cut(q, v, transition, chunk):
     length, tokens = q.shape[1], block(q, v, chunk)
-    return _Cut(length, q.shape[2] if _shared(decays) else v.shape[2], chunk, tokens // chunk, -(-length // tokens))
+    return _Cut(length, q.shape[2] if _shared(transition) else v.shape[2], chunk, tokens // chunk, -(-length // tokens))
 
 
-def _shared(decays):
+def _shared(transition):
     """Whether the heads of a group have the same products of queries and keys, up to a factor."""
-    return decays.value is None and (decays.key is None or decays.key.ndim == 3)
+    return transition.value is None and transition.a is None and (transition.key is None or transition.key.ndim == 3)
 
 
 def _one_block(shared, precision, scale, exclusive):
     dot = functools.partial(product, precision=precision)
 
-    def run(q, k, v, decays, s):
-        """(o, the state after the block), both in the state's dtype."""
-        q, k, v, decays = jax.tree.map(lambda x: x.astype(s.dtype), (q, k, v, decays))
-        q, k = (jnp.repeat(x, v.shape[0] // x.shape[0], axis=0) for x in (q, k))
-        parts = (inside.by_head if shared else inside.by_channel)(dot, q, k, v, decays, exclusive)
-        by_chunk = lambda x: x.reshape(-1, s.shape[0], *x.shape[1:])
-        written = dot("zck,zcv->zkv", parts.keys, parts.values)
-        if parts.decay is None:
-            last, before = _sums(by_chunk(written), s)
-        else:
-            last, before = _states(by_chunk(parts.decay), by_chunk(written), s)
-        read = dot("zck,zkv->zcv", parts.reads, before.reshape(written.shape))
-        return scale * parts.output(read), last
+    def run(q, k, v, transition, u, s):
+        """(o, the state after the block, u), all in the state's dtype; a u of None is found, if there is one."""
+        q, k, v, transition = jax.tree.map(lambda x: x.astype(s.dtype), (q, k, v, transition))
+        per_head = lambda x: None if x is None else jnp.repeat(x, v.shape[0] // x.shape[0], axis=0)
+        q, k, transition = per_head(q), per_head(k), transition._replace(a=per_head(transition.a), b=per_head(transition.b))
+        form = inside.by_head if shared else inside.by_channel if transition.a is None else inside.low_rank
+        parts = form(dot, q, k, v, transition, exclusive)
+        by_chunk = functools.partial(jax.tree.map, lambda x: x.reshape(-1, s.shape[0], *x.shape[1:]))
+        at_once = functools.partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:]))
+        written = None if parts.written is None else dot("zck,zcv->zkv", *parts.written)
+        last, before, u = states.follow(*by_chunk((parts.decay, parts.low_rank, written, u)), s)
+        before, u = at_once((before, u))
+        return scale * parts.output(dot("zck,zkv->zcv", parts.reads, before), u), last, u
 
     return run
-
-
-def _sums(written, s):
-    """The last of S_{n+1} = S_n + written_n, and all before it, as one product: for a few chunks faster than a loop over them."""
-    terms = jnp.concatenate([s[None], written]).reshape(len(written) + 1, -1)
-    lower = jnp.asarray(np.tri(len(terms)), s.dtype)
-    states = product("nm,mx->nx", lower, terms, lax.Precision.HIGHEST).reshape(-1, *s.shape)  # states keep all their digits
-    return states[-1], states[:-1]
-
-
-@jax.custom_vjp
-def _states(decay, written, s):
-    """The last of S_{n+1} = decay_n * S_n + written_n, and all before it."""
-    return lax.scan(lambda s, x: (x[0] * s + x[1], s), s, (decay, written))
-
-
-def _states_forward(decay, written, s):
-    last, before = _states(decay, written, s)
-    return (last, before), (decay, before)
-
-
-def _states_backward(residuals, cotangents):
-    """R_n = decay_n * R_{n+1} + dS_n: R_{n+1} is the gradient of what chunk n wrote. JAX's own rule stacks each term once more."""
-    decay, before = residuals
-    first, after = lax.scan(lambda r, x: (x[0] * r + x[1], r), cotangents[0], (decay, cotangents[1]), reverse=True)
-    _, to_decay = jax.vjp(lambda x: inside.spread(x, before.shape), decay)
-    return *to_decay(before * after), after, first
-
-
-_states.defvjp(_states_forward, _states_backward)
 
 
 def _precision(*arrays):

@@ -10,8 +10,12 @@ is *what they see of their own beginning* times *what is left of the first half'
 of tokens, blocks of four of those, and so on, with log2(c) batched products of matrices ("secondary chunking", Yang et al., 2023,
 arXiv:2312.06635, carried to the end).
 
-Shapes: q, k [z, c, k]; v [z, c, r v]; c tokens, a power of two; z counts chunks, rows and groups of r heads, as one axis: the sums
-of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
+A low-rank term b_i (a_i^T S_{i-1}) is one more key b_i, whose value u_i is what a_i reads of the state and of the chunk. It reads
+the u_j before it, too: all of them are (I - M)^{-1} of the rest, M_ij = a_i^T A_{i-1,j} b_j for j < i. The inverse is made of those
+of two halves, as all else here; its power series loses all digits where keys resemble each other.
+
+Shapes: q, k, a, b [z, c, k]; v [z, c, r v]; c tokens, a power of two; z counts chunks, rows and groups of r heads, as one axis: the
+sums of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
 """
 
 import functools
@@ -24,30 +28,39 @@ import numpy as np
 from jax import Array, lax
 
 
-class Inside(NamedTuple):
-    """See above; `decay` is None for no decay."""
+class LowRank(NamedTuple):
+    """u = (I - M)^{-1} (rest + reads S), and what is written of it: keys^T u."""
 
-    output: Callable[[Array], Array]  # o [z, c, r v], from what the reads find in the state before the chunk
+    scores: Array  # M [z, c, c]
     reads: Array  # [z, c, k]
+    rest: Array  # [z, c, v]
     keys: Array  # [z, c, k]
-    values: Array  # [z, c, r v]
-    decay: Array | None  # [z, 1 or k, 1 or r v]
 
 
-def by_head(dot, q, k, v, decays, exclusive) -> Inside:
+class Inside(NamedTuple):
+    """See above."""
+
+    output: Callable[[Array, Array | None], Array]  # o [z, c, r v], from what reads find in the state before the chunk, and u
+    reads: Array  # [z, c, k]
+    written: tuple[Array, Array] | None  # keys [z, c, k] and values [z, c, r v]; None: u is all that is written
+    decay: Array | None  # [z, 1 or k, 1 or r v]; None: 1
+    low_rank: LowRank | None = None
+
+
+def by_head(dot, q, k, v, transition, exclusive) -> Inside:
     """At most one decay per head, [z, c, r]: a mask on one product of matrices per chunk."""
-    scores, g = dot("zik,zjk->zij", q, k), decays.key
+    scores, g = dot("zik,zjk->zij", q, k), transition.key
     if g is None:
         mask = np.tri(q.shape[1], k=-1 if exclusive else 0, dtype=scores.dtype)[None]
-        return Inside(lambda read: read + dot("zij,zjv->ziv", scores * mask, v), q, k, v, None)
+        return Inside(lambda read, _: read + dot("zij,zjv->ziv", scores * mask, v), q, (k, v), None)
     z, c, r = g.shape
     heads = lambda x: jnp.moveaxis(x.reshape(z, c, r, -1), 2, 1).reshape(z * r, c, -1)
     together = lambda x: jnp.moveaxis(x.reshape(z, r, x.shape[1], -1), 1, 2).reshape(z, x.shape[1], -1)
     mask, seen, left, total = _mask(jnp.exp(heads(g)), exclusive)
     scores = (scores[:, None] * mask.reshape(z, r, c, c)).reshape(z * r, c, c)
     v = heads(v)
-    output = lambda read: together(spread(seen, v.shape)) * read + together(dot("zij,zjv->ziv", scores, v))
-    return Inside(output, q, k, together(spread(left, v.shape) * v), together(spread(total, (z * r, 1, v.shape[-1]))))
+    output = lambda read, _: together(spread(seen, v.shape)) * read + together(dot("zij,zjv->ziv", scores, v))
+    return Inside(output, q, (k, together(spread(left, v.shape) * v)), together(spread(total, (z * r, 1, v.shape[-1]))))
 
 
 def _mask(a, exclusive):
@@ -57,47 +70,122 @@ def _mask(a, exclusive):
     mask, seen, left = (0 * one, one, one) if exclusive else (one, total, one)
     while total.shape[-3] > 1:
         (mask_1, mask_2), (seen_1, seen_2), (left_1, left_2), (total_1, total_2) = map(_halves, (mask, seen, left, total))
-        upper = jnp.concatenate([mask_1, jnp.zeros_like(mask_1)], axis=-1)
-        lower = jnp.concatenate([seen_2 * jnp.swapaxes(left_1, -1, -2), mask_2], axis=-1)
-        mask, seen = _join(upper, lower), _join(seen_1, total_1 * seen_2)
+        mask = _lower(mask_1, mask_2, seen_2 * jnp.swapaxes(left_1, -1, -2))
+        seen = _join(seen_1, total_1 * seen_2)
         left, total = _join(left_1 * total_2, left_2), total_1 * total_2
     return tuple(x[:, 0] for x in (mask, seen, left, total))
 
 
-def by_channel(dot, q, k, v, decays, exclusive) -> Inside:
+def by_channel(dot, q, k, v, transition, exclusive) -> Inside:
     """Decays per channel of the keys [z, c, k], of the values [z, c, v], or of both; heads share nothing, and v is [z, c, v]."""
-    totals, value_totals = ((None,) if g is None else _totals(g) for g in decays)
-    tokens = lambda x: x[..., None, :]  # [z, blocks, rows, width], to begin with single tokens
-    if decays.key is None:
-        own, scores = _blocks(dot("zik,zjk->zij", q, k))
-        own, reads, keys = None if exclusive else own, q, k
-    else:
-        own, scores, reads, keys = _faded_scores(dot, tokens(q), tokens(k), totals, exclusive)
-    if decays.value is None:
-        whole = _triangle(own, scores, v)
-        output, values = lambda read: read + dot("zij,zjv->ziv", whole, v), v
-    else:
-        output, values = _fading(dot, own, scores, tokens(v), value_totals)
-    of_keys, of_values = (None if total is None else total[:, 0] for total in (totals[-1], value_totals[-1]))
-    decay = _times(None if of_keys is None else jnp.swapaxes(of_keys, -1, -2), of_values)
-    return Inside(output, reads, keys, values, decay)
+    ((scores,),), (reads,), (keys,), decay = _meet([(dot, q, exclusive)], [k], transition.key)
+    if transition.value is None:
+        return Inside(lambda read, _: read + dot("zij,zjv->ziv", scores, v), reads, (keys, v), decay)
+    totals = _totals(transition.value)
+    output, values = _fading(dot, scores, v, totals, exclusive)
+    return Inside(output, reads, (keys, values), _times(decay, totals[-1][:, 0]))
 
 
-def _faded_scores(dot, q, keys, totals, exclusive):
-    """Scores q_i^T A_ij k_j of tokens with themselves (None: not read), of every second half of a block with its first, for blocks
-    of 2, 4, ... tokens; and the chunk's reads and keys."""
-    reads = q if exclusive else _times(totals[0], q)
-    own, scores = None if exclusive else _scores(dot, q, keys), []
+def low_rank(dot, q, k, v, transition, exclusive) -> Inside:
+    """With a and b [z, c, k] (b None: k), and decays None, [z, c, 1] or [z, c, k]; heads share nothing, and v is [z, c, v]."""
+    writers = [k] if transition.b is None else [transition.b, k]
+    careful = _in_four(dot) if q.shape[1] > 32 else dot
+    readers = [(dot, q, exclusive), (careful, transition.a, True)]
+    scores, (reads, a_reads), keys, decay = _meet(readers, writers, transition.key)
+    (of_q, *of_q_k), (of_a, *of_a_k) = scores
+    rest = v if transition.b is None else dot("zij,zjv->ziv", of_a_k[0], v)
+    terms = LowRank(of_a, a_reads, rest, keys[0])
+    of_u = lambda read, u: read + dot("zij,zjv->ziv", of_q, u)
+    if transition.b is None:  # a token's key is that of its u, too, so u has v in it
+        return Inside(of_u, reads, None, decay, terms)
+    o = dot("zij,zjv->ziv", of_q_k[0], v)
+    return Inside(lambda read, u: o + of_u(read, u), reads, (keys[1], v), decay, terms)
+
+
+def _meet(readers, writers, g):
+    """What readers [(dot, rows [z, c, k], exclusive), ...] find of each writer [z, c, k]: scores [z, c, c], by reader and writer.
+    Then the rows of both as of the chunk's borders, and the chunk's decay. g is None, [z, c, 1] or [z, c, k]."""
+    if g is not None and g.shape[-1] > 1:
+        totals = _totals(g)
+        reading = [(dot, _reading(rows, totals, exclusive)) for dot, rows, exclusive in readers]
+        writing = [_writing(rows, totals) for rows in writers]
+        scores = [[_triangle(*_scores_of_blocks(dot, read, written)) for written in writing] for dot, read in reading]
+        reads, keys = [read[-1] for _, read in reading], [written[-1] for written in writing]
+        return scores, reads, keys, jnp.swapaxes(totals[-1][:, 0], -1, -2)
+    if g is None:
+        c = writers[0].shape[1]
+        masks = [np.tri(c, k=-int(exclusive), dtype=rows.dtype)[None] for _, rows, exclusive in readers]
+        reads, keys, total = [rows for _, rows, _ in readers], writers, None
+    else:
+        mask, seen, left, total = _mask(jnp.exp(g), exclusive=False)
+        before = lambda x, first: jnp.concatenate([jnp.full_like(x[:, :1], first), x[:, :-1]], axis=1)
+        masks = [before(mask, 0) if exclusive else mask for _, _, exclusive in readers]
+        reads = [_times(before(seen, 1) if exclusive else seen, rows) for _, rows, exclusive in readers]
+        keys = [_times(left, rows) for rows in writers]
+    scores = [
+        [dot("zik,zjk->zij", rows, written) * mask for written in writers]
+        for (dot, rows, _), mask in zip(readers, masks, strict=True)
+    ]
+    return scores, reads, keys, total
+
+
+def _reading(q, totals, exclusive):
+    """Rows that read: as they meet their own token (None: not), the second halves of blocks of 2, 4, ... tokens, each as of its
+    half's start, and all as of the chunk's, [z, c, k]."""
+    tokens = reads = q[..., None, :]  # [z, blocks, rows, k], to begin with single tokens
+    reads, halves = reads if exclusive else _times(totals[0], reads), []
     for total in totals[:-1]:
-        (reads_1, reads_2), (keys_1, keys_2), (total_1, total_2) = map(_halves, (reads, keys, total))
-        scores.append(_scores(dot, reads_2, keys_1))
-        reads, keys = _join(reads_1, _times(total_1, reads_2)), _join(_times(total_2, keys_1), keys_2)
-    return own, scores, reads[:, 0], keys[:, 0]
+        (first, second), (total_1, _) = _halves(reads), _halves(total)
+        halves.append(second)
+        reads = _join(first, _times(total_1, second))
+    return None if exclusive else tokens, halves, reads[:, 0]
+
+
+def _writing(k, totals):
+    """Rows that write: single tokens, first halves of blocks of 2, 4, ... tokens, each as of its half's end, and all as of the
+    chunk's, [z, c, k]."""
+    tokens = keys = k[..., None, :]
+    halves = []
+    for total in totals[:-1]:
+        (first, second), (_, total_2) = _halves(keys), _halves(total)
+        halves.append(first)
+        keys = _join(_times(total_2, first), second)
+    return tokens, halves, keys[:, 0]
+
+
+def _scores_of_blocks(dot, reading, writing):
+    """Of tokens with themselves [z, c, 1, 1], and of halves with halves for blocks of 2, 4, ... tokens."""
+    (own, seconds, _), (tokens, firsts, _) = reading, writing
+    own = jnp.zeros_like(tokens[..., :1]) if own is None else _scores(dot, own, tokens)
+    return own, [_scores(dot, second, first) for second, first in zip(seconds, firsts, strict=True)]
+
+
+def _in_four(dot):
+    """The same products, summed in four parts: of keys alike, a long sum's rounding is what limits a delta rule's digits."""
+
+    def summed(spec, x, y):
+        cuts = [i * x.shape[-1] // 4 for i in (1, 2, 3)]
+        a, b, c, d = (dot(spec, *both) for both in zip(jnp.split(x, cuts, axis=-1), jnp.split(y, cuts, axis=-1), strict=True))
+        return (a + b) + (c + d)
+
+    return summed
+
+
+def inverse(m):
+    """(I - M)^{-1} [z, c, c] of a strictly lower M, with one step of Newton's iteration to make good the rounding."""
+    dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    own, scores = _blocks(m)
+    whole = jnp.ones_like(own)
+    for score in scores:
+        first, second = _halves(whole)
+        whole = _lower(first, second, dot(dot(second, score), first))
+    whole = whole[:, 0]
+    return whole + dot(whole, jnp.eye(m.shape[-1], dtype=m.dtype)[None] - whole + dot(m, whole))
 
 
 @jax.custom_vjp
 def _totals(g):
-    """From log decays [z, c, w]: what tokens keep, what blocks of 2, 4, ..., c tokens keep, each [z, blocks, 1, w]."""
+    """From log decays [z, c, w]: what blocks of 1, 2, 4, ..., c tokens keep, each [z, blocks, 1, w]."""
     totals = [jnp.exp(g)[:, :, None]]
     while totals[-1].shape[1] > 1:
         first, second = _halves(totals[-1])
@@ -121,7 +209,7 @@ _totals.defvjp(_totals_forward, _totals_backward)
 
 
 def _blocks(whole):
-    """The inverse of `_triangle`: from all scores [z, c, c] those of tokens with themselves and of halves with halves."""
+    """What `_triangle` takes, from all scores [z, c, c]: of tokens with themselves [z, c, 1, 1], and of halves with halves."""
     blocks, scores = whole[:, None], []
     while (rows := blocks.shape[-1] // 2) > 0:
         scores.append(blocks[..., rows:, :rows])
@@ -130,34 +218,34 @@ def _blocks(whole):
     return blocks, scores[::-1]
 
 
-def _triangle(own, scores, v):
+def _triangle(own, scores):
     """All scores in one matrix [z, c, c]."""
-    whole = jnp.zeros((*v.shape[:2], 1, 1), v.dtype) if own is None else own
     for score in scores:
-        upper, lower = _halves(whole)
-        rows = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1), jnp.concatenate([score, lower], axis=-1)
-        whole = jnp.concatenate(rows, axis=-2)
-    return whole[:, 0]
+        own = _lower(*_halves(own), score)
+    return own[:, 0]
 
 
-def _fading(dot, own, scores, v, totals):
-    """`output` and `values` of a chunk whose values decay: these from tokens to blocks, as the keys; then outputs from blocks to
-    tokens, each half seeing what its block sees at its start, faded to the half's own, and the second half the first besides."""
-    values, firsts = v, []
-    for total in totals[:-1]:
-        (first, second), (_, total_2) = map(_halves, (values, total))
-        firsts.append(first)
-        values = _join(_times(total_2, first), second)
+def _lower(upper_left, lower_right, lower_left):
+    """Blocks of a lower triangle from those of its halves."""
+    upper = jnp.concatenate([upper_left, jnp.zeros_like(upper_left)], axis=-1)
+    return _join(upper, jnp.concatenate([lower_left, lower_right], axis=-1))
 
-    def output(seen):
+
+def _fading(dot, scores, v, totals, exclusive):
+    """`output` and `values` of a chunk whose values decay. Outputs go from blocks to tokens: each half sees what its block sees at
+    its start, faded to the half's own, and the second half the first besides."""
+    own, scores = _blocks(scores)
+    tokens, firsts, values = _writing(v, totals)
+
+    def output(seen, _):
         seen = seen[:, None]
         for score, first, total in zip(*map(reversed, (scores, firsts, totals[:-1])), strict=True):
             seen_1, seen_2 = jnp.split(seen, 2, axis=-2)
             seen_2 = _times(_halves(total)[0], seen_2) + _weigh(dot, score, first)
             seen = _join(seen_1, seen_2).reshape(first.shape[0], -1, *first.shape[2:])
-        return (seen if own is None else totals[0] * seen + _weigh(dot, own, v))[:, :, 0]
+        return (seen if exclusive else totals[0] * seen + _weigh(dot, own, tokens))[:, :, 0]
 
-    return output, values[:, 0]
+    return output, values
 
 
 def _scores(dot, q, k):

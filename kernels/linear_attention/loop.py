@@ -3,12 +3,13 @@
 Forward: a `fori_loop` over axis 1 that writes each output row into a preallocated array. Backward: only the states at the starts of
 chunks are kept; those inside one chunk are recomputed into a scratch of c states, then walked backwards with R_t = dL/dS_t:
 
-    R_t = scale q_t do_t^T + A_{t+1} * R_{t+1}        A_t = exp(g_t + gv_t^T), [k, v]
+    R_t = scale q_t do_t^T + A_{t+1} * R_{t+1} + a_{t+1} du_{t+1}^T        A_t = exp(g_t + gv_t^T), [k, v]
     dq_t = scale S_t do_t,   dk_t = R_t v_t,   dv_t = R_t^T k_t,   dg_t, dgv_t = row and column sums of A_t * S_{t-1} * R_t
+    u_t = S_{t-1}^T a_t,   du_t = R_t^T b_t,   da_t = S_{t-1} du_t,   db_t = R_t u_t       (k for b: u_t has v_t, dk_t = R_t u_t)
 
 (an exclusive read has q_{t+1} do_{t+1}^T in R_t, and S_{t-1} in dq_t), so that a decay's gradient is formed directly, never as a
 difference of running sums. Shapes as in `grouping.py`.
-Cost: O(t k v) time; memory beyond the inputs t/c + c states per head.
+Cost: O(t k v) time; memory beyond the inputs t/c + c states per head, and u.
 """
 
 import jax
@@ -17,66 +18,48 @@ from jax import lax
 
 from ..common.rows import put, row
 from ..common.varying import zeros
-from .grouping import Decays, fade, share
+from .grouping import fade, outer, read, read_values, share, update
 
 
-def _factors(decays, dtype):
-    return jax.tree.map(lambda g: jnp.exp(g.astype(dtype)), decays)
+def _at(transition, t):
+    return jax.tree.map(lambda x: row(x, t), transition)
 
 
-def _at(decays, t):
-    return jax.tree.map(lambda x: row(x, t), decays)
-
-
-def _write(k, v, decays, s, i):
-    """S_i from S_{i-1}."""
-    k_t, v_t = share(row(k, i), v.shape[2]).astype(s.dtype), row(v, i).astype(s.dtype)
-    return fade(_at(decays, i), s) + k_t[..., None] * v_t[..., None, :]
-
-
-def forward(q, k, v, decays, state, *, scale, exclusive, chunk, save):
-    """(o, last state, states at the starts of chunks [chunks, b, h, k, v] or None unless `save`)."""
+def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
+    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of chunks [chunks, b, h, k, v],
+    and u [b, t, h, v] or None without a low-rank term."""
     length, heads, dtype = q.shape[1], v.shape[2], state.dtype
-    decays = _factors(decays, dtype)
+    factors = transition.factors(dtype)
 
     def step(i, carry):
-        s, o = carry
+        s, o, us = carry
         q_t = scale * share(row(q, i), heads).astype(dtype)
         if exclusive:
-            o = put(o, _read(q_t, s), i)
-        s = _write(k, v, decays, s, i)
-        return s, o if exclusive else put(o, _read(q_t, s), i)
+            o = put(o, read(q_t, s), i)
+        s, u = update(_at(factors, i), row(k, i), row(v, i), s)
+        return s, o if exclusive else put(o, read(q_t, s), i), us if us is None else put(us, u, i)
 
     def one_chunk(j, carry):
-        s, o, starts = carry
+        s, o, us, starts = carry
         starts = put(starts, s, j, axis=0)
-        s, o = lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o))
-        return s, o, starts
+        return *lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o, us)), starts
 
     o = zeros(v)
     if not save:
-        state, o = lax.fori_loop(0, length, step, (state, o))
+        state, o, _ = lax.fori_loop(0, length, step, (state, o, None))
         return o, state, None
     chunks = -(-length // chunk)
+    us = None if transition.a is None else zeros(v, dtype=dtype)
     starts = zeros(state, (chunks, *state.shape))
-    state, o, starts = lax.fori_loop(0, chunks, one_chunk, (state, o, starts))
-    return o, state, starts
+    state, o, us, starts = lax.fori_loop(0, chunks, one_chunk, (state, o, us, starts))
+    return o, state, (starts, us)
 
 
-def _read(x, s):
-    """[b, h, k] by [b, h, k, v] -> [b, h, v]."""
-    return jnp.einsum("bhk,bhkv->bhv", x, s, precision=lax.Precision.HIGHEST)
-
-
-def _read_values(x, s):
-    """[b, h, v] by [b, h, k, v] -> [b, h, k]."""
-    return jnp.einsum("bhv,bhkv->bhk", x, s, precision=lax.Precision.HIGHEST)
-
-
-def backward(q, k, v, decays, starts, d_o, d_last, *, scale, exclusive, chunk):
-    """(dq, dk, dv, ddecays, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
+def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk):
+    """(dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
+    starts, us = kept
     (batch, length, groups, width), heads, dtype = q.shape, v.shape[2], d_last.dtype
-    factors = _factors(decays, dtype)
+    factors = transition.factors(dtype)
 
     def per_group(x):
         return jnp.sum(x.reshape(batch, groups, heads // groups, width), axis=2)
@@ -84,26 +67,35 @@ def backward(q, k, v, decays, starts, d_o, d_last, *, scale, exclusive, chunk):
     def d_output(t):
         return scale * row(d_o, t).astype(dtype)
 
-    def query(t):
-        return share(row(q, t), heads).astype(dtype)
+    def per_head(x, t):
+        return share(row(x, t), heads).astype(dtype)
 
     def recompute(first, i, carry):
         s, befores, dq = carry
         befores = put(befores, s, i, axis=0)
-        after = _write(k, v, factors, s, first + i)
-        return after, befores, put(dq, per_group(_read_values(d_output(first + i), s if exclusive else after)), first + i)
+        after, _ = update(_at(factors, first + i), row(k, first + i), row(v, first + i), s)
+        return after, befores, put(dq, per_group(read_values(d_output(first + i), s if exclusive else after)), first + i)
 
     def back(first, befores, i, carry):
-        # r arrives as dL/dS of the token after, `behind` as that token's decays and what it reads: with one update per step XLA
+        # r arrives as dL/dS of the token after, `behind` as that token's factors and what it reads: with one update per step XLA
         # keeps one copy of r.
-        r, behind, dk, dv, d_decays = carry
+        r, behind, dk, dv, gradients = carry
         t = first + i
-        here = _at(factors, t), query(t), d_output(t)
-        r = fade(behind[0], r) + _outer(*(behind if exclusive else here)[1:])
-        dk = put(dk, per_group(_read_values(row(v, t).astype(dtype), r)), t)
-        dv = put(dv, _read(share(row(k, t), heads).astype(dtype), r), t)
-        d_decays = jax.tree.map(lambda x, y: put(x, y, t), d_decays, _inner(here[0], row(befores, i, axis=0), r))
-        return r, here, dk, dv, d_decays
+        r = _passed_back(behind, r, exclusive, (per_head(q, t), d_output(t)))
+        at, before = _at(factors, t), row(befores, i, axis=0)
+        k_t, v_t = per_head(k, t), row(v, t).astype(dtype)
+        d_v = read(k_t, r)
+        if at.a is None:
+            written, low_rank, read_with = v_t, {}, None
+        else:
+            u, d_u = row(us, t), d_v if at.b is None else read(per_head(transition.b, t), r)
+            written, read_with = u if at.b is None else v_t, (per_head(transition.a, t), d_u)
+            low_rank = {"a": per_group(read_values(d_u, before))}
+            low_rank |= {} if at.b is None else {"b": per_group(read_values(u, r))}
+        dk, dv = put(dk, per_group(read_values(written, r)), t), put(dv, d_v, t)
+        here = _decays(at, before, r)._replace(**low_rank)
+        gradients = jax.tree.map(lambda x, y: put(x, y, t), gradients, here)
+        return r, (at, read_with, (per_head(q, t), d_output(t))), dk, dv, gradients
 
     def one_chunk(m, carry):
         befores, dq, *rest = carry
@@ -116,29 +108,34 @@ def backward(q, k, v, decays, starts, d_o, d_last, *, scale, exclusive, chunk):
 
     befores = zeros(starts, (chunk, *starts.shape[1:]))
     dq, dk, dv = (zeros(x) for x in (q, k, v))
-    behind = jax.tree.map(lambda x: zeros(x[:, 0]) + 1, factors), zeros(query(0)), zeros(d_output(0))
-    carry = (befores, dq, d_last, behind, dk, dv, jax.tree.map(zeros, decays))
-    _, dq, r, behind, dk, dv, d_decays = lax.fori_loop(0, starts.shape[0], one_chunk, carry)
-    r = fade(behind[0], r)
-    return dq, dk, dv, d_decays, r + _outer(*behind[1:]) if exclusive else r
+    nothing = zeros(per_head(q, 0)), zeros(d_output(0))
+    keep = jax.tree.map(lambda x: zeros(x[:, 0]) + 1, factors)
+    behind = keep, None if transition.a is None else nothing, nothing
+    carry = (befores, dq, d_last, behind, dk, dv, jax.tree.map(zeros, transition))
+    _, dq, r, behind, dk, dv, gradients = lax.fori_loop(0, starts.shape[0], one_chunk, carry)
+    first = behind if exclusive else (*behind[:2], nothing)
+    return dq, dk, dv, gradients, _passed_back(first, r, True, nothing)
 
 
-def _outer(x, y):
-    return x[..., None] * y[..., None, :]
+def _passed_back(behind, r, exclusive, here):
+    """dL/dS of a token, from that of the token after; each read, (what, gradient), adds its outer product."""
+    at, low_rank, output = behind
+    r = fade(at, r) + outer(*(output if exclusive else here))
+    return r if low_rank is None else r + outer(*low_rank)
 
 
-def _inner(decays, before, r):
+def _decays(at, before, r):
     """Gradients of one token's log decays: sums of decay * S_{t-1} * R_t over the axes that they do not have.
 
     As products with ones: XLA's CPU code for a plain sum over the last axis adds one number at a time.
     """
     product = before * r
-    if decays.value is None:
-        if decays.key is None:
-            return decays
-        of_keys = _read_values(jnp.ones_like(product[:, :, 0]), product)
-        return Decays(decays.key * (of_keys if decays.key.ndim == 3 else jnp.sum(of_keys, axis=-1)), None)
-    of_values = decays.value * _read(jnp.ones_like(product[..., 0]) if decays.key is None else decays.key, product)
-    if decays.key is None:
-        return Decays(None, of_values)
-    return Decays(decays.key * _read_values(decays.value, product), of_values)
+    if at.value is None:
+        if at.key is None:
+            return at
+        of_keys = read_values(jnp.ones_like(product[:, :, 0]), product)
+        return at._replace(key=at.key * (of_keys if at.key.ndim == 3 else jnp.sum(of_keys, axis=-1)))
+    of_values = at.value * read(jnp.ones_like(product[..., 0]) if at.key is None else at.key, product)
+    if at.key is None:
+        return at._replace(value=of_values)
+    return at._replace(key=at.key * read_values(at.value, product), value=of_values)

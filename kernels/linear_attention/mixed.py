@@ -5,7 +5,7 @@ from . import chunked, loop
 backward = chunked.backward
 
 
-def forward(q, k, v, decays, state, *, scale, exclusive, chunk, save):
-    """As `loop.forward`, with the states that `chunked.backward` wants."""
+def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
+    """As `loop.forward`, with what `chunked.backward` wants."""
     every = chunked.block(q, v, chunk)
-    return loop.forward(q, k, v, decays, state, scale=scale, exclusive=exclusive, chunk=every, save=save)
+    return loop.forward(q, k, v, transition, state, scale=scale, exclusive=exclusive, chunk=every, save=save)

@@ -4,18 +4,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .grouping import fade, share
+from .grouping import read, share, update
 
 
-def forward(q, k, v, decays, state, *, scale, exclusive):
+def forward(q, k, v, transition, state, *, scale, exclusive):
     """(o [b, t, h, v], last state) by a `lax.scan`, for JAX itself to differentiate. Cost: O(t k v); gradients keep every state."""
-    heads = v.shape[2]
 
     def step(s, token):
-        q_t, k_t, v_t, g_t = token
-        before, s = s, fade(jax.tree.map(jnp.exp, g_t), s) + jnp.einsum("bhk,bhv->bhkv", share(k_t, heads), v_t)
-        return s, scale * jnp.einsum("bhk,bhkv->bhv", share(q_t, heads), before if exclusive else s)
+        q_t, k_t, v_t, at_t = token
+        before, (s, _) = s, update(at_t.factors(s.dtype), k_t, v_t, s)
+        return s, scale * read(share(q_t, v.shape[2]), before if exclusive else s)
 
-    inputs = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, decays))
+    inputs = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, transition))
     last, o = lax.scan(step, state, inputs)
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), last

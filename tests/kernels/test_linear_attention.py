@@ -1,4 +1,4 @@
-"""S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + k_t v_t^T, o_t = scale S_t^T q_t: every form against float64, and documents."""
+"""S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = scale S_t^T q_t in every form."""
 
 import functools
 
@@ -14,9 +14,11 @@ from seqzoo.kernels.linear_attention import linear_attention
 from . import scan_cases
 from .scan_cases import FORMS, IDS, VIOLENT
 
-# "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes.
-DECAYS = ["none", "constant", "head", "channel", "value", "exclusive", "all"]
+# "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
+# "gated delta" (per head) take away what the key finds; "low rank" has an a and a b of their own, under a decay per channel.
+DECAYS = ["none", "constant", "head", "channel", "value", "exclusive", "all", "delta", "gated delta", "low rank"]
 GATES = ("log_decay", "value_log_decay")
+PER_TOKEN = ("q", "k", "v", "a", "b", *GATES)
 CHUNK = 8
 LENGTH = 53  # seven chunks of "chunked" in two blocks, the last one short
 
@@ -36,13 +38,19 @@ def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, v
     arrays["v"] = random.normal(size=(batch, length, heads, v))
     arrays["initial_state"] = random.normal(size=(batch, heads, k, v))
     per_head = (batch, length, heads)
-    shapes = {"constant": (heads,), "head": per_head, "exclusive": per_head, "channel": (*per_head, k), "all": (*per_head, k)}
+    shapes = {"constant": (heads,)} | dict.fromkeys(("head", "exclusive", "gated delta"), per_head)
+    shapes |= dict.fromkeys(("channel", "all", "low rank"), (*per_head, k))
     if decay in shapes:
         arrays["log_decay"] = -random.uniform(0, 0.5, shapes[decay])
     if decay in ("value", "all"):
         arrays["value_log_decay"] = -random.uniform(0, 0.5, (*per_head, v))
     if decay in ("exclusive", "all"):
         arrays["bonus"] = random.normal(size=(heads, k))
+    if decay in ("delta", "gated delta"):
+        arrays["a"] = -arrays["k"] / np.linalg.norm(arrays["k"], axis=-1, keepdims=True)
+        arrays["k"] = -random.uniform(0, 2, (batch, length, groups, 1)) * arrays["a"]
+    if decay == "low rank":
+        arrays |= {name: 0.3 * random.normal(size=(batch, length, groups, k)) for name in ("a", "b")}
     for name in ("log_decay", "value_log_decay"):
         if name in arrays and violent is not None:
             arrays[name][:, 3::17] = violent
@@ -62,6 +70,8 @@ def test_the_reference_is_the_formula(decay):
             before = s[h].copy()
             keep = [np.diag(np.broadcast_to(np.exp(x[0, t, h]), n)) for x, n in ((g, 6), (g_v, 5))]
             s[h] = keep[0] @ s[h] @ keep[1] + np.outer(k, v)
+            if "a" in arrays:
+                s[h] += np.outer(arrays.get("b", arrays["k"])[0, t, h // 2], arrays["a"][0, t, h // 2] @ before)
             read = before + np.diag(arrays["bonus"][h]) @ np.outer(k, v) if "bonus" in arrays else s[h]
             assert_close(o[0, t, h], 0.7 * q @ read)
     assert_close(last[0], s)
@@ -107,7 +117,7 @@ def test_the_chunk_size_changes_nothing(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay", ["head", "channel", "value", "all"])
+@pytest.mark.parametrize("decay", ["head", "channel", "value", "all", "low rank"])
 def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
     mild = exact(draw(decay))
     for gate in VIOLENT:
@@ -117,7 +127,7 @@ def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay", ["head", "channel", "all"])
+@pytest.mark.parametrize("decay", ["head", "channel", "all", "low rank"])
 def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
     for gate in VIOLENT[1:]:
         arrays = draw(decay)
@@ -128,7 +138,7 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
             scale = rms(wanted["output"]) if name in (*GATES, "initial_state") else 0.0
             assert_close(x, wanted[name], scale=scale, what=f"{name} at {gate}")
         if gate == -np.inf:
-            zero = {name for name in got if name in GATES} | ({"initial_state"} if decay != "all" else set())
+            zero = {name for name in got if name in GATES} | ({"initial_state"} if decay not in ("all", "low rank") else set())
             assert not any(np.any(got[name]) for name in zero)  # an exclusive read sees the initial state once
 
 
@@ -143,7 +153,7 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
     wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
     wanted["output"] = np.zeros(arrays["v"].shape)
     numbers = np.asarray(documents.number(jnp.asarray(IDS), jnp.asarray(initial_segment)))
-    per_token = ("q", "k", "v", *(name for name in GATES if name in arrays and arrays[name].ndim > 1))
+    per_token = tuple(name for name in PER_TOKEN if name in arrays and arrays[name].ndim > 1)
     for row in range(3):
         for document in set(numbers[row]) - {-1}:
             where = np.flatnonzero(numbers[row] == document)
@@ -199,7 +209,7 @@ def test_a_head_decay_beside_a_value_decay_is_a_part_of_it(form):
 
 
 @pytest.mark.parametrize("form", [*FORMS, "reference"])
-@pytest.mark.parametrize("decay", ["channel", "all"])
+@pytest.mark.parametrize("decay", ["channel", "all", "gated delta"])
 def test_nothing_huge_leaks_from_the_document_before(form, decay):
     arrays = draw(decay, length=24)
     ids = np.repeat(np.array([[1, 2, 1]], np.int32), 8, axis=1).repeat(2, axis=0)

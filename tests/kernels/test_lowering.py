@@ -45,6 +45,11 @@ def _exclusive(q, k, v, log_decay, value_log_decay, bonus, initial, ids, impleme
     )
 
 
+def _low_rank(q, k, v, log_decay, a, b, initial, ids, implementation):
+    settings = {"initial_state": initial, "segment_ids": ids, "implementation": implementation}
+    return linear_attention(q, k, v, log_decay=log_decay, a=a, b=b, **settings)
+
+
 def _recurrence(a, b, initial, ids, implementation):
     return linear_recurrence(a, b, initial_state=initial, segment_ids=ids, implementation=implementation)
 
@@ -66,6 +71,11 @@ OPS = {
     "linear_attention, exclusive, both decays": (
         _exclusive,
         [(B, T, 2, K), (B, T, 2, K), (B, T, H, V), (B, T, H, K), (B, T, H, V), (H, K), (B, H, K, V)],
+        LOOPS,
+    ),
+    "linear_attention, low rank": (
+        _low_rank,
+        [(B, T, H, K)] * 2 + [(B, T, H, V), (B, T, H)] + [(B, T, H, K)] * 2 + [(B, H, K, V)],
         LOOPS,
     ),
     "linear_recurrence": (_recurrence, [(B, T, D), (B, T, D), (B, D)], LOOPS),

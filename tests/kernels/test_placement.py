@@ -16,6 +16,7 @@ from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.kernels.selective_scan import selective_scan
+from seqzoo.nn.delta import delta_rule, unit
 
 B, T, H, K = 2, 32, 4, 8
 AUTO = jax.sharding.AxisType.Auto
@@ -51,6 +52,10 @@ OPS = {
         [heads] * 4 + [lambda t, b: (1, 1, H, K)],
     ),
     "linear_attention, one group": (lambda q, k, v, **s: linear_attention(q[:, :, :1], k[:, :, :1], v, **s), [heads] * 3),
+    "linear_attention, delta rule": (
+        lambda q, k, v, g, **s: delta_rule(q, unit(k, 1e-6), v, jnp.tanh(g[..., 0]) ** 2, -(g[..., 0] ** 2), **s),
+        [heads] * 4,
+    ),
     "linear_recurrence": (lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, **s), [heads] * 2),
     "linear_recurrence, reverse": (lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, reverse=True, **s), [heads] * 2),
     "linear_recurrence, one decay": (
