@@ -37,22 +37,25 @@ class Stack(nnx.Module):
     over the same parameters, which gives the same numbers; what is left of the last period follows in a loop.
     """
 
-    def __init__(self, d_model, *, layers, depth, stack="scan", remat="none", rngs, **block):
+    def __init__(self, d_model, *, layers, depth, norm_at="input", stack="scan", remat="none", rngs, **block):
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if depth < 1 or not layers:
             raise ValueError(
                 f"depth={depth} with {len(layers)} layer specs: wanted at least one of each (model.depth, model.layers)"
             )
+        norm_at = (norm_at,) * len(layers) if isinstance(norm_at, str) else tuple(norm_at)
+        if len(norm_at) != len(layers):
+            raise ValueError(f"norm_at={norm_at!r}: wanted one place, or one for each of {len(layers)} layer specs")
         self.stack = choice("stack", stack, STACKS)
         self.remat = choice("remat", remat, tuple(REMAT))
         self.count, left = divmod(depth, len(layers))
 
         def period(key, index):
-            return Period(d_model, layers, first=index * len(layers), count=depth, rngs=nnx.Rngs(key), **block)
+            return Period(d_model, layers, norm_at=norm_at, first=index * len(layers), count=depth, rngs=nnx.Rngs(key), **block)
 
         keys, indices = jax.random.split(rngs.params(), self.count), jnp.arange(self.count, dtype=jnp.int32)
         self.periods = jax.vmap(period)(keys, indices) if self.count else None
-        rest = {"first": depth - left, "count": depth, "rngs": rngs, **block}
+        rest = {"norm_at": norm_at[:left], "first": depth - left, "count": depth, "rngs": rngs, **block}
         self.rest = Period(d_model, layers[:left], **rest) if left else None
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
@@ -60,19 +63,24 @@ class Stack(nnx.Module):
         state = StackState(None, None) if state is None else state
         keys = (None, None) if key is None else jax.random.split(key)
 
-        def run(period, x, state, key):
-            return period(x, state=state, segment_ids=segment_ids, positions=positions, key=key)
+        def run(period, carry, state, key):
+            *carry, state = period(*carry, state=state, segment_ids=segment_ids, positions=positions, key=key)
+            return tuple(carry), state
 
         if REMAT[self.remat] is not None:
             run = jax.checkpoint(run, policy=REMAT[self.remat])
         periods, rest = state
+        streams = {}
+        for period in (self.periods, self.rest):
+            streams |= {} if period is None else period.init_streams(x)
+        carry = x, streams
         if self.periods is not None:
             per_period = None if key is None else jax.random.split(keys[0], self.count)
-            step = lambda x, xs: run(xs[0], x, xs[1], xs[2])
-            x, periods = _iterate(step, x, (self.periods, periods, per_period), self.count, self.stack)
+            step = lambda carry, xs: run(xs[0], carry, xs[1], xs[2])
+            carry, periods = _iterate(step, carry, (self.periods, periods, per_period), self.count, self.stack)
         if self.rest is not None:
-            x, rest = run(self.rest, x, rest, keys[1])
-        return x, None if state == (None, None) else StackState(periods, rest)
+            carry, rest = run(self.rest, carry, rest, keys[1])
+        return carry[0], None if state == (None, None) else StackState(periods, rest)
 
     def init_state(self, batch, max_length=None, dtype=None) -> StackState:
         """The empty state of every layer."""
@@ -122,6 +130,8 @@ class LanguageModel(nnx.Module):
       channel: spec string of the channel mixer: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings.
       norm: "rms" or "layer".
       norm_eps: what the backbone's norms add to the mean square.
+      norm_at: where a block's norms stand: "input", before what a branch reads, or "output", behind what it gives (OLMo team 2025,
+        arXiv:2501.00656); one for each of `layers`, or one for all.
       normed_residual: whether a branch is added to what it read, its norm's output, and not to what stood before the norm.
       residual_scale: factor on what a branch is added to.
       embedding_norm: whether a norm follows the embedding.
@@ -149,6 +159,7 @@ class LanguageModel(nnx.Module):
         channel: str = "swiglu",
         norm: str = "rms",
         norm_eps: float = 1e-5,
+        norm_at: str | Sequence[str] = "input",
         normed_residual: bool = False,
         residual_scale: float = 1.0,
         embedding_norm: bool = False,
@@ -185,6 +196,7 @@ class LanguageModel(nnx.Module):
             channel=channel,
             norm=norm,
             norm_eps=norm_eps,
+            norm_at=norm_at,
             normed_residual=normed_residual,
             residual_scale=residual_scale,
             dropout=dropout,

@@ -13,6 +13,7 @@ from seqzoo.registry import choice
 from seqzoo.sharding import constrain
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+NORM_AT = ("input", "output")
 
 
 class BlockState(NamedTuple):
@@ -26,7 +27,7 @@ class Block(nnx.Module):
     """x + mixer(norm(x)), then x + channel(norm(x)); `channel="none"` leaves the second half out.
 
     With `residual_scale` a it is a x + mixer(norm(x)); with `normed_residual` a n + mixer(n) for n = norm(x), so that nothing
-    passes by a norm.
+    passes by a norm; with `norm_at="output"` x + norm(mixer(x)).
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Block(nnx.Module):
         channel,
         norm,
         norm_eps,
+        norm_at,
         normed_residual,
         residual_scale,
         dropout,
@@ -46,31 +48,39 @@ class Block(nnx.Module):
         rngs,
     ):
         norm = partial(NORMS[choice("norm", norm, tuple(NORMS))], eps=norm_eps)
+        self.norms_output = choice("norm_at", norm_at, NORM_AT) == "output"
+        if self.norms_output and normed_residual:
+            raise ValueError("normed_residual=True with norm_at='output': no norm's output is read; set norm_at='input'")
         self.mixer_norm = norm(d_model, param_dtype=param_dtype, rngs=rngs)
         self.mixer = mixers.create(mixer, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.channel = channels.create(channel, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.channel_norm = None if self.channel is None else norm(d_model, param_dtype=param_dtype, rngs=rngs)
         self.normed_residual, self.residual_scale, self.dropout = normed_residual, residual_scale, dropout
 
-    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        """[b, t, d_model] -> ([b, t, d_model], state). Arguments as a mixer's."""
+    def __call__(self, x, streams, *, state=None, segment_ids=None, positions=None, key=None):
+        """[b, t, d_model] -> ([b, t, d_model], streams, state). Arguments as those of a mixer's `flow`."""
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         inner = BlockState(None, None) if state is None else state
         side = {"segment_ids": segment_ids, "positions": positions}
-        normed = self.mixer_norm(x)
-        y, mixer_state = self.mixer(normed, state=inner.mixer, key=keys[0], **side)
-        x = self.join(x, normed, dropout(y, self.dropout, keys[1]))
+        read = self.read(x, self.mixer_norm)
+        y, mixer_state, streams = self.mixer.flow(read, streams, state=inner.mixer, key=keys[0], **side)
+        x = self.join(x, read, y, self.mixer_norm, keys[1])
         channel_state = inner.channel
         if self.channel is not None:
-            normed = self.channel_norm(x)
-            y, channel_state = self.channel(normed, state=inner.channel, key=keys[2], **side)
-            x = self.join(x, normed, dropout(y, self.dropout, keys[3]))
+            read = self.read(x, self.channel_norm)
+            y, channel_state = self.channel(read, state=inner.channel, key=keys[2], **side)
+            x = self.join(x, read, y, self.channel_norm, keys[3])
         x = constrain(x, "b t .")
-        return x, None if state is None else BlockState(mixer_state, channel_state)
+        return x, streams, None if state is None else BlockState(mixer_state, channel_state)
 
-    def join(self, x: Array, normed: Array, y: Array) -> Array:
-        """The residual stream after a branch: [b, t, d_model] in x's dtype."""
-        kept = normed if self.normed_residual else x
+    def read(self, x: Array, norm: nnx.Module) -> Array:
+        """What a branch is given of the residual stream."""
+        return x if self.norms_output else norm(x)
+
+    def join(self, x: Array, read: Array, y: Array, norm: nnx.Module, key: Array | None) -> Array:
+        """The residual stream after a branch that made y of what it read: [b, t, d_model] in x's dtype."""
+        y = dropout(norm(y) if self.norms_output else y, self.dropout, key)
+        kept = read if self.normed_residual else x
         return (kept if self.residual_scale == 1 else self.residual_scale * kept) + y.astype(x.dtype)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BlockState:
@@ -86,22 +96,27 @@ class Block(nnx.Module):
 class Period(nnx.Module):
     """One run through a pattern of blocks, named "0_mamba2", "1_softmax" and so on; the unit that a Stack scans over."""
 
-    def __init__(self, d_model, layers, *, first, count, rngs, **block):
+    def __init__(self, d_model, layers, *, norm_at, first, count, rngs, **block):
         self.names = tuple(f"{i}_{mixers.registry.check(spec).name}" for i, spec in enumerate(layers))
-        for i, (name, spec) in enumerate(zip(self.names, layers, strict=True)):
-            setattr(self, name, Block(d_model, mixer=spec, depth=(first + i, count), rngs=rngs, **block))
+        for i, (name, spec, at) in enumerate(zip(self.names, layers, norm_at, strict=True)):
+            setattr(self, name, Block(d_model, mixer=spec, norm_at=at, depth=(first + i, count), rngs=rngs, **block))
 
     def blocks(self) -> dict[str, Block]:
         """The blocks in order."""
         return {name: getattr(self, name) for name in self.names}
 
-    def __call__(self, x, *, state=None, key=None, **side):
-        """[b, t, d_model] -> ([b, t, d_model], {name: BlockState} or None)."""
+    def __call__(self, x, streams, *, state=None, key=None, **side):
+        """[b, t, d_model] -> ([b, t, d_model], streams, {name: BlockState} or None)."""
         states = {}
         for i, (name, block) in enumerate(self.blocks().items()):
             inner = None if state is None else state[name]
-            x, states[name] = block(x, state=inner, key=None if key is None else jax.random.fold_in(key, i), **side)
-        return x, None if state is None else states
+            at = None if key is None else jax.random.fold_in(key, i)
+            x, streams, states[name] = block(x, streams, state=inner, key=at, **side)
+        return x, streams, None if state is None else states
+
+    def init_streams(self, x) -> dict[str, Any]:
+        """What flows between the layers beside x, by name."""
+        return {name: leaf for block in self.blocks().values() for name, leaf in block.mixer.init_streams(x).items()}
 
     def init_state(self, batch, max_length=None, dtype=None) -> dict[str, BlockState]:
         """The empty state of each block, by name."""

@@ -30,6 +30,10 @@ def affine(linear, x):
     return x @ wide(linear.w) + (0 if linear.b is None else wide(linear.b))
 
 
+def low_rank(f, x, activation=lambda x: x):
+    return affine(f.up, activation(affine(f.down, x))) + (0 if f.bias is None else wide(f.bias))
+
+
 def recurrent(decay, written):
     """h_t = decay_t h_{t-1} + written_t from h = 0, one token at a time; [b, t, e]."""
     h, history = np.zeros_like(written[:, 0]), []

@@ -136,6 +136,26 @@ def test_they_keep_the_law():
     assert_close(jnp.concatenate([first, run(model, TOKENS[:, 7:], state=state)[0]], axis=1), whole)
 
 
+def test_norms_may_stand_behind_the_branches_of_some_layers():
+    at = ("output", "input", "output")
+    model = build(layers=("gla(heads=2)", "gla", "softmax"), norm_at=at, depth=2, learned_positions=None)
+    post, pre = model.stack.rest.blocks().values()
+    x = model.embedding[...][TOKENS]
+    for norm, layer in ((post.mixer_norm, post.mixer), (post.channel_norm, post.channel)):
+        x = x + norm(layer(x)[0])
+    for norm, layer in ((pre.mixer_norm, pre.mixer), (pre.channel_norm, pre.channel)):
+        x = x + layer(norm(x))[0]
+    assert_close(run(model, TOKENS)[0], model.norm(x) @ model.embedding[...].T)
+
+
+@pytest.mark.parametrize("norm_at", ["output", ("input", "output")])
+def test_wherever_norms_stand_the_law_holds(norm_at):
+    model = build(norm_at=norm_at, learned_positions=None)
+    whole = run(model, TOKENS)[0]
+    first, state = run(model, TOKENS[:, :7], state=model.init_state(2, LENGTH))
+    assert_close(jnp.concatenate([first, run(model, TOKENS[:, 7:], state=state)[0]], axis=1), whole)
+
+
 def test_the_residual_stream_may_be_wider_than_the_computation_and_never_narrower():
     narrow = {"layers": "gla(heads=2)", "depth": 2, "learned_positions": None, "dtype": jnp.bfloat16}
     stream = lambda model: jax.eval_shape(lambda x: model.stack(x)[0], jnp.ones((1, 2, WIDTH), model.residual_dtype)).dtype
@@ -162,6 +182,9 @@ def test_flops_count_every_layer_and_the_head():
         ({"stack": "scann"}, "stack='scann' is unknown; it is one of scan, loop. Did you mean 'scan'?"),
         ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
         ({"depth": 0}, "depth=0"),
+        ({"norm_at": "outptu"}, "norm_at='outptu' is unknown; it is one of input, output. Did you mean 'output'?"),
+        ({"norm_at": ("input",)}, "norm_at=('input',): wanted one place, or one for each of 2 layer specs"),
+        ({"norm_at": "output", "normed_residual": True}, "normed_residual=True with norm_at='output'"),
         ({"logits_soft_cap": 0}, "logits_soft_cap=0: wanted more than 0, or None"),
     ],
 )

@@ -24,10 +24,13 @@ def perturbed(module):
     return jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape).astype(np.float32), module)
 
 
-@pytest.fixture(scope="module")
-def model():
+RWKV = ("rwkv", "rwkv(gated=False)")
+
+
+@pytest.fixture(scope="module", params=RWKV)
+def model(request):
     """Two layers whose only memory, but for one number per channel, is the channel mixer's."""
-    return perturbed(LanguageModel(VOCAB, WIDTH, layers=("min_gru",), channel="rwkv", depth=2, rngs=nnx.Rngs(0)))
+    return perturbed(LanguageModel(VOCAB, WIDTH, layers=("min_gru",), channel=request.param, depth=2, rngs=nnx.Rngs(0)))
 
 
 def pulled(model, state, tokens, ids, weights):
@@ -77,11 +80,12 @@ def test_rwkv_in_a_backbone_a_packed_document_gives_what_it_gives_alone(model, w
     assert_close(alone[0], whole[0][row, real])
 
 
-def test_rwkv_in_a_backbone_documents_share_no_gradient():
+@pytest.mark.parametrize("channel", RWKV)
+def test_rwkv_in_a_backbone_documents_share_no_gradient(channel):
     """What is scored in a row's last document does not depend on the embeddings of tokens that only earlier ones have."""
     tokens = np.where(np.arange(LENGTH) < 13, TOKENS % 5, 5 + TOKENS % 5)[:1]
     last = np.where(np.arange(LENGTH)[None, :, None] >= 13, weights()[:1], 0)
-    untied = perturbed(LanguageModel(VOCAB, WIDTH, layers=("min_gru",), channel="rwkv", tied=False, rngs=nnx.Rngs(0)))
+    untied = perturbed(LanguageModel(VOCAB, WIDTH, layers=("min_gru",), channel=channel, tied=False, rngs=nnx.Rngs(0)))
     loss = lambda model: jnp.sum(model(tokens, segment_ids=IDS[:1])[0] * last)
     gradient = jax.jit(jax.grad(loss))(untied).embedding[...]
     assert not np.any(gradient[:5]) and np.any(gradient[5:10])
@@ -95,16 +99,17 @@ def test_rwkv_in_a_backbone_cut_over_a_mesh_nothing_changes(model, whole):
     assert_close(placed, whole, tolerance=2 * RELATIVE["float32"])
 
 
-def test_rwkv_gates_a_squared_network_by_two_tokens():
-    """sigma(W_r x_r) * W_v relu(W_k x_k)^2 (Peng et al. 2023), the mixes on the present token."""
-    mixer = perturbed(channels.create("rwkv(expansion=3)", WIDTH, depth=(1, 3), rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("gated", [True, False])
+def test_rwkv_gates_a_squared_network_by_two_tokens(gated):
+    """sigma(W_r x_r) * W_v relu(W_k x_k)^2 (Peng et al. 2023), the mixes on the present token; without a gate the network alone."""
+    mixer = perturbed(channels.create(f"rwkv(expansion=3, gated={gated})", WIDTH, depth=(1, 3), rngs=nnx.Rngs(0)))
     x = np.random.default_rng(3).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
     y, state = jax.jit(lambda mixer, x: mixer(x, state=mixer.init_state(2)))(mixer, x)
     x = x.astype(np.float64)
     before = np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
-    k, r = (wide(mu) * x + (1 - wide(mu)) * before for mu in (mixer.mix_key, mixer.mix_receptance))
-    hidden = np.maximum(k @ wide(mixer.key.w), 0) ** 2
-    assert_close(y, sigmoid(r @ wide(mixer.receptance.w)) * (hidden @ wide(mixer.value.w)))
+    mixed = lambda mu: wide(mu) * x + (1 - wide(mu)) * before
+    gate = sigmoid(mixed(mixer.mix_receptance) @ wide(mixer.receptance.w)) if gated else 1
+    assert_close(y, gate * (np.maximum(mixed(mixer.mix_key) @ wide(mixer.key.w), 0) ** 2 @ wide(mixer.value.w)))
     assert_close(state.tail[:, 0], x[:, -1])
     assert mixer.flops(2, LENGTH) == dots(jax.make_jaxpr(lambda x: mixer(x)[0])(x.astype(np.float32)).jaxpr)
 

@@ -1,5 +1,7 @@
 """RWKV-6 as flash-linear-attention 0.6.0 writes it (fla-hub/rwkv6-*); the authors' own files have other names."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from seqzoo.convert.checkpoint import Config
@@ -13,26 +15,44 @@ SCALE_AND_BIAS = {"weight": "scale", "bias": "bias"}
 
 @family("rwkv6")
 def rwkv6(config: Config) -> Plan:
-    """Pre-norm blocks of time mixing and channel mixing; the embedding has a norm, kept in the first block."""
+    """Blocks of RWKV-6's time mixing and channel mixing."""
+    mix_rank, decay_rank = config.get("proj_low_rank_dim", 32), config.get("gate_low_rank_dim", 64)
+    spec = f"rwkv6(heads={config.get('num_heads', 4)}, expand_k={config.get('expand_k', 0.5)}, "
+    spec += f"expand_v={config.get('expand_v', 1.0)}, mix_rank={mix_rank}, decay_rank={decay_rank}, eps={rwkv_eps(config)})"
+    channel = f"rwkv(expansion={expansion(config, 3.5)})"
+    layer = prefixed("attn.", _time_mixing()) | prefixed("ffn.", _channel_mixing())
+    return rwkv_stack(config, spec, channel, [layer] * config.get("num_hidden_layers"))
+
+
+def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping[str, Rule]]) -> Plan:
+    """What RWKV-6 and -7 have in common there: pre-norm blocks, norms with a bias, one of them behind the embedding.
+
+    Args:
+      spec, channel: of the mixer and the channel mixer; `layers`: the rules for each layer's `attn` and `ffn`, but for norms.
+    """
     config.only("hidden_act", "sqrelu")
     config.only("norm_bias", True)
-    d_model, heads, eps = config.get("hidden_size"), config.get("num_heads", 4), float(config.get("norm_eps", 1e-5))
-    mix_rank, decay_rank = config.get("proj_low_rank_dim", 32), config.get("gate_low_rank_dim", 64)
-    ratio = config.get("hidden_ratio", 3.5)
-    hidden = 32 * ((int(d_model * (3.5 if ratio is None else ratio)) + 31) // 32)
-    hidden = config.get("intermediate_size", None) or hidden
-    spec = f"rwkv6(heads={heads}, expand_k={config.get('expand_k', 0.5)}, expand_v={config.get('expand_v', 1.0)}, "
-    spec += f"mix_rank={mix_rank}, decay_rank={decay_rank}, eps={eps})"
     model, tensors = backbone_of(config, spec)
-    model |= {"channel": f"rwkv(expansion={hidden / d_model})", "norm": "layer", "norm_eps": eps}
+    model |= {"channel": channel, "norm": "layer", "norm_eps": rwkv_eps(config)}
     tensors["model.norm.bias"] = keep("norm.bias")
     if config.get("norm_first", True):
         model["embedding_norm"] = True
         tensors |= {f"model.layers.0.pre_norm.{theirs}": keep(f"embedding_norm.{ours}") for theirs, ours in SCALE_AND_BIAS.items()}
     norms = {"attn_norm": "mixer_norm", "ffn_norm": "channel_norm", "attn.g_norm": "mixer.norm"}
-    layer = {f"{norm}.{a}": keep(f"{ours}.{b}") for norm, ours in norms.items() for a, b in SCALE_AND_BIAS.items()}
-    layer |= prefixed("attn.", _time_mixing()) | prefixed("ffn.", _channel_mixing())
-    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", layer) for i in range(model["depth"])))
+    norms = {f"{norm}.{a}": keep(f"{ours}.{b}") for norm, ours in norms.items() for a, b in SCALE_AND_BIAS.items()}
+    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", norms | layer) for i, layer in enumerate(layers)))
+
+
+def rwkv_eps(config: Config) -> float:
+    """What the blocks' norms add to the variance."""
+    return float(config.get("norm_eps", 1e-5))
+
+
+def expansion(config: Config, ratio: float) -> float:
+    """The channel mixer's hidden width over the model's; unless it is given, ratio times, up to a multiple of 32."""
+    d_model, given = config.get("hidden_size"), config.get("hidden_ratio", ratio)
+    hidden = 32 * ((int(d_model * (ratio if given is None else given)) + 31) // 32)
+    return (config.get("intermediate_size", None) or hidden) / d_model
 
 
 def _time_mixing() -> dict[str, Rule]:
@@ -43,9 +63,9 @@ def _time_mixing() -> dict[str, Rule]:
         "x_proj.2.weight": Rule(("mixer.blend.up",), lambda x: (_five(x.T),)),
         "x_bias": Rule(("mixer.blend.starts",), lambda x: (x[ORDER],)),
         **{f"{theirs}_proj.linear.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()},
-        "w_proj.linear.lora.0.weight": matrix("mixer.decay_down.w"),
-        "w_proj.linear.lora.2.weight": matrix("mixer.decay_up.w"),
-        "w_proj.linear.lora.2.bias": keep("mixer.decay"),
+        "w_proj.linear.lora.0.weight": matrix("mixer.decay.down.w"),
+        "w_proj.linear.lora.2.weight": matrix("mixer.decay.up.w"),
+        "w_proj.linear.lora.2.bias": keep("mixer.decay.bias"),
         "bonus": keep("mixer.bonus"),
         "o_proj.weight": matrix("mixer.out.w"),
     }

@@ -55,6 +55,14 @@ class Mixer(nnx.Module):
         """
         raise NotImplementedError
 
+    def flow(self, x: Array, streams: dict[str, Any], **arguments) -> tuple[Array, State | None, dict[str, Any]]:
+        """`__call__` inside a stack of layers, with what flows between them beside x: (y, state, streams)."""
+        return *self(x, **arguments), streams
+
+    def init_streams(self, x: Array) -> dict[str, Any]:
+        """What this layer reads of other layers, and leaves to them, by name: arrays per token of x, before the first layer."""
+        return {}
+
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> State:
         """The empty state of `batch` rows. `max_length` bounds caches that grow; `dtype` is that of cached activations."""
         raise NotImplementedError

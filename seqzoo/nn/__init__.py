@@ -8,6 +8,7 @@ from seqzoo.nn.exponential_gate import exponential_gates, nonzero, over_larger
 from seqzoo.nn.gated_output import GatedOutput
 from seqzoo.nn.gates import complementary, positive, share
 from seqzoo.nn.linear import Linear, torch_uniform
+from seqzoo.nn.low_rank import LowRank
 from seqzoo.nn.lower_bound import BoundedGate
 from seqzoo.nn.norm import LayerNorm, RMSNorm
 from seqzoo.nn.rotary import check_rotary, rotate
@@ -23,6 +24,7 @@ __all__ = [
     "GatedOutput",
     "LayerNorm",
     "Linear",
+    "LowRank",
     "RMSNorm",
     "ShortConvolution",
     "TokenBlend",

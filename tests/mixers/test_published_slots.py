@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flax import nnx
-from published import B, D, T, affine, built, matrix_memory, rms_norm, sigmoid, silu, split, wide
+from published import B, D, T, affine, built, low_rank, matrix_memory, rms_norm, sigmoid, silu, split, wide
 from tolerances import assert_close
 
 from seqzoo import mixers
@@ -36,7 +36,7 @@ def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
     back = np.concatenate([np.zeros((B, 1, D)), x[:, :-1]], axis=1) - x
     low = np.tanh(affine(mixer.blend.down, x + back * wide(mixer.blend.base)))
     blend = lambda i: x + back * (wide(mixer.blend.starts)[i] + low[..., i * rank : (i + 1) * rank] @ wide(mixer.blend.up)[i])
-    w = split(np.exp(-np.exp(wide(mixer.decay) + affine(mixer.decay_up, np.tanh(affine(mixer.decay_down, blend(0)))))), heads)
+    w = split(np.exp(-np.exp(low_rank(mixer.decay, blend(0), np.tanh))), heads)
     k, v, r = (split(affine(p, blend(i)), heads) for i, p in ((1, mixer.key), (2, mixer.value), (3, mixer.receptance)))
     # What a token reads of the past: the memory one token ago, so everything but the query is one token late.
     late = lambda z, first: np.concatenate([np.full_like(z[:, :1], first), z[:, :-1]], axis=1)
@@ -54,13 +54,13 @@ def test_rwkv6_starts_as_the_authors_code_does(index):
     """RWKV-LM's x060 with 3 layers: decays from exp(-exp(-6)) on, slower in upper layers; mixes, bonus and scale by layer."""
     mixer = mixers.create("rwkv6", D, depth=(index, 3), rngs=nnx.Rngs(0))
     rise, fall, n = index / 2, 1 - index / 3, np.arange(D)
-    assert_close(wide(mixer.decay), -6 + 5 * (n / (D - 1)) ** (0.7 + 1.3 * rise))
+    assert_close(wide(mixer.decay.bias), -6 + 5 * (n / (D - 1)) ** (0.7 + 1.3 * rise))
     assert_close(wide(mixer.bonus).ravel(), rise * (1 - n / (D - 1)) + 0.1 * ((n + 1) % 3 - 1))
     slow, fast = (1 - (n / D) ** (power * fall) for power in (1, 0.5))
     assert_close(wide(mixer.blend.starts), np.stack([slow, slow, slow - 0.3 * rise, fast, fast]))
     assert_close(wide(mixer.blend.base), slow)
     assert_close(wide(mixer.norm.scale), np.full(D, ((index + 1) / 3) ** 0.7))
-    assert not np.any(mixer.out.w[...]) and not np.any(mixer.blend.down.w[...]) and not np.any(mixer.decay_down.w[...])
+    assert not np.any(mixer.out.w[...]) and not np.any(mixer.blend.down.w[...]) and not np.any(mixer.decay.down.w[...])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.attention import Cache, attention, empty_cache
@@ -19,7 +21,10 @@ class AttentionState(NamedTuple):
 
 
 class PairwiseAttention(Mixer):
-    """Causal attention with grouped heads, rotary positions, a window, QK-norm, dropout; subclasses choose the score function."""
+    """Causal attention with grouped heads, rotary positions, a window, QK-norm, dropout and an output gate.
+
+    Subclasses choose the score function.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,9 @@ class PairwiseAttention(Mixer):
         rngs,
         rope_width=None,
         out_bias=None,
+        joint_qk_norm=False,
+        qk_norm_eps=1e-6,
+        output_gate=False,
     ):
         kv_heads = heads if kv_heads is None else kv_heads
         if heads % kv_heads:
@@ -58,8 +66,13 @@ class PairwiseAttention(Mixer):
         norms = {"rms": RMSNorm, "layer": LayerNorm}
         if qk_norm not in (None, *norms):
             raise ValueError(f"qk_norm={qk_norm!r} is unknown; it is None, 'rms' or 'layer'")
-        make_norm = lambda: norms[qk_norm](width, eps=1e-6, axis=None, param_dtype=param_dtype)
-        self.q_norm, self.k_norm = (None, None) if qk_norm is None else (make_norm(), make_norm())
+        if joint_qk_norm and qk_norm is None:
+            raise ValueError("joint_qk_norm=True needs a norm: set qk_norm to 'rms' or 'layer'")
+        normed = (heads * width, kv_heads * width) if joint_qk_norm else (width, width)
+        axis = "heads" if joint_qk_norm else None
+        make_norm = lambda width: norms[qk_norm](width, eps=qk_norm_eps, axis=axis, param_dtype=param_dtype)
+        self.q_norm, self.k_norm = (None, None) if qk_norm is None else map(make_norm, normed)
+        self.r = make(heads) if output_gate else None
         self.sizes = (d_model, heads, kv_heads, width)
         self.window, self.rope_base, self.rope_width, self.dropout = window, rope_base, rope_width, dropout
         self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
@@ -70,9 +83,7 @@ class PairwiseAttention(Mixer):
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         batch, length, _ = x.shape
-        q, k, v = (p(x).reshape(batch, length, -1, self.sizes[3]) for p in (self.q, self.k, self.v))
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.split(self.q(x), self.q_norm), self.split(self.k(x), self.k_norm), self.split(self.v(x))
         if self.rope_base is not None:
             positions = self.positions(batch, length, state, segment_ids) if positions is None else positions
             q, k = (rotate(x, positions, self.rope_base, self.rope_width) for x in (q, k))
@@ -89,7 +100,14 @@ class PairwiseAttention(Mixer):
             **self.score_settings(),
             **carried,
         )
-        return self.out(o.reshape(batch, length, -1)), updated(state, segment_ids, cache=cache)
+        o = o.reshape(batch, length, -1)
+        return self.out(o if self.r is None else jax.nn.sigmoid(self.r(x)) * o), updated(state, segment_ids, cache=cache)
+
+    def split(self, x: Array, norm: nnx.Module | None = None) -> Array:
+        """[b, t, heads width] -> [b, t, heads, width], behind a norm as wide as a head, as all of them, or none."""
+        if norm is not None:
+            x = norm(x.reshape(*x.shape[:2], -1, norm.scale[...].shape[0]))
+        return x.reshape(*x.shape[:2], -1, self.sizes[3])
 
     @staticmethod
     def positions(batch, length, state, segment_ids) -> Array:
@@ -112,5 +130,5 @@ class PairwiseAttention(Mixer):
         d_model, heads, kv_heads, width = self.sizes
         seen = min(length, length if self.window is None else self.window)
         pairs = seen * (seen + 1) // 2 + (length - seen) * seen
-        projections = 2 * length * d_model * width * (2 * heads + 2 * kv_heads)
+        projections = 2 * length * d_model * width * ((2 if self.r is None else 3) * heads + 2 * kv_heads)
         return batch * (projections + 4 * pairs * heads * width)

@@ -11,6 +11,7 @@ class Softmax(PairwiseAttention):
     r"""Causal softmax attention (Vaswani et al. 2017, arXiv:1706.03762).
 
         o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt(width)) v_j        y = W_o [o of all heads]
+        with an output gate: y = W_o [sigmoid(W_r x) * o of all heads]
 
     Use it when exact recall matters more than the memory that decoding takes.
 
@@ -23,12 +24,16 @@ class Softmax(PairwiseAttention):
       rope_base: base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all.
       rope_width: how many channels of a head, the first, are rotated; None: all.
       qk_norm: None, "rms" or "layer": normalises each head's queries and keys (Dehghani et al. 2023, arXiv:2302.05442).
+      joint_qk_norm: whether all heads are normalised together, each channel with a scale of its own, as in OLMo 2 (OLMo team 2025,
+        arXiv:2501.00656).
+      qk_norm_eps: what those norms add to the mean square.
+      output_gate: whether there is a gate before the last projection, as in Qwen3-Next (Qiu et al. 2025, arXiv:2505.06708).
       bias: whether the projections have biases.
       out_bias: whether the last projection has one; None: as `bias`.
       dropout: rate on the attention weights, active when a key is given.
       implementation: of the op `seqzoo.kernels.attention`; None: the best for platform and shape.
     Raises:
-      ValueError: sizes that do not divide; `init_state` without max_length and without a window.
+      ValueError: sizes that do not divide; joint_qk_norm without a qk_norm; `init_state` without max_length and without a window.
     Cost: time O(t d^2 + t^2 d) (t window d with a window); state 2 kv_heads head_width bytes-per-element per token of the document,
       or per token of the window.
     """
@@ -44,6 +49,9 @@ class Softmax(PairwiseAttention):
         rope_base=10000.0,
         rope_width=None,
         qk_norm=None,
+        joint_qk_norm=False,
+        qk_norm_eps=1e-6,
+        output_gate=False,
         bias=False,
         out_bias=None,
         dropout=0.0,
@@ -61,6 +69,9 @@ class Softmax(PairwiseAttention):
             rope_base=rope_base,
             rope_width=rope_width,
             qk_norm=qk_norm,
+            joint_qk_norm=joint_qk_norm,
+            qk_norm_eps=qk_norm_eps,
+            output_gate=output_gate,
             bias=bias,
             out_bias=out_bias,
             dropout=dropout,

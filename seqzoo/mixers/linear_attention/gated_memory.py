@@ -101,13 +101,12 @@ class GatedMemory(Mixer):
         return batch * length * heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v)
 
 
-def widths(d_model: int, heads: int, expand_k: float, expand_v: float) -> tuple[int, int]:
-    """The widths of all keys and of all values; ValueError unless heads divides both."""
+def widths(d_model: int, heads: int, expand_k: float, expand_v: float, key_heads: int | None = None) -> tuple[int, int]:
+    """The widths of all keys and of all values; ValueError unless heads, or key_heads of keys, divides them."""
     keys, values = round(d_model * expand_k), round(d_model * expand_v)
-    if keys % heads or values % heads:
-        raise ValueError(
-            f"heads={heads} does not divide key width {keys} and value width {values}: change heads or expand_k, expand_v"
-        )
+    if keys % (heads if key_heads is None else key_heads) or values % heads:
+        found = f"heads={heads} does" if key_heads in (None, heads) else f"key_heads={key_heads} and heads={heads} do"
+        raise ValueError(f"{found} not divide key width {keys} and value width {values}: change heads or expand_k, expand_v")
     return keys, values
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
-from seqzoo.nn import LayerNorm, Linear, TokenBlend, mixes, small, token_shift
+from seqzoo.nn import LayerNorm, Linear, LowRank, TokenBlend, mixes, small, token_shift
 
 
 class RWKV6State(NamedTuple):
@@ -68,14 +68,13 @@ class RWKV6(Mixer):
         zero, orthogonal, faint = jax.nn.initializers.zeros, jax.nn.initializers.orthogonal(), jax.nn.initializers.orthogonal(0.1)
         self.receptance, self.key = (Linear(d_model, keys, init=init, **settings) for init in (orthogonal, faint))
         self.value, self.gate = (Linear(d_model, values, init=init, **settings) for init in (orthogonal, faint))
-        self.decay_down = Linear(d_model, decay_rank, axes=("embed", None), init=zero, **settings)
-        self.decay_up = Linear(decay_rank, keys, axes=(None, "heads"), init=small, **settings)
 
         index, count = (0, 1) if depth is None else depth
         rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
         channel = jnp.arange(keys, dtype=jnp.float32) / max(keys - 1, 1)
         bonus = rise * (1 - channel) + 0.1 * ((jnp.arange(keys) + 1) % 3 - 1)
-        self.decay = nnx.Param((-6 + 5 * channel ** (0.7 + 1.3 * rise)).astype(param_dtype), axes=("heads",), decay=False)
+        decay = {"bias": -6 + 5 * channel ** (0.7 + 1.3 * rise), "activation": jnp.tanh, "down_init": zero, "up_init": small}
+        self.decay = LowRank(d_model, decay_rank, keys, **decay, **settings)
         self.bonus = nnx.Param(bonus.astype(param_dtype).reshape(heads, -1), axes=("heads", None), decay=False)
         slow, fast = mixes(d_model, depth), mixes(d_model, depth, 0.5)
         starts = 1 - jnp.stack([slow, slow, slow + 0.3 * rise, fast, fast])  # decay, key, value, receptance, gate
@@ -91,13 +90,11 @@ class RWKV6(Mixer):
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         x_w, x_k, x_v, x_r, x_g = self.blend(x, previous)
         heads = lambda y: y.reshape(*y.shape[:2], self.sizes[1], -1)
-        w = self.decay_up(jnp.tanh(self.decay_down(x_w)))
-        w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
         o, memory = linear_attention(
             heads(self.receptance(x_r)),
             heads(self.key(x_k)),
             heads(self.value(x_v)),
-            log_decay=heads(-jnp.exp(w + self.decay[...].astype(w.dtype)[None, None])),
+            log_decay=heads(-jnp.exp(self.decay(x_w))),
             exclusive=True,
             bonus=self.bonus[...],
             scale=1.0,
@@ -115,5 +112,5 @@ class RWKV6(Mixer):
 
     def flops(self, batch, length) -> int:
         d_model, heads, k, v = self.sizes
-        low_rank = 2 * self.decay_down.w.shape[-1] * (d_model + heads * k) + self.blend.flops_per_token
+        low_rank = self.decay.flops_per_token + self.blend.flops_per_token
         return batch * length * (low_rank + heads * (2 * d_model * (2 * k + 3 * v) + 4 * k * v))
