@@ -14,10 +14,15 @@ from seqzoo.mixers.base import Mixer, register, registry, state_bytes
 from seqzoo.mixers.convolution.base_conv import BaseConv
 from seqzoo.mixers.linear_attention.aaren import Aaren
 from seqzoo.mixers.linear_attention.based import Based
+from seqzoo.mixers.linear_attention.comba import Comba
+from seqzoo.mixers.linear_attention.delta import DeltaNet
 from seqzoo.mixers.linear_attention.flow import FlowAttention
+from seqzoo.mixers.linear_attention.gated_delta import GatedDeltaNet
+from seqzoo.mixers.linear_attention.gated_delta_product import GatedDeltaProduct
 from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
 from seqzoo.mixers.linear_attention.gsa import GatedSlotAttention
 from seqzoo.mixers.linear_attention.hgrn2 import HGRN2
+from seqzoo.mixers.linear_attention.kda import KimiDeltaAttention
 from seqzoo.mixers.linear_attention.lightning import LightningAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
 from seqzoo.mixers.linear_attention.mamba2 import Mamba2
@@ -25,6 +30,7 @@ from seqzoo.mixers.linear_attention.mlstm import MLSTM
 from seqzoo.mixers.linear_attention.norm_attention import NormAttention
 from seqzoo.mixers.linear_attention.retnet import RetNet
 from seqzoo.mixers.linear_attention.rwkv6 import RWKV6
+from seqzoo.mixers.linear_attention.rwkv7 import RWKV7
 from seqzoo.mixers.linear_attention.simple_gla import SimpleGatedLinearAttention
 from seqzoo.mixers.linear_recurrence.hgrn import HGRN
 from seqzoo.mixers.linear_recurrence.lru import LRU
@@ -47,14 +53,20 @@ __all__ = [
     "RGLRU",
     "RWKV4",
     "RWKV6",
+    "RWKV7",
     "S4D",
     "S5",
     "Aaren",
     "BaseConv",
     "Based",
+    "Comba",
+    "DeltaNet",
     "FlowAttention",
+    "GatedDeltaNet",
+    "GatedDeltaProduct",
     "GatedLinearAttention",
     "GatedSlotAttention",
+    "KimiDeltaAttention",
     "LightningAttention",
     "LinearAttention",
     "Mamba",

@@ -45,6 +45,16 @@ ACCOUNTS = (
     Account("based(heads=1, feature_width=8)", "d D + D", lambda d, length: (d + 1) * 45, DOCUMENT),
     Account("based(heads=1, feature_width=16)", "d D + D", lambda d, length: (d + 1) * 153, DOCUMENT),
     Account("gla(heads=1)", "d_k d_v", lambda d, length: d // 2 * d, DOCUMENT),
+    Account(
+        "deltanet(heads=4)", "d_k d_v / h", lambda d, length: d * d // 4, DOCUMENT | {"tails of q, k and v": lambda d, _: 9 * d}
+    ),
+    Account(
+        "gated_deltanet(heads=4, expand_k=1.0, expand_v=1.0)",
+        "d_k d_v / h",
+        lambda d, length: d * d // 4,
+        DOCUMENT | {"tails of q, k and v": lambda d, _: 9 * d},
+    ),
+    Account("rwkv7(heads=4)", "d_k d_v / h", lambda d, length: d * d // 4, DOCUMENT | {"the last token": lambda d, _: d}),
     Account("mamba", "2 d n", lambda d, length: 2 * d * 16, DOCUMENT | {"tail of the convolution": lambda d, _: 3 * 2 * d}),
     Account(
         "mamba2",

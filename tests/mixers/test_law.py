@@ -18,6 +18,9 @@ from seqzoo.mixers.base import LAWS
 VARIANTS = (
     "softmax(window=6, kv_heads=2, qk_norm='rms')",
     "softmax(rope_base=None, bias=True)",
+    "softmax(kv_heads=2, qk_norm='rms', joint_qk_norm=True, output_gate=True)",
+    "gated_deltanet(heads=4, key_heads=2, expand_k=0.5, expand_v=1.5)",
+    "kda(heads=2, gate_rank=3, gate_bias=True)",
     "sigmoid(length=64, window=50, qk_norm=None)",
     "linear(normalised=False)",
     "gla(heads=2, expand_k=1, expand_v=2)",
@@ -51,6 +54,13 @@ VARIANTS = (
     "norm_attention(heads=1, expand_k=2)",
     "norm_attention(normaliser='softplus')",
     "norm_attention(normaliser='sigmoid')",
+    "deltanet(heads=2, expand_k=0.5, conv_width=1, negative_eigenvalues=True)",
+    "gated_deltanet(heads=2, expand_k=0.5, expand_v=1, negative_eigenvalues=True)",
+    "kda(heads=2, expand_k=0.5, gate_rank=3, negative_eigenvalues=True)",
+    "comba(heads=2, feedback=False, correction=0.02, output_gate='silu')",
+    "gated_deltaproduct(heads=2, steps=3, negative_eigenvalues=False)",
+    "gated_deltaproduct(heads=2, forget=False)",
+    "rwkv7(heads=2, expand_k=0.5, first_value=False, decay_rank=3, rate_rank=5, gate_rank=2)",
 )
 # A spec's tests follow one another (that is what the scope is for): they share what its subject compiles.
 every = pytest.mark.parametrize(
