@@ -7,7 +7,21 @@ A family is a function here: how its config.json maps to settings of `LanguageMo
 cannot be mapped is refused; docs/convert.md says what was compared with what.
 """
 
-from seqzoo.convert import fla, mamba, mamba2, minimax, recurrent_gemma, rwkv, rwkv6, xlstm  # noqa: F401  (each registers families)
+from seqzoo.convert import (  # noqa: F401  (each registers families)
+    fla,
+    fla_delta,
+    kimi_linear,
+    mamba,
+    mamba2,
+    minimax,
+    olmo_hybrid,
+    qwen3_5,
+    recurrent_gemma,
+    rwkv,
+    rwkv6,
+    rwkv7,
+    xlstm,
+)
 from seqzoo.convert.checkpoint import ConvertError
 from seqzoo.convert.family import names
 from seqzoo.convert.filling import load, load_mixer

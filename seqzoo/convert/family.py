@@ -1,6 +1,6 @@
 """Families: what a `model_type` of config.json means, as settings of `LanguageModel` and rules for the tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seqzoo.convert.checkpoint import Config, ConvertError
@@ -11,9 +11,10 @@ from seqzoo.registry import did_you_mean
 class Plan(NamedTuple):
     """How to build and fill the model of one checkpoint."""
 
-    model: Mapping[str, Any]  # arguments of LanguageModel
+    model: Mapping[str, Any]  # arguments of LanguageModel; a layer whose mixer we do not have is None
     tensors: Mapping[str, Rule]  # by name in the file; targets are parameters of the model
     layers: tuple[Mapping[str, Rule], ...]  # the same for each layer; targets are parameters of its Block
+    refused: str | None = None  # why there is no whole model but only mixers of it
 
 
 _FAMILIES: dict[str, Callable[[Config], Plan]] = {}
@@ -47,15 +48,21 @@ def plan(config: Config) -> Plan:
 
 def prefixed(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
     """The rules, for tensors whose names begin with the prefix."""
-    return {prefix + name: rule for name, rule in rules.items()}
+    also = lambda name: None if name is None else prefix + name
+    renamed = lambda rule: rule._replace(others=tuple(map(also, rule.others)), also=also(rule.also))
+    return {prefix + name: renamed(rule) for name, rule in rules.items()}
 
 
-def rotary(config: Config, *, base: float, fraction: float | None = None) -> tuple[float, float]:
+def rotary(
+    config: Config, *, base: float, fraction: float | None = None, without_effect: Sequence[str] = ()
+) -> tuple[float, float]:
     """(base, share of a head's channels that are rotated) of rotary positions; ConvertError for any scaling of them.
 
     base, fraction: what absent settings mean; fraction None: heads are rotated whole, and a fraction is refused.
+    without_effect: settings of rope_parameters that have no bearing on text.
     """
     settings = dict(config.get("rope_parameters", None) or {})
+    settings = {key: value for key, value in settings.items() if key not in without_effect}
     base = settings.pop("rope_theta", config.get("rope_theta", base))  # older files have both beside rope_parameters
     if fraction is not None:
         fraction = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", fraction))

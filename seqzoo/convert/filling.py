@@ -33,6 +33,8 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
     """
     with Checkpoint(folder) as checkpoint:
         made = plan(checkpoint.config)
+        if made.refused:
+            raise ConvertError(made.refused)
         build = lambda: LanguageModel(**made.model, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
         return _filled(build, _placed(made), checkpoint, whole=True)
 
@@ -51,6 +53,8 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
         depth, layers = made.model["depth"], made.model["layers"]
         if not 0 <= layer < depth:
             raise ConvertError(f"layer={layer}: {checkpoint.folder} has layers 0 to {depth - 1}")
+        if layers[layer % len(layers)] is None:
+            raise ConvertError(f"layer={layer}: {made.refused}")
         spec, settings = layers[layer % len(layers)], {"depth": (layer, depth), "dtype": dtype, "param_dtype": param_dtype}
         build = lambda: mixers.create(spec, made.model["d_model"], **settings, rngs=nnx.Rngs(0))
         own = {
@@ -97,6 +101,7 @@ def _filled(
     wanted, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     arrays = {".".join(key.key for key in path): np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted}
     filled: set[tuple[str, int | None]] = set()
+    places = {_found(name, at[0].rule.also, checkpoint): at for name, at in places.items()}
     problems = []
 
     for name in sorted(set(places) & set(checkpoint.names())):
@@ -105,8 +110,10 @@ def _filled(
             filled |= {(prefix + target, index) for target in rule.targets}
             if rule.copy_of in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.copy_of)):
                 problems.append(f"{name} differs from {rule.copy_of}, with which config.json ties it")
+            if not set(rule.others) <= set(checkpoint.names()):
+                continue  # each is missing by a rule of its own
             try:
-                pieces = rule.make(tensor)
+                pieces = rule.make(tensor, *map(checkpoint.read, rule.others))
             except (ValueError, IndexError) as error:
                 problems.append(f"{name} has shape {tensor.shape}: {error}")
                 continue
@@ -119,9 +126,11 @@ def _filled(
                     array[where] = piece
 
     for name in sorted(set(places) - set(checkpoint.names())):
-        if any(place.rule.needed for place in places[name]):
-            problems.append(f"{name} is missing")
-            filled |= {(prefix + target, index) for rule, prefix, index in places[name] for target in rule.targets}
+        for rule, prefix, index in places[name]:
+            problems += [f"{name} is missing"] if rule.needed else []
+            for target in rule.targets:
+                filled.add((prefix + target, index))
+                arrays[prefix + target][... if index is None else index] = 0
     if whole:
         problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.periods.") else [None])}
@@ -133,3 +142,8 @@ def _filled(
         raise ConvertError(f"{checkpoint.folder} does not fit its config.json:{shown}{more}")
     leaves = [jnp.asarray(arrays.pop(path)) for path in tuple(arrays)]
     return nnx.merge(graphdef, jax.tree_util.tree_unflatten(tree, leaves))
+
+
+def _found(name: str, also: str | None, checkpoint: Checkpoint) -> str:
+    """The name under which the file has a tensor, if it has it under one alone; the first is what a message says."""
+    return also if also in checkpoint.names() and name not in checkpoint.names() else name

@@ -1,4 +1,7 @@
-"""Models of flash-linear-attention 0.6.0 (fla-hub/gla-*, retnet-*, ...): GLA, RetNet, HGRN2 and GSA; rwkv6.py has RWKV-6."""
+"""Models of flash-linear-attention 0.6.0 (fla-hub/gla-*, retnet-*, ...): GLA, RetNet, HGRN2 and GSA.
+
+fla_delta.py has its delta rules, rwkv6.py and rwkv7.py those two.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,13 +31,13 @@ def gla(config: Config) -> Plan:
     config.only("feature_map", None)
     config.only("clamp_min", None)
     config.ignore("use_gk", "use_gv")  # stored there, and never read
-    spec = f"gla({_widths(config, 4, 0.5, 1.0)}, norm_eps={_eps(config)})"
+    spec = f"gla({_widths(config, 4, 0.5, 1.0)}, norm_eps={eps_of(config)})"
     gate = {
         "gk_proj.0.weight": matrix("mixer.gate_down.w"),
         "gk_proj.1.weight": matrix("mixer.gate_up.w"),
         "gk_proj.1.bias": keep("mixer.gate_up.b"),
     }
-    return stack_of(config, spec, _projections("qkv") | _gated_norm(config) | gate)
+    return stack_of(config, spec, projections("qkv") | _gated_norm(config) | gate)
 
 
 @family("retnet")
@@ -42,8 +45,8 @@ def retnet(config: Config) -> Plan:
     """Blocks of retention; the base of its rotary positions is the layer's default, there and here."""
     config.only("feature_map", None)
     config.ignore("use_short_conv", "conv_size")  # stored there; its block does not hand them on
-    spec = f"retnet({_widths(config, 8, 1.0, 2.0)}, norm_eps={_eps(config)})"
-    return stack_of(config, spec, _projections("qkv") | _gated_norm(config), hidden_ratio=2)
+    spec = f"retnet({_widths(config, 8, 1.0, 2.0)}, norm_eps={eps_of(config)})"
+    return stack_of(config, spec, projections("qkv") | _gated_norm(config), hidden_ratio=2)
 
 
 @family("gsa")
@@ -55,7 +58,7 @@ def gsa(config: Config) -> Plan:
     config.only("expand_v", 1)  # theirs fails with any other: the norm is as wide as the model
     slots, temperature = config.get("num_slots", 64), config.get("gate_logit_normalizer", 8)
     spec = f"gsa({_widths(config, 4, 1.0, 1.0)}, slots={slots}, gate_temperature={float(temperature)})"
-    return stack_of(config, spec, _projections("qkvf") | {"g_norm.weight": keep("mixer.norm.scale")})
+    return stack_of(config, spec, projections("qkvf") | {"g_norm.weight": keep("mixer.norm.scale")})
 
 
 @family("hgrn2")
@@ -97,7 +100,7 @@ def stack_of(
     config.only("attnres_block_size", None)  # attention over what the layers before gave
     config.only("elementwise_affine", True)
     model, tensors = backbone_of(config, spec)
-    model |= {"channel": f"swiglu(hidden={_hidden(config, hidden_ratio)})", "norm_eps": _eps(config)}
+    model |= {"channel": f"swiglu(hidden={_hidden(config, hidden_ratio)})", "norm_eps": eps_of(config)}
     layer = {
         "attn_norm.weight": keep("mixer_norm.scale"),
         "mlp_norm.weight": keep("channel_norm.scale"),
@@ -141,11 +144,13 @@ def _widths(config: Config, heads: int, expand_k: float, expand_v: float) -> str
     return ", ".join(f"{key.removeprefix('num_')}={config.get(key, default)}" for key, default in defaults.items())
 
 
-def _eps(config: Config) -> float:
+def eps_of(config: Config) -> float:
+    """What the norms add to the mean square."""
     return float(config.get("norm_eps", 1e-6))
 
 
-def _projections(inputs: Sequence[str]) -> dict[str, Rule]:
+def projections(inputs: Sequence[str]) -> dict[str, Rule]:
+    """The named inputs' matrices and the output's."""
     return {f"{name}_proj.weight": matrix(f"mixer.{name}.w") for name in inputs} | {"o_proj.weight": matrix("mixer.out.w")}
 
 

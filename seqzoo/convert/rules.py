@@ -10,9 +10,11 @@ class Rule(NamedTuple):
     """One tensor of the file becomes the parameters `targets`, dotted paths such as "mixer.x.w"."""
 
     targets: tuple[str, ...]
-    make: Callable[[np.ndarray], Sequence[np.ndarray]]
+    make: Callable[..., Sequence[np.ndarray]]
     copy_of: str | None = None  # the file may hold this tensor, as a copy of that one
-    needed: bool = True
+    needed: bool = True  # else the file may lack it, and its targets are zero then
+    others: tuple[str, ...] = ()  # tensors that `make` takes behind this one
+    also: str | None = None  # another name under which the file may hold this tensor
 
 
 def keep(target: str) -> Rule:
@@ -69,6 +71,17 @@ def interleaved(heads: int, *rules: Rule) -> Rule:
         return [array for rule, piece in zip(rules, pieces, strict=True) for array in rule.make(piece.reshape(-1, *x.shape[1:]))]
 
     return Rule(targets, make)
+
+
+def joined(target: str, names: Sequence[str], make: Callable[[np.ndarray], np.ndarray]) -> dict[str, Rule]:
+    """Several tensors that become one parameter: `make` gets them stacked; ValueError if their shapes differ."""
+    rules = {name: Rule((), lambda x: ()) for name in names}
+    return rules | {names[0]: Rule((target,), lambda *x: (make(np.stack(x)),), others=tuple(names[1:]))}
+
+
+def if_there(rule: Rule) -> Rule:
+    """A tensor that the file may lack because it would have no effect: zeros take its place."""
+    return rule._replace(needed=False)
 
 
 def without_effect() -> Rule:

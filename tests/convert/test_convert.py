@@ -131,18 +131,31 @@ def test_settings_that_are_not_ours_are_refused(tmp_path, changes, message):
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 11}
-FAMILIES = {  # the settings that have no default
+HEADS = SMALL | {"num_heads": 2, "head_dim": 8}
+FAMILIES = {  # the settings that have no default, or a default too large for a test
+    "comba": HEADS,
+    "delta_net": SMALL,
+    "gated_deltanet": HEADS,
+    "gated_deltaproduct": HEADS,
     "gla": SMALL,
     "gsa": SMALL,
     "hgrn2": SMALL | {"expand_ratio": 8},
+    "kda": HEADS,
+    "kimi_linear": SMALL
+    | {"layer_types": ["linear_attention"] * 2, "mlp_layer_types": ["dense"] * 2, "intermediate_size": 24}
+    | {"linear_num_heads": 2, "linear_head_dim": 4},
     "mamba": SMALL,
     "mamba2": SMALL | {"num_heads": 2, "head_dim": 16, "n_groups": 2},
     "minimax": SMALL
     | {"num_attention_heads": 2, "layer_types": ["linear_attention"] * 2, "intermediate_size": 24, "num_local_experts": 1},
+    "olmo_hybrid": SMALL
+    | {"num_attention_heads": 2, "layer_types": ["linear_attention", "full_attention"], "intermediate_size": 24},
+    "qwen3_5_text": SMALL | {"intermediate_size": 24, "full_attention_interval": 2},
     "recurrent_gemma": SMALL | {"num_attention_heads": 2, "intermediate_size": 24},
     "retnet": SMALL,
     "rwkv": SMALL,
     "rwkv6": SMALL,
+    "rwkv7": SMALL | {"head_dim": 8},
     "xlstm": SMALL,
 }
 
@@ -179,6 +192,26 @@ def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_t
         ("hgrn2", {"attnres_block_size": 2}, "attnres_block_size=2 is not supported, only None"),
         ("retnet", {"use_output_gate": False}, "use_output_gate=False is not supported, only True"),
         ("retnet", {"hidden_act": "powlu"}, "hidden_act='powlu' is not supported, only 'swish'"),
+        ("comba", {"use_output_gate": False}, "use_output_gate=False is not supported, only True"),
+        ("comba", {"num_v_heads": 4}, "num_v_heads=4 is not supported, only None or 2"),
+        ("delta_net", {"use_gate": True}, "use_gate=True is not supported, only False"),
+        ("delta_net", {"use_beta": False}, "use_beta=False is not supported, only True"),
+        ("delta_net", {"use_short_conv": False}, "use_short_conv=False is not supported, only True"),
+        ("delta_net", {"qk_norm": "sum"}, "qk_norm='sum' is not supported, only 'l2'"),
+        ("delta_net", {"qk_activation": "elu"}, "qk_activation='elu' is not supported, only 'silu'"),
+        ("gated_deltanet", {"use_gate": False}, "use_gate=False is not supported, only True"),
+        (
+            "gated_deltanet",
+            {"output_gate_activation": "sigmoid"},
+            "output_gate_activation='sigmoid' is not supported, only 'swish' or 'silu'",
+        ),
+        ("gated_deltaproduct", {"use_output_gate": False}, "use_output_gate=False is not supported, only True"),
+        ("gated_deltaproduct", {"conv_bias": True}, "settings that are unknown for model_type='gated_deltaproduct'"),
+        ("kda", {"safe_gate": True, "lower_bound": -5}, "safe_gate=True is not supported, only False"),
+        ("kda", {"lower_bound": -5}, "lower_bound=-5 is not supported, only None"),
+        ("rwkv7", {"value_dim": [16, 32]}, r"value_dim=\[16, 32\] is not supported, only one width for all layers"),
+        ("rwkv7", {"head_dim": 5}, "head_dim=5 and num_heads=None are not supported with hidden_size=16, only a divisor of it"),
+        ("rwkv7", {"hidden_act": "relu"}, "hidden_act='relu' is not supported, only 'sqrelu'"),
         ("rwkv6", {"norm_bias": False}, "norm_bias=False is not supported, only True"),
         ("mamba", {"use_conv_bias": False}, "use_conv_bias=False is not supported, only True"),
         ("mamba2", {"time_step_limit": [0.001, 0.1]}, r"time_step_limit=\[0.001, 0.1\] is not supported, only \[0, inf\]"),
@@ -189,6 +222,18 @@ def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_t
         ("minimax", {"layer_types": ["full_attention"]}, r"layer_types=\['full_attention'\], wanted 2 of 'linear_attention' and"),
         ("minimax", {"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters=\{'rope_type': 'yarn'\} is not supported"),
         ("minimax", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "is not supported, only rope_theta, with"),
+        ("kimi_linear", {"tie_word_embeddings": True}, "tie_word_embeddings=True is not supported, only False"),
+        (
+            "kimi_linear",
+            {"linear_attn_config": {"gate_lower_bound": -5.0}},
+            r"linear_attn_config has unknown settings \{'gate_lower_bound': -5.0\}; known are full_attn_layers",
+        ),
+        ("kimi_linear", {"layer_types": ["kda", "mla"]}, r"layer_types=\['kda', 'mla'\], wanted 2 of 'linear_attention' and"),
+        ("olmo_hybrid", {"layer_types": ["linear_attention"]}, r"layer_types=\['linear_attention'\], wanted 2 of"),
+        ("olmo_hybrid", {"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters=\{'rope_type': 'yarn'\} is not supported"),
+        ("qwen3_5_text", {"attn_output_gate": False}, "attn_output_gate=False is not supported, only True"),
+        ("qwen3_5_text", {"rope_parameters": {"factor": 2}}, "is not supported, only rope_theta and partial_rotary_factor, with"),
+        ("qwen3_5", {}, r"model_type='qwen3_5' is not supported, only .* Did you mean 'qwen3_5_text'\?"),
         ("recurrent_gemma", {"attention_bias": True}, "attention_bias=True is not supported, only False"),
         ("recurrent_gemma", {"block_types": ["mlp"]}, r"block_types=\['mlp'\] is not supported, only 'recurrent' and 'attention'"),
         ("recurrent_gemma", {"head_dim": 4}, "head_dim=4 is not supported, only 8"),
@@ -200,7 +245,7 @@ def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_t
 )
 def test_what_a_family_cannot_follow_is_refused(tmp_path, model_type, changes, message):
     with pytest.raises(convert.ConvertError, match=message):
-        convert.load(write(tmp_path, {}, FAMILIES[model_type] | {"model_type": model_type} | changes))
+        convert.load(write(tmp_path, {}, FAMILIES.get(model_type, {}) | {"model_type": model_type} | changes))
 
 
 def test_a_truncated_file_is_said(folder):

@@ -75,6 +75,66 @@ def test_the_five_inputs_of_rwkv6_come_in_our_order(tmp_path):
     np.testing.assert_array_equal(at("x_proj.2.weight", down.T)[:, 1, 7], np.array([1, 2, 3, 0, 4]) + 7 / 100)
 
 
+RWKV7 = SMALL | {
+    "model_type": "rwkv7",
+    "head_dim": 8,
+    "intermediate_size": 24,
+    **{f"{name}_low_rank_dim": 3 for name in ("decay", "gate", "a", "v")},
+}
+
+
+def rwkv7_tensors():
+    """The tensors of an RWKV-7 with three layers, by name; the first has no blend of values."""
+    norms = ("attn_norm", "ffn_norm", "attn.g_norm")
+    layer = {f"{name}.{part}": (16,) for name in norms for part in ("weight", "bias")}
+    layer |= {f"attn.x_{name}": (1, 1, 16) for name in "rwkvag"} | {"attn.k_k": (16,), "attn.k_a": (16,), "attn.r_k": (2, 8)}
+    layer |= {f"attn.{name}_proj.weight": (16, 16) for name in "rkvo"}
+    for name in "wavg":
+        layer |= {f"attn.{name}_lora.lora.0.weight": (3, 16), f"attn.{name}_lora.lora.2.weight": (16, 3)}
+        layer |= {f"attn.{name}_lora.lora.2.bias": (16,)} if name != "g" else {}
+    layer |= {"ffn.x_k": (16,), "ffn.key.weight": (24, 16), "ffn.value.weight": (16, 24)}
+    shapes = {"model.embeddings.weight": (11, 16), "lm_head.weight": (11, 16), "model.norm.weight": (16,), "model.norm.bias": (16,)}
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(3) for name, shape in layer.items()}
+    shapes |= {f"model.layers.0.pre_norm.{part}": (16,) for part in ("weight", "bias")}
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("model.layers.0.attn.v_lora")}
+    random = np.random.default_rng(0)
+    return {name: (0.5 * random.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_the_first_layer_of_rwkv7_has_no_blend_of_values_and_ours_has_no_effect(tmp_path):
+    tensors = rwkv7_tensors()
+    model = convert.load(write(tmp_path, tensors, RWKV7))
+    first = model.stack.periods.blocks()["0_rwkv7"].mixer.first
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(first))):
+        np.testing.assert_array_equal(leaf[0], 0)
+        assert np.all(leaf[1:])
+    np.testing.assert_array_equal(first.down.w[...][2], tensors["model.layers.2.attn.v_lora.lora.0.weight"].T)
+    logits = model(np.arange(9)[None])[0]
+    first.bias[...] = first.bias[...].at[0].set(1.0)
+    np.testing.assert_array_equal(model(np.arange(9)[None])[0], logits)
+
+
+def test_the_six_mixes_of_rwkv7_are_rows_of_one_parameter(tmp_path):
+    tensors = rwkv7_tensors()
+    folder = write(tmp_path / "a", tensors, RWKV7)
+    wanted = np.concatenate([tensors[f"model.layers.1.attn.x_{name}"][0] for name in "rwkvag"])
+    np.testing.assert_array_equal(convert.load_mixer(folder, 1).mix[...], wanted)
+    del tensors["model.layers.1.attn.x_a"]
+    with pytest.raises(convert.ConvertError, match=r"its config.json:\s+model.layers.1.attn.x_a is missing$"):
+        convert.load(write(tmp_path / "b", tensors, RWKV7))
+    tensors["model.layers.1.attn.x_a"] = np.ones((1, 1, 15), np.float32)
+    with pytest.raises(convert.ConvertError, match=r"attn.x_r has shape \(1, 1, 16\): all input arrays must have the same"):
+        convert.load(write(tmp_path / "c", tensors, RWKV7))
+
+
+def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
+    rules = plan(Config(SMALL | {"model_type": "comba"}, "config.json")).layers[1]
+    correction, share = rules["model.layers.1.attn.D"], rules["model.layers.1.attn.decay"]
+    d, decay = np.array([0.5, 2.0], np.float32), np.array([0.0, -1.0], np.float32)
+    assert correction.others == ("model.layers.1.attn.decay",) and share.make(decay) == ()
+    assert_close(correction.make(d, decay)[0], d / (1 + np.exp(-decay)))
+
+
 @pytest.mark.parametrize(
     ("changes", "setting", "wanted"),
     [
@@ -83,6 +143,28 @@ def test_the_five_inputs_of_rwkv6_come_in_our_order(tmp_path):
         ({"model_type": "retnet", "num_heads": 4, "hidden_size": 192}, "channel", "swiglu(hidden=256)"),
         ({"model_type": "rwkv6", "num_heads": 2}, "channel", "rwkv(expansion=4.0)"),
         ({"model_type": "rwkv6", "norm_first": False}, "embedding_norm", None),
+        ({"model_type": "rwkv7", "hidden_size": 64}, "channel", "rwkv(expansion=4.0, gated=False)"),
+        (
+            {"model_type": "rwkv7", "hidden_size": 2048, "decay_low_rank_dim": None, "fuse_norm": False, "value_dim": 4096},
+            "layers",
+            (
+                "rwkv7(heads=32, expand_v=2.0, decay_rank=128, rate_rank=64, value_rank=16, gate_rank=128, eps=0.00064, "
+                "key_eps=1e-24)",
+            ),
+        ),
+        (
+            {"model_type": "gated_deltaproduct", "hidden_size": 1536},
+            "layers",
+            (
+                "gated_deltaproduct(heads=6, expand_k=1.0, expand_v=2.0, steps=1, forget=False, negative_eigenvalues=False, "
+                "conv_width=4, norm_eps=1e-06)",
+            ),
+        ),
+        (
+            {"model_type": "delta_net", "conv_size": 3},
+            "layers",
+            ("deltanet(heads=16, expand_k=1.0, expand_v=1.0, negative_eigenvalues=False, conv_width=3, norm_eps=1e-06)",),
+        ),
         ({"model_type": "hgrn2", "hidden_size": 256}, "layers", ("hgrn2(heads=2)",)),
         ({"model_type": "hgrn2", "num_heads": 4, "expand_ratio": None}, "layers", ("hgrn2(heads=4)",)),
         ({"model_type": "hgrn2", "expand_ratio": 16, "use_lower_bound": False}, "layers", ("hgrn2(heads=1, lower_bound=0.0)",)),

@@ -62,6 +62,53 @@ FAMILIES = {  # class of the model, and its settings beside the vocabulary
             "intermediate_size": 96,
         },
     ),
+    "qwen3_5_text": (
+        "Qwen3_5ForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_num_value_heads": 4,
+            "linear_value_head_dim": 12,
+            "intermediate_size": 48,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "olmo_hybrid": (
+        "OlmoHybridForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_value_head_dim": 8,  # all values as wide as all keys: other files are saved wrong
+            "intermediate_size": 48,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},  # no positions, as in the released model
+            "pad_token_id": 0,
+        },
+    ),
+    "kimi_linear": (
+        "KimiLinearForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention"] * 2,
+            "mlp_layer_types": ["dense"] * 2,
+            "linear_num_heads": 4,
+            "linear_head_dim": 8,
+            "intermediate_size": 48,
+            "pad_token_id": 0,
+        },
+    ),
     "rwkv": ("RwkvForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 256}),
 }
 
@@ -90,6 +137,12 @@ def pair(torch, name, folder, **changes):
 
 def perturbed(torch, kind, settings, folder):
     """A model of the class `kind` with noise on every weight, and ours, which went through `folder`."""
+    theirs = saved(torch, kind, settings, folder)
+    return Pair(convert.load(folder), theirs, folder)
+
+
+def saved(torch, kind, settings, folder):
+    """A model of the class `kind` with noise on every weight, saved in `folder`."""
     torch.manual_seed(0)
     theirs = kind(kind.config_class(vocab_size=VOCAB, **settings)).eval()
     matrix = 0.2 * (32 / theirs.config.hidden_size) ** 0.5  # the same spread of sums at any width
@@ -97,7 +150,7 @@ def perturbed(torch, kind, settings, folder):
         for parameter in theirs.parameters():
             parameter += torch.randn_like(parameter) * (matrix if parameter.squeeze().ndim >= 2 else 0.05)
     theirs.save_pretrained(folder)
-    return Pair(convert.load(folder), theirs, folder)
+    return theirs
 
 
 def gradients(torch, models, inputs, folder):

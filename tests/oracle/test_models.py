@@ -1,15 +1,18 @@
 """Imported models against transformers: the same checkpoint folder gives the same logits, gradients and continuations."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 from tolerances import assert_close, error
 
 from seqzoo import convert
 
-from .models import FAMILIES, advance, gradients, greedy, pair, tokens
+from .models import FAMILIES, Pair, advance, gradients, greedy, pair, saved, tokens
 
 pytestmark = pytest.mark.oracle
 
@@ -24,7 +27,11 @@ def test_the_logits_are_theirs(torch, models):
     assert_close(models.ours(prompt)[0], models.logits(torch, prompt))
 
 
-def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_path):
+def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_path, monkeypatch):
+    """Gated delta rules of theirs go token by token: in chunks differences of running sums lose the digits of decays' gradients."""
+    module = sys.modules[type(models.theirs).__module__]
+    if hasattr(module, "torch_chunk_gated_delta_rule"):
+        monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", module.torch_recurrent_gated_delta_rule)
     got, wanted, _ = gradients(torch, models, tokens(2, 41), tmp_path)
     assert_close(got, wanted)
 
@@ -75,6 +82,40 @@ def test_where_mamba_is_continued_in_pieces_ours_holds(torch, tmp_path):
         ("mamba2", {"tie_word_embeddings": True, "n_groups": 4}),
         ("minimax", {"layer_types": ["full_attention"] * 3, "head_dim": None, "num_key_value_heads": 4}),
         ("recurrent_gemma", {"block_types": ["attention", "recurrent"], "num_key_value_heads": 2, "logits_soft_cap": 2.0}),
+        (
+            "qwen3_5_text",
+            {
+                "num_hidden_layers": 4,
+                "layer_types": None,
+                "head_dim": 8,
+                "attention_bias": True,
+                "linear_num_key_heads": 4,
+                "linear_conv_kernel_dim": 3,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 100.0,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [1, 1, 0],
+                },
+                "tie_word_embeddings": True,
+            },
+        ),
+        (
+            "olmo_hybrid",
+            {
+                "num_key_value_heads": None,
+                "attention_bias": True,
+                "linear_num_key_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_allow_neg_eigval": False,
+                "rms_norm_eps": 1e-3,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+                "tie_word_embeddings": True,
+            },
+        ),
+        ("olmo_hybrid", {"rope_parameters": None}),
+        ("kimi_linear", {"linear_num_heads": 2, "linear_head_dim": 24, "linear_conv_kernel_dim": 2, "rms_norm_eps": 1e-3}),
         # Halving the residual stream on the way changes the weight of the epsilon, and nothing else.
         ("rwkv", {"num_hidden_layers": 3, "rescale_every": 2, "layer_norm_epsilon": 1e-8, "intermediate_size": 40}),
         ("xlstm", {"num_heads": 2, "gate_soft_cap": 1.0, "qk_dim_factor": 1.0}),
@@ -93,14 +134,71 @@ def test_the_several_files_that_they_write_are_read(torch, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-@pytest.mark.parametrize(("name", "layer", "path"), [("mamba2", 1, "backbone.layers.1"), ("minimax", 2, "model.layers.2")])
+@pytest.mark.parametrize(
+    ("name", "layer", "path"),
+    [
+        ("mamba2", 1, "backbone.layers.1.mixer"),
+        ("minimax", 2, "model.layers.2.self_attn"),
+        ("qwen3_5_text", 2, "model.layers.2.linear_attn"),
+        ("olmo_hybrid", 2, "model.layers.2.linear_attn"),
+    ],
+)
 def test_one_layer_alone_is_theirs(torch, tmp_path, name, layer, path):
-    models = pair(torch, name, tmp_path)
+    arguments = {"position_embeddings": None, "attention_mask": None} if name == "minimax" else {}
+    assert_layer_is_theirs(torch, pair(torch, name, tmp_path).theirs.get_submodule(path), tmp_path, layer, **arguments)
+
+
+def assert_layer_is_theirs(torch, theirs, folder, layer, **arguments):
     x = np.random.default_rng(0).normal(size=(2, 30, 32)).astype(np.float32)
-    theirs = models.theirs.get_submodule(path)
-    theirs = theirs.mixer if name == "mamba2" else theirs.self_attn
     with torch.no_grad():
-        arguments = {} if name == "mamba2" else {"position_embeddings": None, "attention_mask": None}
         wanted = theirs(torch.from_numpy(x), **arguments)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
-    assert_close(convert.load_mixer(tmp_path, layer)(jnp.asarray(x))[0], wanted.numpy())
+    assert_close(convert.load_mixer(folder, layer)(jnp.asarray(x))[0], wanted.numpy())
+
+
+def test_of_a_kimi_linear_with_what_we_do_not_have_single_layers_are_theirs(torch, tmp_path):
+    """Latent attention and a mixture of experts, as in the released models, around layers of Kimi delta attention."""
+    import transformers
+
+    kind, settings = FAMILIES["kimi_linear"]
+    settings = settings | {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mlp_layer_types": ["dense", "dense", "sparse"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    }
+    theirs = saved(torch, getattr(transformers, kind), settings, tmp_path)
+    for layer in (0, 2):
+        assert_layer_is_theirs(torch, theirs.model.layers[layer].self_attn, tmp_path, layer)
+    with pytest.raises(
+        convert.ConvertError, match=r"latent attention .* in layers \[1\] and a mixture of experts .* in layers \[2\]"
+    ):
+        convert.load(tmp_path)
+
+
+def test_keys_and_values_of_olmo_hybrid_may_have_other_widths_in_files_as_they_were_released(torch, tmp_path):
+    """transformers 5.23 saves the three convolutions as thirds of the one it makes of them; released files have their own rows."""
+    import transformers
+
+    kind, settings = FAMILIES["olmo_hybrid"]
+    settings = settings | {"linear_key_head_dim": 6, "linear_value_head_dim": 12}
+    theirs = saved(torch, getattr(transformers, kind), settings, tmp_path)
+    with pytest.raises(convert.ConvertError, match=r"\(24, 1, 4\): wanted 12 channels; transformers saves thirds"):
+        convert.load(tmp_path)
+    file = load_file(tmp_path / "model.safetensors")
+    file["model.layers.1.post_attention_layernorm.weight"] = file.pop("model.layers.1.feedforward_layer_norm.weight")
+    for layer in ("model.layers.0", "model.layers.2"):
+        names = [f"{layer}.linear_attn.{name}_conv1d.weight" for name in "qkv"]
+        kernels = np.split(np.concatenate([file[name] for name in names]), [12, 24])
+        file |= dict(zip(names, map(np.ascontiguousarray, kernels), strict=True))
+    save_file(file, tmp_path / "model.safetensors")
+    prompt = tokens(2, 30)
+    assert_close(convert.load(tmp_path)(prompt)[0], Pair(None, theirs, tmp_path).logits(torch, prompt))

@@ -8,6 +8,7 @@ from tolerances import error, rms
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
+from seqzoo.nn.delta import delta_product, delta_rule
 
 from . import comparing
 
@@ -130,6 +131,91 @@ def test_twice_with_the_decay_on_values_and_on_keys_it_is_gated_slot_attention(t
         wanted = comparing.theirs(torch, theirs, arrays)
         mild = wanted if mild is None else mild
         comparing.assert_equal(comparing.ours(ours, arrays), wanted, mild=mild, what=f"every 17th log decay {violent}:")
+
+
+def bounded(violent=None, keys=("k",), **shapes):
+    """As `draw`, what delta rules need for a memory that stays bounded: `keys` of unit length, strengths between 0 and 2."""
+    arrays = draw("log_decay" if "log_decay" in shapes else None, violent, **shapes)
+    arrays |= {name: arrays[name] / np.linalg.norm(arrays[name], axis=-1, keepdims=True) for name in keys}
+    return arrays | {"strength": np.random.default_rng(1).uniform(0, 2, shapes["strength"]).astype(np.float32)}
+
+
+def assert_theirs_at_any_decay(torch, ours, theirs, **settings):
+    mild = None
+    for violent in (None, *VIOLENT):
+        arrays = bounded(violent, **settings)
+        wanted = comparing.theirs(torch, theirs, arrays)
+        mild = wanted if mild is None else mild
+        comparing.assert_equal(comparing.ours(ours, arrays), wanted, mild=mild, what=f"every 17th log decay {violent}:")
+
+
+@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+def test_the_delta_rule_without_a_decay_is_deltanet(torch, fla, implementation):
+    peer = fla("delta_rule/naive").delta_rule_recurrence
+    arrays = bounded(**ATTENTION, **STATE, strength=(B, T, H))
+
+    def theirs(initial_state, **x):
+        q, k, v, beta = (heads_first(x[name]) for name in ("q", "k", "v", "strength"))
+        o, last = peer(q, k, v, beta, initial_state=initial_state)
+        return heads_first(o), last
+
+    ours = lambda **x: delta_rule(**x, implementation=implementation)
+    comparing.assert_equal(comparing.ours(ours, arrays), comparing.theirs(torch, theirs, arrays))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize(
+    ("module", "name", "gate"),
+    [
+        ("gated_delta_rule/naive", "naive_recurrent_gated_delta_rule", (B, T, H)),
+        ("kda/naive", "naive_recurrent_kda", (B, T, H, K)),
+    ],
+)
+def test_the_delta_rule_with_a_decay_is_gated_deltanet_and_by_channel_kda(torch, fla, module, name, gate, implementation):
+    peer = getattr(fla(module), name)
+    theirs = lambda strength, log_decay, **x: peer(beta=strength, g=log_decay, output_final_state=True, **x)
+    ours = lambda **x: delta_rule(**x, implementation=implementation)
+    assert_theirs_at_any_decay(torch, ours, theirs, **ATTENTION, **STATE, strength=(B, T, H), log_decay=gate)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+def test_the_delta_rule_on_what_was_there_before_the_decay_is_comba(torch, fla, implementation):
+    """Mild decays: their chunked loop is the only sound one, and its gradients are NaN at strong ones."""
+    peer = fla("comba/naive").naive_chunk_comba
+    arrays = bounded(keys=("k", "p"), **ATTENTION, **STATE, p=(B, T, H, K), strength=(B, T, H), log_decay=(B, T, H))
+    theirs = lambda strength, log_decay, **x: peer(beta=strength, g=log_decay, output_final_state=True, **x)
+    ours = lambda p, **x: delta_rule(**x, undecayed=p, implementation=implementation)
+    comparing.assert_equal(comparing.ours(ours, arrays), comparing.theirs(torch, theirs, arrays))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+def test_with_a_decay_a_removal_and_a_write_per_channel_it_is_the_recurrence_of_rwkv7(torch, fla, implementation):
+    peer = fla("generalized_delta_rule/dplr/naive").dplr_recurrence
+
+    def ours(removed, strength, **x):
+        return linear_attention(**x, a=-removed, b=strength * removed, implementation=implementation)
+
+    def theirs(initial_state, **x):
+        names = ("q", "k", "v", "removed", "strength", "log_decay")
+        q, k, v, removed, strength, gk = (heads_first(x[name]) for name in names)
+        o, last = peer(q, k, v, -removed, strength * removed, gk, initial_state=initial_state)
+        return heads_first(o), last
+
+    channels = {name: (B, T, H, K) for name in ("removed", "strength", "log_decay")}
+    assert_theirs_at_any_decay(torch, ours, theirs, keys=("removed",), **ATTENTION, **STATE, **channels)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+def test_several_steps_of_the_delta_rule_are_gated_deltaproduct(torch, fla, implementation):
+    peer, steps = fla("gated_delta_product/naive").naive_recurrent_gated_delta_product, 3
+    ours = lambda **x: delta_product(**x, implementation=implementation)
+
+    def theirs(q, k, v, strength, log_decay, initial_state):
+        k, v, beta = (x.flatten(1, 2) for x in (k, v, strength))
+        return peer(q, k, v, log_decay, beta, K**-0.5, initial_state=initial_state, num_householder=steps)
+
+    shapes = {"q": (B, T, H, K), "k": (B, T, steps, H, K), "v": (B, T, steps, H, V), "strength": (B, T, steps, H)}
+    assert_theirs_at_any_decay(torch, ours, theirs, **shapes, **STATE, log_decay=(B, T, H))
 
 
 @pytest.mark.parametrize("violent", [-1e6, -np.inf])

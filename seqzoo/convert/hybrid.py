@@ -1,0 +1,63 @@
+"""What transformers' hybrids have in common: layers of several kinds, each with a SwiGLU, and softmax attention among them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from seqzoo.convert.checkpoint import Config, ConvertError
+from seqzoo.convert.family import Plan, prefixed
+from seqzoo.convert.rules import Rule, copy_of, keep, matrix
+
+SWIGLU = {f"mlp.{name}_proj.weight": matrix(f"channel.{name}.w") for name in ("gate", "up", "down")}
+PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}
+
+
+def stack_of(
+    config: Config,
+    kinds: Sequence[str],
+    specs: Mapping[str, str | None],
+    rules: Mapping[str, Mapping[str, Rule]],
+    *,
+    norm_eps: float,
+    scale: Callable[[str], Rule] = keep,
+) -> Plan:
+    """An embedding, blocks of the given kinds, a final norm and a head; settings beyond that are the family's.
+
+    Args:
+      kinds: of each layer; `specs` has the mixer of a kind, `rules` those for the tensors of a layer.
+      norm_eps: of the backbone's norms, and `scale` the rule for the scale of the last.
+    """
+    tied = config.get("tie_word_embeddings", False)
+    model = {
+        "vocab_size": config.get("vocab_size"),
+        "d_model": config.get("hidden_size"),
+        "layers": tuple(specs[kind] for kind in shortest_period(kinds)),
+        "depth": len(kinds),
+        "channel": f"swiglu(hidden={config.get('intermediate_size')})",
+        "norm_eps": norm_eps,
+        "tied": tied,
+    }
+    tensors = {
+        "model.embed_tokens.weight": keep("embedding"),
+        "model.norm.weight": scale("norm.scale"),
+        "lm_head.weight": copy_of("model.embed_tokens.weight") if tied else matrix("head.w"),
+    }
+    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", rules[kind]) for i, kind in enumerate(kinds)))
+
+
+def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | None = None) -> list[str]:
+    """The kind of each layer; ConvertError unless all are known. `default` is what an absent `layer_types` means, if it may be."""
+    depth, kinds = config.get("num_hidden_layers"), config.get("layer_types", *([] if default is None else [None]))
+    kinds = list(default if kinds is None else kinds)
+    if len(kinds) != depth or not set(kinds) <= set(known):
+        raise ConvertError(f"{config.where}: layer_types={kinds!r}, wanted {depth} of {' and '.join(map(repr, known))}")
+    return kinds
+
+
+def attention(bias: bool = False) -> dict[str, Rule]:
+    """The projections of softmax attention."""
+    rules = {f"self_attn.{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in PROJECTIONS.items()}
+    return rules | ({f"self_attn.{theirs}.bias": keep(f"mixer.{ours}.b") for theirs, ours in PROJECTIONS.items()} if bias else {})
+
+
+def shortest_period(kinds: Sequence[str]) -> Sequence[str]:
+    """The shortest pattern that gives `kinds` when it is cycled."""
+    return next(kinds[:n] for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
