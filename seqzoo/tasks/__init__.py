@@ -2,7 +2,8 @@
 
 from seqzoo.tasks.base import BatchSpec, Slice, Task, register, registry
 from seqzoo.tasks.mqar import MQAR
+from seqzoo.tasks.parity import Parity
 
 create = registry.create
 
-__all__ = ["MQAR", "BatchSpec", "Slice", "Task", "create", "register", "registry"]
+__all__ = ["MQAR", "BatchSpec", "Parity", "Slice", "Task", "create", "register", "registry"]
