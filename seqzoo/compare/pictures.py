@@ -10,6 +10,7 @@ from seqzoo.compare.colours import Style, styles
 from seqzoo.compare.summary import Row
 
 INK, FAINT = "#333333", "#8a8a8a"
+LABEL_INCHES = 0.21  # of one label at the end of a curve
 
 
 def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], chances: Mapping[str, float]):
@@ -22,7 +23,7 @@ def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, 
     Returns:
       A matplotlib figure.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = _figure(2, len(rows))
     looks = styles(row.label for row in rows)
     ends = {}
     for row in rows:
@@ -50,7 +51,7 @@ def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chanc
     Returns:
       A matplotlib figure.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, len(rows))
     looks = styles(row.label for row in rows)
     name, places = _places(settings)
     order = sorted(places, key=places.get)
@@ -87,11 +88,13 @@ def save(figure, path: Path) -> None:
     temporary.replace(path)
 
 
-def _figure(panels: int):
+def _figure(panels: int, labels: int):
+    """A figure and its panels, high enough for that many labels at the end of curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4 * panels + 2.2, 4.2), layout="constrained", facecolor="white")
+    height = max(4.2, LABEL_INCHES * labels + 1.0)
+    figure = Figure(figsize=(4.4 * panels + 2.2, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     panels = figure.subplots(1, panels, squeeze=False)[0]
@@ -145,7 +148,8 @@ def _end_labels(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[st
     """Names each curve at its right end, moved apart where they would overlap, with a hairline to the curve."""
     order = sorted(ends, key=lambda label: ends[label][1])
     low, high = axes.get_ylim()
-    heights = spread_out([ends[label][1] for label in order], gap=0.062 * (high - low), low=low + 0.04, high=high - 0.02)
+    gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * (high - low)
+    heights = spread_out([ends[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
     for label, height in zip(order, heights, strict=True):
         axes.annotate(
             label,

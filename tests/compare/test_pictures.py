@@ -1,11 +1,13 @@
 """Colours are stable and tell labels apart; labels at the ends of curves keep their distance."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
@@ -54,6 +56,18 @@ def test_recall_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
     curve, chance = axes.get_lines()
     assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == MIXERS["gla"]
     assert set(np.asarray(chance.get_ydata())) == {1 / 128} and chance.get_linestyle() != "-"
+
+
+def test_the_labels_of_many_curves_have_a_line_each():
+    spread = {name: Spread(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
+    names = [f"mixer{i}" for i in range(30)]
+    rows = [Row(name, 1e-3, {1e-3: 1.0}, Spread(1.0, 1.0, 1.0), spread, 10, 20, 1e5, (name,)) for name in names]
+    figure = recall(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, dict.fromkeys(spread, 1 / 128))
+    figure.canvas.draw()
+    labels = [text for text in figure.axes[0].texts if text.get_text() in names]
+    boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines
+    assert len(boxes) == 30
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
 
 
 def test_importing_compare_does_not_import_matplotlib():
