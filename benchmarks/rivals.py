@@ -173,6 +173,18 @@ def _recurrent_gemma(d):
     return {"num_attention_heads": 4, "num_key_value_heads": 1, "block_types": ["recurrent"], **widths}
 
 
+def _qwen3_5(d):
+    width = 64
+    heads = {"linear_num_key_heads": d // width, "linear_num_value_heads": d // width}
+    widths = {"linear_key_head_dim": width, "linear_value_head_dim": width, "intermediate_size": 4 * d}
+    return {"layer_types": ["linear_attention"] * DEPTH, **heads, **widths}
+
+
+def _kimi_linear(d):
+    kinds = {"layer_types": ["linear_attention"] * DEPTH, "mlp_layer_types": ["dense"] * DEPTH}
+    return {**kinds, "linear_num_heads": d // 64, "linear_head_dim": 64, "intermediate_size": 4 * d, "pad_token_id": 0}
+
+
 # Flax
 
 
@@ -297,6 +309,8 @@ MODELS = {
         "transformers", _transformers("xLSTMForCausalLM", lambda d: {"num_heads": 4, "autocast_kernel_dtype": "float32"})
     ),
     "transformers-minimax": Peer("transformers", _transformers("MiniMaxForCausalLM", _minimax)),
+    "transformers-qwen3_5": Peer("transformers", _transformers("Qwen3_5ForCausalLM", _qwen3_5)),
+    "transformers-kimi_linear": Peer("transformers", _transformers("KimiLinearForCausalLM", _kimi_linear)),
     "transformers-rwkv": Peer("transformers", _transformers("RwkvForCausalLM", lambda d: {})),
     "transformers-recurrent_gemma": Peer("transformers", _transformers("RecurrentGemmaForCausalLM", _recurrent_gemma)),
     "mamba2-jax": Peer("mamba2-jax", _mamba2_jax),
