@@ -62,12 +62,18 @@ VARIANTS = (
     "gated_deltaproduct(heads=2, forget=False)",
     "rwkv7(heads=2, expand_k=0.5, first_value=False, decay_rank=3, rate_rank=5, gate_rank=2)",
 )
-# A spec's tests follow one another (that is what the scope is for): they share what its subject compiles.
-every = pytest.mark.parametrize(
-    "spec",
-    [*mixers.names(), *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS)],
-    scope="module",
-)
+
+
+def enrolled(early):
+    """Every mixer and variant, those that are not in `early` in the slow tier."""
+    marks = lambda spec: () if spec in early else pytest.mark.slow
+    specs = [pytest.param(spec, marks=marks(spec)) for spec in (*mixers.names(), *VARIANTS)]
+    # A spec's tests follow one another (that is what the scope is for): they share what its subject compiles.
+    return pytest.mark.parametrize("spec", specs, scope="module")
+
+
+every = enrolled(mixers.names())
+one_of_each_call = enrolled({mixers.registry.get(name).__call__: name for name in reversed(mixers.names())}.values())
 CUTS = (
     1,
     7,
@@ -173,7 +179,7 @@ def test_a_document_packed_behind_others_gives_what_it_gives_alone(spec):
 MESH = jax.make_mesh((1, 2, 2, 2), placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
 
 
-@every
+@one_of_each_call
 def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     """Values, final state and all gradients over packed documents, behind a state, on 2 x 2 x 2 devices."""
     holds("placement", spec)
