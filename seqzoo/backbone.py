@@ -115,6 +115,11 @@ class ModelState(NamedTuple):
     position: Array  # [b] int32, tokens of the current document so far
     segment: Array  # [b] int32, the last document id seen
 
+    def row_axes(self) -> "ModelState":
+        """Which axis of each leaf counts the rows: the second where layers are stacked, else the first."""
+        ones, zeros = (lambda tree, axis=axis: jax.tree.map(lambda _: axis, tree) for axis in (1, 0))
+        return ModelState(StackState(ones(self.stack.periods), zeros(self.stack.rest)), 0, 0)
+
 
 class LanguageModel(nnx.Module):
     """Embedding, Stack, norm, head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
@@ -221,6 +226,19 @@ class LanguageModel(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Array, ModelState | None]:
         """tokens [b, t] int32 -> (logits [b, t, vocab_size] in promote(float32, dtype), state or None). Arguments as a mixer's."""
+        x, state = self.hidden(tokens, state=state, segment_ids=segment_ids, positions=positions, key=key)
+        return self.attend(x), state
+
+    def hidden(
+        self,
+        tokens: Array,
+        *,
+        state: ModelState | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, ModelState | None]:
+        """`__call__` up to the head: (x [b, t, d_model] after the last norm, state or None). `attend(x)` is the logits."""
         keys = (None, None) if key is None else jax.random.split(key)
         batch, length = tokens.shape
         none = jnp.zeros((batch,), jnp.int32)
@@ -239,10 +257,10 @@ class LanguageModel(nnx.Module):
         x = constrain(dropout(x, self.dropout, keys[0]), "b t .").astype(self.residual_dtype)
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
-        logits = self.attend(self.norm(x))
+        x = self.norm(x)
         if state is None:
-            return logits, None
-        return logits, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
+            return x, None
+        return x, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
 
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""

@@ -3,8 +3,9 @@
 A batch is a pure function of (seed, index), so resuming, changing the mesh and slicing over hosts need no iterator state.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from jax import Array
 
 from seqzoo.registry import Registry
@@ -28,28 +29,44 @@ class Slice(NamedTuple):
     name: str
     spec: BatchSpec
     batches: int
-    chance: float  # accuracy of a guesser that knows the task but not the example, in [0, 1]
+    chance: float | None  # accuracy of a guesser that knows the task but not the example, in [0, 1]; None: nobody could say
     settings: dict[str, Any]  # what sets the slice apart, for tables and plots: {"pairs": 8, "length": 64}
+    bytes_per_target: float | None = None  # of text: how many bytes a target stands for on average
 
 
-class Task(Protocol):
+class Task:
     """What the trainer asks of a task. Tasks know nothing of models."""
+
+    on_host: ClassVar[bool] = False  # whether batches are read from files: `rows` on the host, instead of `batch` on the devices
+    stateful: bool = False  # whether row r of a training batch goes on in row r of the next
 
     vocab_size: int
     max_length: int
 
     def spec(self, step: int) -> BatchSpec:
         """The spec of training step `step` (host Python)."""
+        raise NotImplementedError
 
     def batch(self, spec: BatchSpec, index: Array) -> dict[str, Array]:
         """The batch of that spec at `index` (a step, or an evaluation batch's number; may be traced).
 
         Keys: "tokens" [b, t] int32, "targets" [b, t] int32, "weights" [b, t] float32 (0: not scored), and where documents are
-        packed "segment_ids" [b, t] int32.
+        packed "segment_ids" [b, t] int32 and perhaps "positions" [b, t] int32.
         """
+        raise NotImplementedError
+
+    def rows(self, spec: BatchSpec, index: int, rows: slice) -> dict[str, np.ndarray]:
+        """Those rows of the batch of that spec at `index`, keys as in `batch`. Several threads call it at once."""
+        raise NotImplementedError
 
     def slices(self) -> tuple[Slice, ...]:
         """The named evaluation sets."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, str]:
+        """What is read from files, by name, with a digest of each: a run does not go on with other contents."""
+        return {}
 
     def notes(self) -> tuple[str, ...]:
         """What a user should be told once: examples dropped at the end of an epoch, and the like."""
+        return ()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.tasks.base import BatchSpec, Slice, register
+from seqzoo.tasks.base import BatchSpec, Slice, Task, register
 from seqzoo.tasks.epochs import Endless, Epochs
 from seqzoo.tasks.sampling import uniform_without_replacement, weighted_without_replacement
 
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
 
 @register("mqar")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MQAR:
+class MQAR(Task):
     """Multi-query associative recall (Arora et al., 2023, "Zoology", arXiv:2312.04927).
 
     An example with K pairs in L tokens: the block `k1 v1 ... kK vK`, then slots of two tokens, K of which hold one key each (every

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.tasks.base import BatchSpec, Slice, register
+from seqzoo.tasks.base import BatchSpec, Slice, Task, register
 
 
 @register("parity")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parity:
+class Parity(Task):
     """Bits, uniform and independent; the target of a token is the parity of all bits up to it.
 
         tokens   1  0  1  1  0        targets  1  1  0  1  1
@@ -88,7 +88,3 @@ class Parity:
             Slice(f"length={n}", BatchSpec("eval", i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
             for i, n in enumerate(self.eval_length)
         )
-
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is left out."""
-        return ()

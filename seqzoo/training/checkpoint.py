@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 
@@ -18,6 +19,7 @@ from seqzoo.training.state import State
 from seqzoo.training.writing import WriteError, reason, write_json, writing
 
 DIGESTS = "sha256.json"
+ABOUT = "about.json"  # what was trained, by which code: a checkpoint says so even where its run folder is gone
 STAMPED_LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of completion into it, after the digests are taken
 TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
@@ -27,7 +29,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay.
+    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay, and `best`, if the run names one.
 
     Reading works at any time, and changes nothing. Writing needs it as a context, which ends when the last save is on disk:
 
@@ -38,9 +40,11 @@ class Checkpoints:
     With several processes all make the same calls; process 0 lists, checks, renames and removes.
     """
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, about: dict[str, Any] | None = None):
         self.folder = Path(folder).absolute()
         self.keep = keep
+        self.about = about or {}
+        self.best: int | None = None  # a step whose checkpoint stays
         self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
         self.complete: int | None = None  # the last such that is known to be on disk
         self._saving: Path | None = None
@@ -70,8 +74,8 @@ class Checkpoints:
     def save(self, state: State) -> None:
         """Starts to write the state under its own step; the caller may donate it at once.
 
-        The save before it is waited for, and then what is older than the latest `keep` complete checkpoints is removed: while this
-        one is on its way, `keep` others lie on the disk.
+        The save before it is waited for, and then what is older than the latest `keep` complete checkpoints, and not the best, is
+        removed: while this one is on its way, `keep` others lie on the disk.
         Raises:
           WriteError: this save cannot start, or the one before it did not end well.
         """
@@ -91,7 +95,7 @@ class Checkpoints:
         self._or_write_error(self._checkpointer.wait_until_finished)
         self._saving, self.complete = None, self.latest
         if distributed.first():
-            for step in self.steps()[: -self.keep]:
+            for step in set(self.steps()[: -self.keep]) - {self.best}:
                 with writing(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
 
@@ -160,6 +164,7 @@ class Checkpoints:
     def _digest(self) -> None:
         """Called by Orbax in process 0 when all files of the save under way are there, before they become a checkpoint."""
         (path,) = self.folder.glob(f"{self._saving.name}{TEMPORARY[1:]}")
+        write_json(path / ABOUT, self.about)
         write_json(path / DIGESTS, {name: _sha256(path / name) for name in _files(path)})
 
     def _or_write_error(self, call: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Run folders: a name that nobody else has, what was run, and with what.
 
 config.json        the experiment or comparison, readable back
+data.json          the files that were read, each with its digest, where the task reads any
 environment.json   versions, git revision, devices, command line; one more entry per resumption
 metrics.jsonl      one line per logged step and evaluated slice
 summary.json       where the run stands
@@ -24,6 +25,8 @@ import seqzoo
 from seqzoo import config
 from seqzoo.training.writing import remove_halves, write_json, write_text, writing
 
+DATA = "data.json"
+CHANGED = "--changed"  # the command line's word for `changed`
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -42,32 +45,65 @@ def create(parent: str | Path, name: str) -> Path:
                 number += 1
 
 
-def enter(folder: str | Path, experiment: config.Experiment, mesh: config.Mesh | None = None) -> Path:
+def enter(
+    folder: str | Path,
+    experiment: config.Experiment,
+    mesh: config.Mesh | None = None,
+    *,
+    data: dict[str, str] | None = None,
+    changed: bool = False,
+) -> Path:
     """Opens a folder for a run, new or to be resumed, and records config and environment, and `mesh` if it is not the config's.
 
+    Args:
+      folder, experiment, mesh: as `loop.run` takes them.
+      data: what the task reads from files, `Task.fingerprint()`.
+      changed: whether a run may go on with settings that change its numbers; they are recorded.
     Raises:
-      ValueError: the folder holds another experiment, or other things; nothing is written then. WriteError: it cannot be written.
+      ValueError: the folder holds another experiment, other data, or other things; nothing is written then. WriteError: it cannot
+        be written.
     """
     folder = Path(folder)
     path = folder / "config.json"
+    more: dict[str, Any] = {} if mesh is None else {"mesh": mesh.model_dump()}
     if path.exists():
         held = config.load_json(path)
         if not isinstance(held, config.Experiment):
             raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
-        differing = [f"{key} is {a!r} there, {b!r} here" for key, (a, b) in config.difference(held, experiment).items()]
-        if differing:
-            raise ValueError(
-                f"{folder} holds another experiment ({'; '.join(differing)}); wanted a new folder, or the same settings"
-            )
+        differing = config.difference(held, experiment)
+        if weighty := {name: both for name, both in differing.items() if name not in config.WEIGHTLESS}:
+            if not changed:
+                shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in weighty.items())
+                raise ValueError(
+                    f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}"
+                )
+        _same_data(folder, data or {})
         remove_halves(folder)
+        if differing:
+            more["changed"] = differing
+            write_text(path, experiment.model_dump_json(indent=2) + "\n")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
     else:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        if data:
+            write_json(folder / DATA, data)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
-    _record_environment(folder / "environment.json", {} if mesh is None else {"mesh": mesh.model_dump()})
+    _record_environment(folder / "environment.json", more)
     return folder
+
+
+def _same_data(folder: Path, data: dict[str, str]) -> None:
+    """Raises ValueError if what the task reads is not what the run read when it began."""
+    path = folder / DATA
+    held = json.loads(path.read_text()) if path.exists() else {}
+    for name in sorted(held.keys() | data.keys()):
+        if held.get(name) != data.get(name):
+            was, found = (values.get(name, "nothing") for values in (held, data))
+            raise ValueError(
+                f"{folder} was trained on other data: {name} was {was} and is {found}; wanted the same contents, or a new folder"
+            )
 
 
 def open_run(folder: str | Path) -> config.Config:

@@ -1,6 +1,5 @@
 """The training run, from top to bottom."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,17 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from rich.console import Console
 
-from seqzoo import config, params
-from seqzoo.mixers import state_bytes
-from seqzoo.training import distributed
+from seqzoo import config
+from seqzoo.training import distributed, feed, record
 from seqzoo.training import folder as folders
-from seqzoo.training import metrics as files
 from seqzoo.training.checkpoint import Checkpoints
 from seqzoo.training.clock import Clock
 from seqzoo.training.progress import Reporter
+from seqzoo.training.record import Record
 from seqzoo.training.signals import Interrupted, StopSignals
 from seqzoo.training.state import Plan, State, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
-from seqzoo.training.writing import WriteError, write_json
+from seqzoo.training.writing import WriteError
 
 
 class Diverged(FloatingPointError):
@@ -36,6 +34,7 @@ def run(
     console: Console | None = None,
     stop_at: int | None = None,
     mesh: config.Mesh | None = None,
+    changed: bool = False,
 ) -> dict[str, Any]:
     """Trains an experiment in a folder, or goes on where that folder stands; the result is bitwise that of never having stopped.
 
@@ -45,6 +44,7 @@ def run(
       console: where to print; None is standard output, of process 0 if there are several.
       stop_at: stop, with a checkpoint, after this step; the schedule is that of the whole run.
       mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
+      changed: whether a folder may go on with other settings than it began with; they are recorded.
     Returns:
       What is also in the folder's summary.json: "finished", "early" (finished before the last step, by training.stop_above),
       "step", "parameters" (their number), "state_bytes" (decode memory per row at the task's longest length), "tokens_per_second"
@@ -58,19 +58,15 @@ def run(
     console = console or Console(quiet=not distributed.first())
     plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
     distributed.check_mesh(plan.mesh)
-    folder = distributed.from_first(lambda: folders.enter(folder, experiment, mesh))
-    finished = distributed.from_first(lambda: _finished(folder / "summary.json"))
+    enter = lambda: folders.enter(folder, experiment, mesh, data=plan.task.fingerprint(), changed=changed)
+    folder = distributed.from_first(enter)
+    finished = distributed.from_first(lambda: record.finished(folder))
     return finished or _Loop(plan, folder, console).run(stop_at)
 
 
 def check(experiment: config.Experiment) -> None:
     """Raises ValueError if the experiment does not fit its task, its model or the devices. Writes nothing."""
     prepare(experiment)
-
-
-def _finished(path: Path) -> dict[str, Any] | None:
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    return summary if summary.get("finished") else None
 
 
 class _Loop:
@@ -80,7 +76,8 @@ class _Loop:
         self.plan = plan
         self.settings = plan.experiment.training
         self.folder = folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep)
+        about = {"config": plan.experiment.model_dump(mode="json"), "git": folders.git_revision()}
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about)
         self.clock = Clock()
         self.console = console
         self.train_step = train_step(plan)
@@ -109,7 +106,7 @@ class _Loop:
         else:
             state = initialise(self.plan)
         self.step = int(state["step"])
-        self.evaluated = distributed.from_first(self.open_metrics)
+        self.record = Record(self.plan, self.folder, self.step)
         end = self.settings.steps if stop_at is None else min(stop_at, self.settings.steps)
 
         with (
@@ -120,9 +117,10 @@ class _Loop:
             stopping = signals.stopping
             self.look(state, stopping)  # a run stopped between a checkpoint and its evaluation owes the evaluation
             compiled = set()
-            while self.step < end and not stopping() and not self.above():
-                spec = self.plan.task.spec(self.step)
-                state, metrics = self.train_step(state, spec)
+            for spec, batch in feed.training(self.plan, self.step, end):
+                if stopping() or self.above():
+                    break
+                state, metrics = self.train_step(state, spec, batch)
                 self.step += 1
                 # Step N is on its way; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
                 self.read_pending(compiling=spec not in compiled)
@@ -142,7 +140,7 @@ class _Loop:
                 self.save(state)
             self.checkpoints.wait()  # what follows says that it is there
             ended = self.step == self.settings.steps or self.above()
-            summary = self.summarise(finished=ended and self.evaluated == self.step)
+            summary = self.summarise(finished=ended and self.record.evaluated == self.step)
             if signals.caught is not None and not summary["finished"]:
                 self.say(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
                 raise Interrupted(signals.caught, self.step)
@@ -171,7 +169,7 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             rate = self.clock.lap()
-            self.record({"step": step, "kind": "train", **metrics, "tokens_per_second": rate})
+            self.record.train(step, **metrics, tokens_per_second=rate)
             self.reporter.line(step, metrics, rate, left)
 
     def save(self, state: State) -> None:
@@ -183,30 +181,23 @@ class _Loop:
 
     def look(self, state: State, stopping: Callable[[], bool]) -> None:
         """Evaluates all slices if that is due and not done yet."""
-        if not self.due(self.settings.eval_every) or self.evaluated >= self.step:
+        if not self.due(self.settings.eval_every) or self.record.evaluated >= self.step:
             return
         self.clock.pause()
-        results = self.evaluate(state["params"], stopping)
+        results = self.evaluate(state.get("ema", state["params"]), stopping)
         if results is None:
             return
-        flat = {f"{name} {key}": value for name, result in results.items() for key, value in result.items()}
-        if not all(map(math.isfinite, flat.values())):
-            self.diverged(self.step, flat)
-        self.record(*({"step": self.step, "kind": "eval", "slice": name, **r} for name, r in results.items()))
-        self.evaluated = self.step
+        losses = {f"{name} loss": result["loss"] for name, result in results.items()}
+        if not all(map(math.isfinite, losses.values())):
+            self.diverged(self.step, losses)
+        self.record.evaluation(self.step, results)
         self.reporter.evaluation(self.step, results)
 
     def above(self) -> bool:
         """Whether the run was evaluated where it stands, and came above training.stop_above."""
-        if self.settings.stop_above is None or self.evaluated != self.step:
+        if self.settings.stop_above is None or self.record.evaluated != self.step:
             return False
-        return distributed.from_first(self.accuracy) > self.settings.stop_above
-
-    def accuracy(self) -> float:
-        """The mean over slices of the evaluation at the current step, as recorded: a resumed run did not see it."""
-        lines = files.read(self.folder / "metrics.jsonl")
-        found = [line["accuracy"] for line in lines if line["kind"] == "eval" and line["step"] == self.step]
-        return sum(found) / len(found)
+        return self.record.result(self.step) > self.settings.stop_above
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Raises Diverged."""
@@ -225,48 +216,9 @@ class _Loop:
             "there is no checkpoint yet" if step is None else f"the last good checkpoint is {self.checkpoints.folder / str(step)}"
         )
 
-    def open_metrics(self) -> int:
-        """Opens metrics.jsonl and returns the step of the last evaluation in it, or -1."""
-        self.metrics = files.Metrics(self.folder / "metrics.jsonl", self.step, [part.name for part in self.plan.task.slices()])
-        return self.metrics.evaluated
-
-    def record(self, *lines: dict[str, Any]) -> None:
-        """Adds lines to metrics.jsonl, in process 0."""
-        if distributed.first():
-            self.metrics.append(*lines)
-
     def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
-        """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
-        return distributed.from_first(lambda: self.write_summary(finished, **more))
-
-    def write_summary(self, finished: bool, **more: str) -> dict[str, Any]:
-        """`summarise`, in process 0."""
-        lines = files.read(self.folder / "metrics.jsonl")
-        parts = {part.name: part for part in self.plan.task.slices()}
-        by_step: dict[int, dict[str, Any]] = {}
-        for line in lines:
-            if line["kind"] == "eval" and line["slice"] in parts:
-                part = parts[line["slice"]]
-                known = {"chance": part.chance, "settings": part.settings}
-                by_step.setdefault(line["step"], {})[part.name] = {"accuracy": line["accuracy"], "loss": line["loss"], **known}
-        rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train" and line["tokens_per_second"] is not None]
-        summary = {
-            "finished": finished,
-            "early": finished and self.step < self.settings.steps,
-            "step": self.step,
-            "parameters": params.count(self.plan.parameters),
-            "state_bytes": state_bytes(self.plan.model(self.plan.abstract["params"]), self.plan.task.max_length),
-            "tokens_per_second": self.clock.tokens_per_second() or (sorted(rates)[len(rates) // 2] if rates else None),
-            "final": by_step[max(by_step)] if by_step else {},
-            "best": max(by_step.values(), key=_mean_accuracy) if by_step else {},
-            **more,
-        }
-        write_json(self.folder / "summary.json", summary)
-        return summary
-
-
-def _mean_accuracy(results: dict[str, dict[str, Any]]) -> float:
-    return sum(result["accuracy"] for result in results.values()) / len(results)
+        """Writes and returns summary.json."""
+        return self.record.summarise(finished, self.step, self.clock.tokens_per_second(), **more)
 
 
 def _all_finite(tree) -> jax.Array:

@@ -42,8 +42,10 @@ class Reporter:
             self.say(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-        """The accuracies of an evaluation, in one line."""
-        self.say(f"step {step}/{self.steps}  accuracy " + "  ".join(f"{name} {r['accuracy']:.3f}" for name, r in results.items()))
+        """The accuracies of an evaluation, or of text the bits per byte, in one line."""
+        what = "bits_per_byte" if all("bits_per_byte" in each for each in results.values()) else "accuracy"
+        shown = "  ".join(f"{name} {each[what]:.3f}" for name, each in results.items())
+        self.say(f"step {step}/{self.steps}  {what.replace('_', ' ')} {shown}")
 
 
 def _text(metrics, rate, left) -> str:

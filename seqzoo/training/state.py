@@ -1,4 +1,8 @@
-"""From an experiment to a training state: a plain dict {"params", "opt_state", "step", "rng"} with a sharding for every leaf."""
+"""From an experiment to a training state: a plain dict with a sharding for every leaf.
+
+"params", "opt_state", "step" and "rng" are always there; "ema", a running mean of the parameters, by training.ema; "carry", the
+model's own state at the end of the last batch, for tasks whose rows go on from batch to batch.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from seqzoo import config, params, sharding, tasks
-from seqzoo.backbone import LanguageModel
+from seqzoo.backbone import LanguageModel, ModelState
 from seqzoo.tasks.base import Task
 from seqzoo.training import optimizer
 
@@ -76,14 +80,24 @@ def prepare(experiment: config.Experiment) -> Plan:
         tx, lambda _, s: s, shapes["opt_state"], by_parameter, transform_non_params=lambda _: replicated
     )
     shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
+    if "ema" in shapes:
+        shardings["ema"] = by_parameter
+    if "carry" in shapes:
+        rows = lambda axis: NamedSharding(mesh, jax.P(*[None] * axis, sharding.BATCH_AXES))
+        shardings["carry"] = jax.tree.map(rows, shapes["carry"].row_axes())
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
     return Plan(experiment, task, mesh, graphdef, parameters, tx, abstract)
 
 
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
-    """Raises ShardingError if a batch of training or evaluation does not divide over the devices."""
+    """Raises ShardingError if a batch of training or evaluation does not divide over micro-batches and devices."""
+    count = experiment.training.accumulate
     for spec in dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED))):
-        sharding.check_batch(mesh, spec.batch, spec.length, f"task {experiment.task}, training")
+        what = f"task {experiment.task}, training"
+        if spec.batch % count:
+            raise sharding.ShardingError(f"{what}: {spec.batch} rows do not divide into training.accumulate={count} micro-batches")
+        micro = what if count == 1 else f"{what}, a micro-batch of training.accumulate={count}"
+        sharding.check_batch(mesh, spec.batch // count, spec.length, micro)
     for part in task.slices():
         sharding.check_batch(mesh, part.spec.batch, part.spec.length, f"task {experiment.task}, evaluation {part.name!r}")
 
@@ -96,5 +110,18 @@ def initialise(plan: Plan) -> State:
 
 def _initial(experiment: config.Experiment, task: Task, tx: optax.GradientTransformation) -> State:
     model_key, key = jax.random.split(jax.random.key(experiment.training.seed))
-    parameters = nnx.to_pure_dict(nnx.state(build(experiment.model, task, model_key), nnx.Param))
-    return {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}
+    model = build(experiment.model, task, model_key)
+    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    state = {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}
+    if experiment.training.ema is not None:
+        state["ema"] = jax.tree.map(jnp.copy, parameters)
+    if task.stateful:
+        state["carry"] = _empty_carry(model, task.spec(0).batch)
+    return state
+
+
+def _empty_carry(model: LanguageModel, rows: int) -> ModelState:
+    try:
+        return model.init_state(rows)
+    except ValueError as error:
+        raise ValueError(f"rows that go on from batch to batch need a state of fixed size: {error}") from error

@@ -1,104 +1,168 @@
 """One training step and one evaluation batch, each a jitted function of arrays."""
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding
 
-from seqzoo import sharding
-from seqzoo.tasks.base import BatchSpec
-from seqzoo.training import optimizer
+from seqzoo.backbone import ModelState
+from seqzoo.tasks.base import Slice
+from seqzoo.training import feed, losses, optimizer
 from seqzoo.training.state import Plan, State
 
+Batch = dict[str, Array]
 Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, float32 scalars
 
 
-def sums(plan: Plan, parameters: dict, batch: dict[str, Array], key: Array | None = None) -> Sums:
-    """Weighted sums over the tokens of a batch: cross-entropy in nats, hits, and the weights themselves."""
+def score(
+    plan: Plan, parameters: dict, batch: Batch, carry: ModelState | None = None, key: Array | None = None
+) -> tuple[losses.PerToken, ModelState | None]:
+    """What the model says of every token of a batch, and its state behind it (None if it had none before)."""
     side = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
-    logits, _ = plan.model(parameters)(batch["tokens"], key=key, **side)
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    hits = jnp.argmax(logits, axis=-1) == batch["targets"]
-    weights = batch["weights"].astype(entropy.dtype)
-    return {"loss": jnp.sum(weights * entropy), "correct": jnp.sum(weights * hits), "weight": jnp.sum(weights)}
+    model = plan.model(parameters)
+    x, carry = model.hidden(batch["tokens"], state=carry, key=key, **side)
+    return losses.per_token(model.attend, x, batch["targets"], plan.experiment.training.loss_chunk), carry
 
 
-def make_batch(plan: Plan, spec: BatchSpec, index: Array) -> dict[str, Array]:
-    """The task's batch, its rows spread over the data axes."""
-    sharding.check_batch(plan.mesh, spec.batch, spec.length, f"task {plan.experiment.task}, {spec}")
-    return jax.lax.with_sharding_constraint(plan.task.batch(spec, index), sharding.batch_sharding(plan.mesh))
+def sums(batch: Batch, found: losses.PerToken) -> Sums:
+    """Weighted sums over the tokens of a batch: cross-entropy in nats, hits, and the weights themselves."""
+    weights = batch["weights"].astype(found.entropy.dtype)
+    return {"loss": jnp.sum(weights * found.entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
 
 
-def train_step(plan: Plan) -> Callable[[State, BatchSpec], tuple[State, dict[str, Array]]]:
-    """(state, spec) -> (state after one step, metrics). The state is donated; each spec compiles once.
+def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """(state, spec, batch=None) -> (state after one step, metrics). The state is donated; each spec compiles once.
 
-    The batch is a function of the seed and the step, made on the devices. loss = sum(w ce) / sum(w), accuracy likewise; a batch
-    without any weight has loss 0.
+    Without a batch the task makes it on the devices, of the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
+    all micro-batches together; a batch without any weight has loss 0.
     """
     settings = plan.experiment
     rate = optimizer.schedule(settings.optimizer, settings.training.steps)
     replicated = NamedSharding(plan.mesh, jax.P())
 
     @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(plan.shardings, replicated))
-    def step(state, spec):
-        batch = make_batch(plan, spec, state["step"])
+    def step(state, spec, batch=None):
+        batch = feed.on_device(plan, spec, state["step"]) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
-
-        def loss(parameters):
-            total = sums(plan, parameters, batch, key)
-            weight = jnp.where(total["weight"] == 0, 1, total["weight"])
-            return total["loss"] / weight, total["correct"] / weight
-
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        gradient, totals, carry = gradients(plan, state["params"], batch, state.get("carry"), key)
         updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"])
-        metrics = {
-            "loss": value,
-            "accuracy": accuracy,
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": rate(state["step"]),
-        }
-        return {
-            "params": optax.apply_updates(state["params"], updates),
-            "opt_state": opt_state,
-            "step": state["step"] + 1,
-            "rng": state["rng"],
-        }, metrics
+        parameters = optax.apply_updates(state["params"], updates)
+        after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
+        if carry is not None:
+            after["carry"] = carry
+        if "ema" in state:
+            after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
+        return after, totals | {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
 
     return step
 
 
-def evaluator(plan: Plan) -> Callable[..., dict[str, dict[str, float]]]:
-    """evaluate(parameters, stop=lambda: False) -> {slice: {"loss", "accuracy"}}, or None if `stop()` came true between batches.
+def gradients(plan: Plan, parameters: dict, batch: Batch, carry: ModelState | None, key: Array):
+    """(gradient of the loss, {"loss", "accuracy"}, carry) of a batch, in micro-batches one after the other.
 
-    Batches are made by one function per slice and measured by one per shape, so slices of equal shape share a compilation.
+    Every micro-batch's sums are divided by the whole batch's weight, so that the result is that of the whole batch at once however
+    the weights lie. The carry has no gradient: back-propagation ends where the batch begins.
+    """
+    settings = plan.experiment.training
+    weight = jnp.sum(batch["weights"])
+    weight = jnp.where(weight == 0, 1, weight)
+
+    def loss(parameters, batch, carry, key):
+        found, carry = score(plan, parameters, batch, carry, key)
+        total = sums(batch, found)
+        means = {"loss": total["loss"] / weight, "accuracy": total["correct"] / weight}
+        if not settings.z_loss:
+            return means["loss"], (means, carry)
+        means["z_loss"] = settings.z_loss * jnp.sum(batch["weights"] * found.log_z**2) / weight
+        return means["loss"] + means["z_loss"], (means, carry)
+
+    both = jax.value_and_grad(loss, has_aux=True)
+    if settings.accumulate == 1:
+        (_, (means, carry)), gradient = both(parameters, batch, carry, key)
+        return gradient, means, carry
+
+    count = settings.accumulate
+    axes = None if carry is None else carry.row_axes()
+    batches = jax.tree.map(lambda leaf: _split(leaf, 0, count), batch)
+    carries = None if carry is None else jax.tree.map(lambda leaf, axis: _split(leaf, axis, count), carry, axes)
+
+    def add(so_far, xs):
+        number, batch, carry = xs
+        (_, (means, carry)), gradient = both(parameters, batch, carry, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, so_far, (gradient, means)), carry
+
+    wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+    first = jax.tree.map(lambda leaf: leaf[0], (batches, carries))
+    (_, (means, _)), gradient = jax.eval_shape(both, parameters, *first, key)
+    zeros = jax.tree.map(wide, (gradient, means))
+    (total, means), carries = jax.lax.scan(add, zeros, (jnp.arange(count), batches, carries))
+    gradient = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, gradient)
+    return gradient, means, None if carry is None else jax.tree.map(_join, carries, axes)
+
+
+def _split(leaf: Array, axis: int, count: int) -> Array:
+    """Rows in `count` micro-batches, on a new leading axis: row r goes to micro-batch r mod count.
+
+    So a device that holds a stretch of rows holds a stretch of every micro-batch, and nothing travels.
+    """
+    rows = leaf.shape[axis] // count
+    return jnp.moveaxis(leaf.reshape(*leaf.shape[:axis], rows, count, *leaf.shape[axis + 1 :]), axis + 1, 0)
+
+
+def _join(leaf: Array, axis: int) -> Array:
+    """The inverse of `_split`."""
+    whole = jnp.moveaxis(leaf, 0, axis + 1)
+    return whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+
+
+def evaluator(plan: Plan) -> Callable[..., dict[str, dict[str, Any]]]:
+    """evaluate(parameters, stop=lambda: False) -> {slice: numbers}, or None if `stop()` came true between batches.
+
+    The numbers are those of `_numbers`. Batches are made by one function per slice and measured by one per shape, so slices of
+    equal shape share a compilation.
     """
     replicated = NamedSharding(plan.mesh, jax.P())
-    make = jax.jit(functools.partial(make_batch, plan), static_argnums=0, out_shardings=sharding.batch_sharding(plan.mesh))
 
     @functools.partial(jax.jit, out_shardings=replicated)
-    def measure(parameters, batch, so_far):
-        return jax.tree.map(jnp.add, so_far, sums(plan, parameters, batch))
+    def measure(parameters, batch):
+        found, _ = score(plan, parameters, batch)
+        weights = batch["weights"].astype(found.entropy.dtype)
+        by_position = {"loss": jnp.sum(weights * found.entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
+        return sums(batch, found), by_position
 
-    zero = {name: jnp.zeros((), jnp.float32) for name in ("loss", "correct", "weight")}
+    batches = feed.evaluation(plan)
+    add = jax.jit(functools.partial(jax.tree.map, jnp.add), out_shardings=replicated, donate_argnums=0)
 
     def evaluate(parameters, stop=lambda: False):
         totals = {}
         for part in plan.task.slices():
-            total = jax.device_put(zero, replicated)
-            for index in range(part.batches):
+            total = None
+            for batch in batches(part):
                 if stop():
                     return None
-                total = measure(parameters, make(part.spec, jnp.int32(index)), total)
+                found = measure(parameters, batch)
+                total = found if total is None else add(total, found)
             totals[part.name] = total  # read below: the devices need not wait for the host between slices
-        return {name: _means(total) for name, total in totals.items()}
+        return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in plan.task.slices()}
 
     return evaluate
 
 
-def _means(total: Sums) -> dict[str, float]:
-    loss, correct, weight = (float(total[name]) for name in ("loss", "correct", "weight"))
-    return {"loss": loss / (weight or 1), "accuracy": correct / (weight or 1)}
+def _numbers(part: Slice, total: dict[str, Any], by_position: dict[str, Any]) -> dict[str, Any]:
+    """{"loss", "accuracy"}; of text also "bits_per_byte", and "position_loss": {"from": [...], "loss": [...]}, octave by octave."""
+    weight = float(total["weight"]) or 1.0
+    numbers = {"loss": float(total["loss"]) / weight, "accuracy": float(total["correct"]) / weight}
+    if part.bytes_per_target is None:
+        return numbers
+    starts = [0, *(2**i for i in range(math.ceil(math.log2(max(part.spec.length, 2)))))]
+    loss, weights = (np.add.reduceat(by_position[name], starts) for name in ("loss", "weight"))
+    numbers["bits_per_byte"] = numbers["loss"] / math.log(2) / part.bytes_per_target
+    numbers["position_loss"] = {"from": starts, "loss": [float(a / b) if b else None for a, b in zip(loss, weights, strict=True)]}
+    return numbers

@@ -33,9 +33,9 @@ def restore(folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | 
 
 
 def load_model(folder: str | Path) -> LanguageModel:
-    """The trained model of a run, on one device, whatever it was trained on."""
+    """The trained model of a run, on one device, whatever it was trained on; its mean over training, if the run kept one."""
     plan, state = restore(folder, print, config.Mesh(fsdp=1))
-    return plan.model(jax.device_put(state["params"], jax.devices()[0]))
+    return plan.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))
 
 
 def evaluate_run(
@@ -44,6 +44,6 @@ def evaluate_run(
     """(step, {slice: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, on `mesh` (None: as in training)."""
     plan, state = restore(folder, say, mesh)
     with jax.set_mesh(plan.mesh):
-        results = evaluator(plan)(state["params"])
+        results = evaluator(plan)(state.get("ema", state["params"]))
     parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in plan.task.slices()}
     return int(state["step"]), {name: {**result, **parts[name]} for name, result in results.items()}

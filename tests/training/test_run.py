@@ -15,7 +15,7 @@ from seqzoo.training import metrics
 
 
 @tasks.registry.register("poisoned")
-class Poisoned:
+class Poisoned(tasks.Task):
     """Copying, with loss weights that are infinite from step `at` on."""
 
     def __init__(self, *, at: int = 5):

@@ -1,0 +1,72 @@
+"""Where a step's batch comes from: made on the devices, or read on the host ahead of time, each process its own rows."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from seqzoo import sharding
+from seqzoo.tasks.base import BatchSpec, Slice
+from seqzoo.training.state import Plan
+
+AHEAD = 8  # batches that wait on the host
+THREADS = 2  # that read them
+
+Batch = dict[str, Array]
+
+
+def on_device(plan: Plan, spec: BatchSpec, index: Array) -> Batch:
+    """The task's batch, made where it is used, its rows spread over the data axes. To be called inside jit."""
+    sharding.check_batch(plan.mesh, spec.batch, spec.length, f"task {plan.experiment.task}, {spec}")
+    return jax.lax.with_sharding_constraint(plan.task.batch(spec, index), sharding.batch_sharding(plan.mesh))
+
+
+def training(plan: Plan, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
+    """(spec, batch) of the steps from `first` to `end`; the batch is None where the step makes its own."""
+    specs = map(plan.task.spec, range(first, end))
+    if plan.task.on_host:
+        read = _read(plan, lambda step: (plan.task.spec(step), step), range(first, end))
+        return ((spec, _spread(plan, spec, rows)) for spec, rows in zip(specs, read, strict=True))
+    return ((spec, None) for spec in specs)
+
+
+def evaluation(plan: Plan) -> Callable[[Slice], Iterator[Batch]]:
+    """batches(slice): the batches of an evaluation slice; each spec compiles once."""
+    if plan.task.on_host:
+        read = lambda part: _read(plan, lambda index: (part.spec, index), range(part.batches))
+        return lambda part: (_spread(plan, part.spec, rows) for rows in read(part))
+    make = jax.jit(partial(on_device, plan), static_argnums=0, out_shardings=sharding.batch_sharding(plan.mesh))
+    return lambda part: (make(part.spec, jnp.int32(index)) for index in range(part.batches))
+
+
+def _read(plan: Plan, address, indices: range) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches at some indices, read by threads a few batches ahead."""
+    import grain  # only tasks that read files need it
+
+    def rows(index):
+        spec, index = address(int(index))
+        return plan.task.rows(spec, index, _own(plan, spec))
+
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    return iter(grain.MapDataset.range(indices.start, indices.stop).map(rows).to_iter_dataset(options))
+
+
+def _own(plan: Plan, spec: BatchSpec) -> slice:
+    """The rows that this process's devices hold: the shortest stretch with all of them."""
+    where = sharding.batch_sharding(plan.mesh).addressable_devices_indices_map((spec.batch, spec.length))
+    bounds = [rows.indices(spec.batch) for rows, _ in where.values()]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def _spread(plan: Plan, spec: BatchSpec, rows: dict[str, np.ndarray]) -> Batch:
+    """The global batch of which this process has read `rows`."""
+    own, where = _own(plan, spec), sharding.batch_sharding(plan.mesh)
+
+    def place(array):
+        local = lambda index: array[slice(*(i - own.start for i in index[0].indices(spec.batch)[:2])), index[1]]
+        return jax.make_array_from_callback((spec.batch, spec.length), where, local)
+
+    return {name: place(array) for name, array in rows.items()}

@@ -1,0 +1,91 @@
+"""What a run leaves to be read: metrics.jsonl as it goes, and summary.json of it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from seqzoo import params
+from seqzoo.mixers import state_bytes
+from seqzoo.training import distributed
+from seqzoo.training import metrics as files
+from seqzoo.training.state import Plan
+from seqzoo.training.writing import write_json
+
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+
+
+class Record:
+    """The record of a run that stands at `step`. All processes make the same calls; process 0 writes."""
+
+    def __init__(self, plan: Plan, folder: Path, step: int):
+        self.plan = plan
+        self.folder = folder
+        self.slices = {part.name: part for part in plan.task.slices()}
+        self.evaluated = distributed.from_first(lambda: self._open(step))  # the step of the last evaluation, or -1
+
+    def train(self, step: int, **numbers: Any) -> None:
+        """A line of a training step."""
+        self._append({"step": step, "kind": "train", **numbers})
+
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+        """A line for each slice."""
+        self._append(*({"step": step, "kind": "eval", "slice": name, **numbers} for name, numbers in results.items()))
+        self.evaluated = step
+
+    def result(self, step: int) -> float:
+        """How well the run did at that step's evaluation, as recorded (a resumed run did not see it): larger is better."""
+        return distributed.from_first(lambda: goodness(self._evaluations()[step]))
+
+    def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
+        """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
+        return distributed.from_first(lambda: self._summarise(finished, step, tokens_per_second, more))
+
+    def _open(self, step: int) -> int:
+        self._metrics = files.Metrics(self.folder / METRICS, step, self.slices)
+        return self._metrics.evaluated
+
+    def _append(self, *lines: dict[str, Any]) -> None:
+        if distributed.first():
+            self._metrics.append(*lines)
+
+    def _evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """{step: {slice: its numbers, chance and settings}}."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in files.read(self.folder / METRICS):
+            if line["kind"] == "eval" and (part := self.slices.get(line["slice"])):
+                numbers = {name: value for name, value in line.items() if name not in ("step", "kind", "slice")}
+                known = {"chance": part.chance, "settings": part.settings}
+                found.setdefault(line["step"], {})[part.name] = numbers | known
+        return found
+
+    def _summarise(self, finished, step, tokens_per_second, more):
+        plan, by_step = self.plan, self._evaluations()
+        rates = [line.get("tokens_per_second") for line in files.read(self.folder / METRICS) if line["kind"] == "train"]
+        rates = sorted(rate for rate in rates if rate is not None)
+        summary = {
+            "finished": finished,
+            "early": finished and step < plan.experiment.training.steps,
+            "step": step,
+            "parameters": params.count(plan.parameters),
+            "state_bytes": state_bytes(plan.model(plan.abstract["params"]), plan.task.max_length),
+            "tokens_per_second": tokens_per_second or (rates[len(rates) // 2] if rates else None),
+            "final": by_step[max(by_step)] if by_step else {},
+            "best": max(by_step.values(), key=goodness) if by_step else {},
+            **more,
+        }
+        write_json(self.folder / SUMMARY, summary)
+        return summary
+
+
+def goodness(results: dict[str, dict[str, Any]]) -> float:
+    """What makes one evaluation better than another: the mean accuracy over slices, or of text the mean loss, negated."""
+    of_text = all(math.isfinite(result.get("bits_per_byte", math.nan)) for result in results.values())
+    return sum(-result["loss"] if of_text else result["accuracy"] for result in results.values()) / len(results)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that has ended, or None."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return summary if summary.get("finished") else None

@@ -1,0 +1,182 @@
+"""What language-model runs ask of the step: losses in pieces, micro-batches, carried states, batches read on the host."""
+
+import functools
+import math
+
+import counting
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import quiet, tiny
+from tolerances import assert_close
+
+from seqzoo import sharding, training
+from seqzoo.sharding import ShardingError
+from seqzoo.training import feed, losses, metrics, step
+
+STREAM = dict(task="counting(stateful=True)", model__layers=("gla(heads=2)",))
+
+
+def plan_of(**values):
+    return training.prepare(tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), **values}))
+
+
+def host_batch(plan, index=0):
+    spec = plan.task.spec(index)
+    return plan.task.rows(spec, index, slice(0, spec.batch))
+
+
+@pytest.mark.parametrize("length, chunk", [(12, 4), (13, 4), (13, 1), (13, 40)])
+def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk):
+    key = jax.random.key(0)
+    x, w = jax.random.normal(key, (2, length, 6)), jax.random.normal(jax.random.fold_in(key, 1), (6, 11))
+    targets = jax.random.randint(jax.random.fold_in(key, 2), (2, length), 0, 11, jnp.int32)
+
+    def both(chunk):
+        def loss(x, w):
+            found = losses.per_token(lambda x: x @ w, x, targets, chunk)
+            return jnp.sum(jnp.cos(found.entropy) + found.log_z**2), found
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, w)
+
+    assert_close(both(chunk), both(None))
+    logits = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    z = np.log(np.exp(logits).sum(-1))
+    (_, found), _ = both(chunk)
+    assert_close(found.entropy, z - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0])
+    np.testing.assert_array_equal(found.correct, logits.argmax(-1) == targets)
+
+
+def test_a_loss_in_pieces_holds_no_more_than_a_piece_of_the_logits():
+    def planned(chunk):
+        x, w, targets = jnp.zeros((2, 512, 16)), jnp.zeros((16, 1024)), jnp.zeros((2, 512), jnp.int32)
+        loss = lambda x, w: losses.per_token(lambda x: x @ w, x, targets, chunk).entropy.sum()
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, w).compile().memory_analysis().temp_size_in_bytes
+
+    assert planned(16) < planned(None) / 8
+
+
+def test_with_time_cut_each_device_scores_its_own_piece():
+    """And the numbers are the whole's: 2 x 4 devices, pieces of 5 tokens in chunks of 2."""
+    mesh = sharding.make_mesh({"replica": 1, "fsdp": 2, "seq": 4, "tensor": 1}, sharding.RULES)
+    x, w = jax.random.normal(jax.random.key(0), (2, 20, 4)), jax.random.normal(jax.random.key(1), (4, 9))
+    targets = jax.random.randint(jax.random.key(2), (2, 20), 0, 9, jnp.int32)
+    loss = lambda x, w: losses.per_token(lambda x: x @ w, x, targets, 2).entropy.sum()
+    wanted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, w)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", "seq")))
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(x, w).compile()
+        assert_close(run(x, w), wanted)
+    assert "all-gather" not in run.as_text()
+
+
+@pytest.mark.parametrize("values", [{}, {"training__z_loss": 0.1, "training__loss_chunk": 3}, STREAM], ids=["plain", "z", "stream"])
+def test_micro_batches_add_up_to_the_batch_however_the_weights_lie(values):
+    found = []
+    for count in (1, 4):
+        plan = plan_of(**{"training__accumulate": count, **values})
+        state = training.initialise(plan)
+        gradients = jax.jit(functools.partial(step.gradients, plan))
+        found.append(gradients(state["params"], host_batch(plan), state.get("carry"), jax.random.key(0)))
+    assert_close(found[1], found[0])
+    weights = host_batch(plan)["weights"]
+    assert len({float(weights[i::4].sum()) for i in range(4)}) > 1, "the micro-batches must weigh differently"
+
+
+def test_rows_that_do_not_divide_into_micro_batches_are_refused_by_name():
+    with pytest.raises(ShardingError, match=r"8 rows do not divide into training\.accumulate=3"):
+        plan_of(training__accumulate=3)
+    with pytest.raises(ShardingError, match=r"micro-batch of training\.accumulate=4: 2 rows do not divide over .*mesh\.fsdp=4"):
+        plan_of(training__accumulate=4, mesh__fsdp=4)
+
+
+def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
+    """The law, through the trainer: without updates, windows with a carried state score what the row scores in one piece."""
+    still = dict(optimizer__learning_rate=1e-30, optimizer__weight_decay=0.0)
+    plan = plan_of(**STREAM, **still)
+    state, run = training.initialise(plan), training.train_step(plan)
+    rows = [host_batch(plan, index) for index in range(3)]
+    row = {name: np.concatenate([each[name] for each in rows], axis=1) for name in rows[0]}
+    found, _ = step.score(plan, state["params"], row)
+    seen = []
+    with jax.set_mesh(plan.mesh):
+        for index, (spec, batch) in enumerate(feed.training(plan, 0, 3)):
+            np.testing.assert_array_equal(batch["tokens"], rows[index]["tokens"])
+            state, numbers = run(state, spec, batch)
+            seen.append(float(numbers["loss"]))
+    per = [
+        (each["weights"] * np.asarray(e)).sum() / each["weights"].sum()
+        for each, e in zip(rows, np.split(np.asarray(found.entropy), 3, 1), strict=True)
+    ]
+    np.testing.assert_allclose(seen, per, rtol=1e-5)
+    alone = [step.score(plan, state["params"], each)[0].entropy for each in rows]
+    assert abs(float((rows[1]["weights"] * alone[1]).sum() / rows[1]["weights"].sum()) - per[1]) > 1e-4, "the state must matter"
+
+
+def test_a_stream_refuses_mixers_whose_state_grows():
+    with pytest.raises(ValueError, match=r"go on from batch to batch need a state of fixed size.*max_length"):
+        plan_of(task="counting(stateful=True)", model__layers=("softmax(heads=2)",))
+
+
+def test_the_mean_of_the_parameters_follows_them_by_its_decay():
+    plan = plan_of(training__ema=0.75)
+    state, run = training.initialise(plan), training.train_step(plan)
+    with jax.set_mesh(plan.mesh):
+        wanted = jax.tree.map(np.asarray, state["params"])
+        for spec, batch in feed.training(plan, 0, 3):
+            state, _ = run(state, spec, batch)
+            wanted = jax.tree.map(lambda mean, now: 0.75 * mean + 0.25 * np.asarray(now), wanted, state["params"])
+    assert_close(state["ema"], wanted)
+
+
+def test_threads_read_ahead_and_every_process_its_own_rows():
+    counting.READERS.clear()
+    plan = plan_of(mesh__fsdp=2, mesh__seq=4)
+    batches = [(spec, batch) for spec, batch in feed.training(plan, 2, 5)]
+    assert len(batches) == 3 and not any(name == "MainThread" for name in counting.READERS)
+    for index, (_, batch) in enumerate(batches, 2):
+        for name, array in host_batch(plan, index).items():
+            np.testing.assert_array_equal(batch[name], array)
+            assert {shard.data.shape for shard in batch[name].addressable_shards} == {(4, 2)}
+
+
+@pytest.mark.parametrize("values", [{}, {**STREAM, "training__accumulate": 2}], ids=["windows", "stream"])
+def test_a_run_from_files_resumes_bitwise_and_on_other_devices_to_rounding(values, digest, numbers, tmp_path):
+    experiment = tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), "model__dropout": 0.1, **values})
+    training.run(experiment, tmp_path / "whole", console=quiet())
+    training.run(experiment, tmp_path / "cut", console=quiet(), stop_at=3)
+    training.run(experiment, tmp_path / "cut", console=quiet())
+    assert digest(experiment, tmp_path / "cut") == digest(experiment, tmp_path / "whole")
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    training.run(experiment, tmp_path / "other", console=quiet(), stop_at=3)
+    mesh = experiment.mesh.model_copy(update={"fsdp": 2, "seq": 4})
+    training.run(experiment, tmp_path / "other", console=quiet(), mesh=mesh)
+    for one, other in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "other"), strict=True):
+        for key in ("loss", "accuracy", "bits_per_byte"):
+            np.testing.assert_allclose(other.get(key, 0), one.get(key, 0), rtol=1e-4)
+
+
+def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
+    experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
+    summary = training.run(experiment, tmp_path / "run", console=quiet())
+    last = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "eval"][-1]
+    assert last["bits_per_byte"] == pytest.approx(last["loss"] / math.log(2) / 2.0)
+    assert summary["final"]["length=8"]["bits_per_byte"] == last["bits_per_byte"]
+    plan = training.prepare(experiment)
+    parameters = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(plan.abstract, print)["params"]
+    rows = [plan.task.rows(plan.task.slices()[0].spec, index, slice(0, 8)) for index in range(2)]
+    weights = np.concatenate([each["weights"] for each in rows])
+    entropy = np.concatenate([step.score(plan, parameters, each)[0].entropy for each in rows])
+    for start, stop, loss in zip([0, 1, 2, 4], [1, 2, 4, 8], last["position_loss"]["loss"], strict=True):
+        piece = slice(start, stop)
+        np.testing.assert_allclose(loss, (weights * entropy)[:, piece].sum() / weights[:, piece].sum(), rtol=1e-5)
+    assert last["position_loss"]["from"] == [0, 1, 2, 4]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
+    training.run(experiment, tmp_path / "run", console=quiet(), stop_at=2)
+    monkeypatch.setattr(counting, "FINGERPRINT", ["sha256:1"])
+    with pytest.raises(ValueError, match="counting was sha256:0 and is sha256:1; wanted the same contents, or a new folder"):
+        training.run(experiment, tmp_path / "run", console=quiet())
