@@ -99,14 +99,18 @@ class Checkpoints:
                 with writing(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
 
-    def restore(self, abstract: State, say: Callable[[str], None]) -> State | None:
+    def restore(self, abstract: State, say: Callable[[str], None], step: int | None = None) -> State | None:
         """The latest state that loads, with the shardings of `abstract`; None if there is no checkpoint at all.
 
-        One that does not load is told to `say`.
+        One that does not load is told to `say`. With `step` only that one will do.
         Raises:
-          CheckpointError: there are checkpoints, and none loads.
+          CheckpointError: there are checkpoints, and none loads. FileNotFoundError: there is none of that step.
         """
-        return self._latest(abstract, say)[0]
+        if step is not None and step not in (steps := distributed.from_first(self.steps)):
+            raise FileNotFoundError(
+                f"{self.folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}"
+            )
+        return self._latest(abstract, say, step)[0]
 
     def resume(self, abstract: State, say: Callable[[str], None]) -> State | None:
         """`restore`, for a run that will write here from now on.
@@ -124,10 +128,10 @@ class Checkpoints:
         self.latest = self.complete = None if state is None else int(state["step"])
         return state
 
-    def _latest(self, abstract: State, say: Callable[[str], None]) -> tuple[State | None, dict[int, str]]:
+    def _latest(self, abstract: State, say: Callable[[str], None], only: int | None = None) -> tuple[State | None, dict[int, str]]:
         """The latest state that loads, and what is wrong with those after it."""
         failed: dict[int, str] = {}
-        for step in reversed(distributed.from_first(self.steps)):
+        for step in reversed(distributed.from_first(self.steps) if only is None else [only]):
             path = self.folder / str(step)
             problem = distributed.from_first(lambda path=path: damage(path))
             if problem is None:

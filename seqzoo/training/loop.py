@@ -1,6 +1,7 @@
 """The training run, from top to bottom."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class _Loop:
             state = initialise(self.plan)
         self.step = int(state["step"])
         self.record = Record(self.plan, self.folder, self.step)
+        self.checkpoints.best = self.record.best() if self.settings.keep_best else None
+        self.saved_at = time.monotonic()
         end = self.settings.steps if stop_at is None else min(stop_at, self.settings.steps)
 
         with (
@@ -132,12 +135,11 @@ class _Loop:
                     or self.due(self.settings.eval_every)
                 ):
                     self.read_pending()
-                if self.due(self.settings.checkpoint_every):
+                if self.due(self.settings.checkpoint_every) or self.late():
                     self.save(state)
                 self.look(state, stopping)
             self.read_pending()
-            if self.checkpoints.latest != self.step:
-                self.save(state)
+            self.save(state)
             self.checkpoints.wait()  # what follows says that it is there
             ended = self.step == self.settings.steps or self.above()
             summary = self.summarise(finished=ended and self.record.evaluated == self.step)
@@ -173,11 +175,21 @@ class _Loop:
             self.reporter.line(step, metrics, rate, left)
 
     def save(self, state: State) -> None:
-        """Writes a checkpoint, unless the state holds a number that is not finite: a good one is never replaced by such."""
+        """Writes a checkpoint, if there is none yet and all numbers are finite: a good one is never replaced by one that is not."""
+        if self.checkpoints.latest == self.step:
+            return
         self.clock.pause()
         if not self.finite(state):
             self.diverged(self.step, self.last)
         self.checkpoints.save(state)
+        self.saved_at = time.monotonic()
+
+    def late(self) -> bool:
+        """Whether the last checkpoint is older than training.checkpoint_minutes, asked where a line is logged."""
+        minutes = self.settings.checkpoint_minutes
+        if minutes is None or not self.due(self.settings.log_every):
+            return False
+        return distributed.from_first(lambda: time.monotonic() - self.saved_at > 60 * minutes)
 
     def look(self, state: State, stopping: Callable[[], bool]) -> None:
         """Evaluates all slices if that is due and not done yet."""
@@ -192,6 +204,9 @@ class _Loop:
             self.diverged(self.step, losses)
         self.record.evaluation(self.step, results)
         self.reporter.evaluation(self.step, results)
+        if self.settings.keep_best and self.record.best() == self.step:
+            self.save(state)
+            self.checkpoints.best = self.step
 
     def above(self) -> bool:
         """Whether the run was evaluated where it stands, and came above training.stop_above."""

@@ -37,6 +37,15 @@ class Record:
         """How well the run did at that step's evaluation, as recorded (a resumed run did not see it): larger is better."""
         return distributed.from_first(lambda: goodness(self._evaluations()[step]))
 
+    def best(self) -> int | None:
+        """The step of the best evaluation so far, the first of several alike; None before the first."""
+
+        def found():
+            by_step = self._evaluations()
+            return max(by_step, key=lambda step: goodness(by_step[step]), default=None)
+
+        return distributed.from_first(found)
+
     def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
         """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
         return distributed.from_first(lambda: self._summarise(finished, step, tokens_per_second, more))

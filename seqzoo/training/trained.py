@@ -15,8 +15,10 @@ from seqzoo.training.state import Plan, State, prepare
 from seqzoo.training.step import evaluator
 
 
-def restore(folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None) -> tuple[Plan, State]:
-    """The plan of a run and its latest state that loads, on `mesh` (None: as in training).
+def restore(
+    folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None, step: int | None = None
+) -> tuple[Plan, State]:
+    """The plan of a run and its latest state that loads, or that of `step`, on `mesh` (None: as in training).
 
     Raises FileNotFoundError if there is no run or no checkpoint.
     """
@@ -26,23 +28,27 @@ def restore(folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | 
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
     plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
     distributed.check_mesh(plan.mesh)
-    state = Checkpoints(Path(folder) / "checkpoints").restore(plan.abstract, say)
+    state = Checkpoints(Path(folder) / "checkpoints").restore(plan.abstract, say, step)
     if state is None:
         raise FileNotFoundError(f"{folder} has no checkpoint")
     return plan, state
 
 
-def load_model(folder: str | Path) -> LanguageModel:
-    """The trained model of a run, on one device, whatever it was trained on; its mean over training, if the run kept one."""
-    plan, state = restore(folder, print, config.Mesh(fsdp=1))
+def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
+    """The trained model of a run, on one device, whatever it was trained on; its mean over training, if the run kept one.
+
+    `step` chooses among the checkpoints that are there (training.keep_best keeps a good one); None is the latest.
+    """
+    plan, state = restore(folder, print, config.Mesh(fsdp=1), step)
     return plan.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))
 
 
 def evaluate_run(
-    folder: str | Path, say: Callable[[str], None] = print, mesh: config.Mesh | None = None
+    folder: str | Path, say: Callable[[str], None] = print, mesh: config.Mesh | None = None, step: int | None = None
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """(step, {slice: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, on `mesh` (None: as in training)."""
-    plan, state = restore(folder, say, mesh)
+    """(step, {slice: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, or of `step`'s, on `mesh` (None: as in
+    training)."""
+    plan, state = restore(folder, say, mesh, step)
     with jax.set_mesh(plan.mesh):
         results = evaluator(plan)(state.get("ema", state["params"]))
     parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in plan.task.slices()}

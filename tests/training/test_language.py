@@ -1,6 +1,7 @@
 """What language-model runs ask of the step: losses in pieces, micro-batches, carried states, batches read on the host."""
 
 import functools
+import json
 import math
 
 import counting
@@ -12,6 +13,7 @@ from tiny import quiet, tiny
 from tolerances import assert_close
 
 from seqzoo import sharding, training
+from seqzoo.config import Experiment
 from seqzoo.sharding import ShardingError
 from seqzoo.training import feed, losses, metrics, step
 
@@ -180,3 +182,45 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     monkeypatch.setattr(counting, "FINGERPRINT", ["sha256:1"])
     with pytest.raises(ValueError, match="counting was sha256:0 and is sha256:1; wanted the same contents, or a new folder"):
         training.run(experiment, tmp_path / "run", console=quiet())
+
+
+def test_the_best_evaluations_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
+    losses = iter([1.0, 0.5, 0.7, 0.9, 0.8])  # at steps 2, 4, 6, 8 and 9
+    scripted = lambda plan: lambda *_: {"length=8": {"loss": next(losses), "accuracy": 0.0, "bits_per_byte": 0.0}}
+    monkeypatch.setattr("seqzoo.training.loop.evaluator", scripted)
+    values = dict(training__keep=1, training__keep_best=True, training__eval_every=2, training__checkpoint_every=3)
+    experiment = tiny(task="counting()", model__layers=("gla(heads=2)",), training__steps=9, **values)
+    training.run(experiment, tmp_path / "run", console=quiet(), stop_at=7)
+    training.run(experiment, tmp_path / "run", console=quiet())
+    assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4, 9]
+    assert training.evaluate_run(tmp_path / "run", step=4)[0] == 4
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 8; there are 4, 9"):
+        training.evaluate_run(tmp_path / "run", step=8)
+
+
+def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, monkeypatch):
+    hours = iter(range(10**6))
+    monkeypatch.setattr("seqzoo.training.loop.time.monotonic", lambda: 3600.0 * next(hours))
+    values = dict(training__checkpoint_every=100, training__checkpoint_minutes=30, training__keep=9, training__log_every=2)
+    training.run(tiny(**values), tmp_path / "run", console=quiet())
+    assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2, 4, 6]
+
+
+def test_a_checkpoint_says_what_made_it(tmp_path):
+    experiment = tiny()
+    training.run(experiment, tmp_path / "run", console=quiet())
+    about = json.loads((tmp_path / "run" / "checkpoints" / "6" / "about.json").read_text())
+    assert Experiment(**about["config"]) == experiment and "git" in about
+
+
+def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path):
+    folder = tmp_path / "run"
+    training.run(tiny(), folder, console=quiet(), stop_at=4)
+    longer = tiny(training__steps=8, training__log_every=2)
+    with pytest.raises(ValueError, match=r"training\.steps is 6 there, 8 here\); wanted .* or --changed"):
+        training.run(longer, folder, console=quiet())
+    assert training.run(longer, folder, console=quiet(), changed=True)["step"] == 8
+    changed = json.loads((folder / "environment.json").read_text())["resumed"][-1]["changed"]
+    assert changed == {"training.steps": [6, 8], "training.log_every": [1, 2]}
+    assert training.open_run(folder) == longer
+    training.run(tiny(training__steps=8, training__keep=1), folder, console=quiet())
