@@ -28,8 +28,9 @@ class Slice(NamedTuple):
     name: str
     spec: BatchSpec
     batches: int
-    chance: float  # accuracy of a guesser that knows the task but not the example, in [0, 1]
+    chance: float | None  # accuracy of a guesser that knows the task but not the example, in [0, 1]; None: there is no such level
     settings: dict[str, Any]  # what sets the slice apart, for tables and plots: {"pairs": 8, "length": 64}
+    bytes_per_target: float = 1.0  # bytes of text that a target stands for: bits per byte = loss / ln 2 / this
 
 
 class Task(Protocol):
