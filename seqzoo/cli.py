@@ -1,12 +1,17 @@
 """The command line: `train.py [COMMAND | CONFIG.py] [--settings]`, installed as `seqzoo`."""
 
+import itertools
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from seqzoo import config
 from seqzoo.registry import did_you_mean
@@ -22,6 +27,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py [CONFIG.py] --dry-run: list what would be trained, with parameters, state bytes, steps and tokens; nothing is written
 - train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be
 - train.py eval RUN [--mesh...]: evaluate a run's latest checkpoint and print its slices
+- train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards that the task text reads; go on if that was stopped
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
 --distributed ADDRESS:PORT/COUNT/INDEX (where process 0 listens, how many there are, which one this is), or with
@@ -39,6 +45,21 @@ class Devices(config.Section):
 
     mesh: config.Mesh
     """Which devices do what."""
+
+
+class Prepare(config.Section):
+    """Settings of `prepare`: how files become shards."""
+
+    tokenizer: str = "bytes"
+    """What makes tokens: "bytes", or the path of a Hugging Face tokenizer.json (which needs pip install "seqzoo[text]")."""
+    separator: str | None = None
+    """The token of that tokenizer that is to stand before every document; None: "<|endoftext|>". "bytes" has its own."""
+    field: str = "text"
+    """The field of .jsonl and column of .parquet files that holds the text."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the documents that is held out for evaluation; the names of the files decide which."""
+    shard_tokens: int = Field(2**26, ge=1)
+    """Tokens of a shard at most; a longer document has a shard for itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +145,42 @@ def evaluate(arguments: list[str], console: Console) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str], Console], int]] = {"train": train, "resume": resume, "eval": evaluate}
+def prepare(arguments: list[str], console: Console) -> int:
+    """`prepare SOURCE FOLDER [--settings]`."""
+    from seqzoo import data
+    from seqzoo.training import distributed
+
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    settings = arguments[len(named) :]
+    if len(named) != 2 and not {"-h", "--help"} & set(settings):
+        raise _Wrong("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
+    if distributed.several():
+        raise _Wrong("prepare runs in one process, found several; wanted --distributed off")
+    prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
+    chosen = _checked(lambda: tyro.cli(Prepare, args=settings, prog=prog, config=_FLAGS))
+    source, folder = named
+    try:
+        manifest = _checked(lambda: data.prepare(source, folder, **chosen.model_dump(), console=console))
+    except KeyboardInterrupt:
+        _fail(f"stopped; the same command goes on where it was: train.py prepare {shlex.join(arguments)}", 1)
+        return 128 + signal.SIGINT
+    table = Table("split", "documents", "tokens", "bytes of text", "shards", title=Text(f"{folder}, from {source}"))
+    for name in data.SPLITS:
+        split = manifest.split(name)
+        numbers = (split.documents, split.tokens, split.text_bytes, len(split.shards))
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    console.print(table)
+    if manifest.skipped:
+        console.print(f"binary files left out: {manifest.skipped}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "prepare": prepare,
+}
 
 
 def _distributed(arguments: list[str]) -> tuple[str, list[str]]:
@@ -217,6 +273,6 @@ def _checked(call):
         raise _Wrong(str(error)) from error
 
 
-def _fail(error: BaseException, code: int) -> int:
+def _fail(error: BaseException | str, code: int) -> int:
     Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     return code

@@ -3,7 +3,7 @@
 import pytest
 from tiny import TINY, tiny
 
-from seqzoo import cli, compare, config, quickstart, training
+from seqzoo import cli, compare, config, data, quickstart, tasks, training
 from seqzoo.config import Comparison, Experiment
 
 
@@ -200,3 +200,39 @@ def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, cap
     table = capsys.readouterr().out
     assert "runs/mqar-softmax at step 2" in table and "pairs=1" in table and "chance" in table and "0.062" in table
     assert cli.main(["resume", "runs/mqar-softmax", "--training.steps", "3"]) == 2
+
+
+def test_prepare_writes_shards_that_the_task_reads_and_says_how_many(ran, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for number in range(50):
+        (tmp_path / "texts" / f"{number}.txt").write_text("some text")
+    (tmp_path / "texts" / "[b]").write_bytes(b"\0")
+    assert ran("prepare", "texts", "out", "--held-out", "0.2", "--shard-tokens", "100") == []
+    said = capsys.readouterr().out
+    assert "out, from texts" in said and "train" in said and "held_out" in said and "binary files left out: 1" in said
+    assert tasks.create("text(source='out', length=8)").describe()["train"]["documents"] > 30
+    assert ran("prepare", "texts", "out", "--held-out", "0.1") == 2
+    assert "held_out is 0.2 there, 0.1 here; shard_tokens is 100 there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib"),
+        (("stdlib",), "prepare needs a source and a new folder"),
+        (("nothing", "out"), "there is no file or folder 'nothing'"),
+        (("stdlib", "out", "--tokenizer", "bites"), "there is no tokenizer bites"),
+    ],
+)
+def test_prepare_refuses_by_name_and_writes_nothing(ran, tmp_path, capsys, words, says):
+    assert ran("prepare", *words) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_prepare_stopped_from_the_keyboard_says_how_to_go_on(ran, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "prepare", stopped)
+    assert ran("prepare", "stdlib", "out") == 130
+    assert "train.py prepare stdlib out" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def say(console: Console, text: str) -> None:
 def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Run]) -> dict[str, Any]:
     """Writes results.json, results.csv and report.md, each whole or not at all. Returns what is in results.json."""
     from seqzoo.training import environment
-    from seqzoo.training.writing import write_json, write_text
+    from seqzoo.writing import write_json, write_text
 
     rows, levels = summarise(runs), chances(runs)
     results = {

@@ -3,7 +3,8 @@
 from seqzoo.tasks.base import BatchSpec, Slice, Task, register, registry
 from seqzoo.tasks.mqar import MQAR
 from seqzoo.tasks.parity import Parity
+from seqzoo.tasks.text import Text
 
 create = registry.create
 
-__all__ = ["MQAR", "BatchSpec", "Parity", "Slice", "Task", "create", "register", "registry"]
+__all__ = ["MQAR", "BatchSpec", "Parity", "Slice", "Task", "Text", "create", "register", "registry"]

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 ROUNDS = 8  # of the Feistel network; 4 make a pseudorandom permutation of large domains (Luby & Rackoff 1988), small ones need more
@@ -20,12 +21,12 @@ WORD = 2**32 - 1
 def hashed(*words: Any) -> Any:
     """A 32-bit hash of integers in [0, 2**32): Python ints, uint32 scalars (traced or not) and arrays of one shape, mixed at will.
 
-    Python ints alone are hashed on the host and give a Python int; the numbers are the same.
+    Python ints and NumPy's uint32 arrays are hashed on the host and give such; the numbers are the same.
 
     Each word is mixed in by x ^= x >> 16; x *= 0x21f0aaad; x ^= x >> 15; x *= 0x735a2d97; x ^= x >> 15 (C. Wellons,
     hash-prospector).
     """
-    if not all(isinstance(word, int) for word in words):
+    if not all(isinstance(word, int | np.ndarray) for word in words):
         words = [jnp.asarray(word, jnp.uint32) for word in words]
     x = 0
     for word in words:

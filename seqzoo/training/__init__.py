@@ -8,7 +8,7 @@ from seqzoo.training.signals import Interrupted
 from seqzoo.training.state import Plan, build, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
 from seqzoo.training.trained import evaluate_run, load_model
-from seqzoo.training.writing import WriteError
+from seqzoo.writing import WriteError
 
 __all__ = [
     "CheckpointError",

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from seqzoo.training import distributed
 from seqzoo.training.state import State
-from seqzoo.training.writing import WriteError, reason, write_json, writing
+from seqzoo.writing import WriteError, reason, write_json, writing
 
 DIGESTS = "sha256.json"
 ABOUT = "about.json"  # what was trained, by which code: a checkpoint says so even where its run folder is gone

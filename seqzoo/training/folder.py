@@ -23,7 +23,7 @@ import jax
 
 import seqzoo
 from seqzoo import config
-from seqzoo.training.writing import remove_halves, write_json, write_text, writing
+from seqzoo.writing import remove_halves, write_json, write_text, writing
 
 DATA = "data.json"
 CHANGED = "--changed"  # the command line's word for `changed`

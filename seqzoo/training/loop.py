@@ -21,7 +21,7 @@ from seqzoo.training.record import Record
 from seqzoo.training.signals import Interrupted, StopSignals
 from seqzoo.training.state import Plan, State, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
-from seqzoo.training.writing import WriteError
+from seqzoo.writing import WriteError
 
 
 class Diverged(FloatingPointError):

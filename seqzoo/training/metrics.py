@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from seqzoo.training.writing import write_text, writing
+from seqzoo.writing import write_text, writing
 
 
 class Metrics:

@@ -10,7 +10,7 @@ from seqzoo.mixers import state_bytes
 from seqzoo.training import distributed
 from seqzoo.training import metrics as files
 from seqzoo.training.state import Plan
-from seqzoo.training.writing import write_json
+from seqzoo.writing import write_json
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 

@@ -95,3 +95,9 @@ def test_endless_turns_follow_the_weights_over_any_stretch(weights):
         for segment, weight in enumerate(weights):
             assert abs(np.sum(stretch == segment) - 700 * weight / sum(weights)) < 6
     assert [Endless(weights, seed=5).segment(step) for step in range(50)] != turns[:50].tolist() or min(weights) < 0.1
+
+
+def test_numpy_arrays_are_hashed_on_the_host_to_the_same_numbers():
+    numbers = np.array([0, 1, 2**31, 2**32 - 1], np.uint32)
+    found = hashed(3, numbers, 5)
+    assert isinstance(found, np.ndarray) and found.tolist() == [hashed(3, int(number), 5) for number in numbers]

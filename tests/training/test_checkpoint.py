@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from seqzoo.training.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
-from seqzoo.training.writing import WriteError
+from seqzoo.writing import WriteError
 
 
 @pytest.fixture(scope="module")

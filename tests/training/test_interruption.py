@@ -16,7 +16,7 @@ from tiny import quiet, tiny
 
 from seqzoo import config, training
 from seqzoo.training import metrics
-from seqzoo.training.writing import WriteError, write_text
+from seqzoo.writing import WriteError, write_text
 
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class WriteError(RuntimeError):
@@ -35,8 +35,9 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file by way of a neighbour and a rename: readers see the old or the new one, never a half.
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """A context that writes a file by way of a neighbour and a rename: readers see the old or the new one, never a half.
 
     Raises:
       WriteError: the system refuses; the old file, if there was one, is as before.
@@ -44,12 +45,19 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            temporary.write_text(text)
+            with temporary.open("wb") as file:
+                yield file
             temporary.replace(path)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):  # the first refusal is the one to tell
                 temporary.unlink()
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    with write_whole(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_halves(folder: Path) -> None:
-    """Removes what `write_text` left beside its files in processes that were killed."""
+    """Removes what `write_whole` left beside its files in processes that were killed."""
     for path in folder.glob("*.[0-9]*.tmp"):
         with writing(path):
             path.unlink(missing_ok=True)

@@ -1,0 +1,264 @@
+"""One view of a corpus, whether prepared on disk or read into memory: two streams of tokens, and where their documents start."""
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqzoo.data import shards, sources, tokenizers
+from seqzoo.data.errors import DataError
+from seqzoo.data.shards import SPLITS, Manifest
+from seqzoo.data.sources import Document, Documents, File
+from seqzoo.data.tokenizers import Bytes, Tokenizer
+
+HELD_OUT = 0.05
+FIELD = "text"
+LIMIT = 2**28  # bytes that are read into memory at most, before a corpus must be prepared
+
+
+class Stream:
+    """Arrays of tokens laid end to end, read by slices: `stream[a:b]`, 0 <= a <= b <= len(stream)."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self):
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        begin, end = where.start, where.stop
+        if not 0 <= begin <= end <= len(self) or where.step is not None:
+            raise IndexError(f"[{begin}:{end}] of {len(self)} tokens")
+        pieces = list(self._pieces(begin, end))
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.uint8), *pieces])
+
+    def _pieces(self, begin: int, end: int) -> Iterator[np.ndarray]:
+        part = bisect_right(self.ends, begin)
+        while begin < end:
+            first = self.ends[part] - len(self.parts[part])
+            yield self.parts[part][begin - first : end - first]
+            begin, part = self.ends[part], part + 1
+
+
+class Split:
+    """One split of a corpus.
+
+    Attributes:
+      tokens: [separator, document, separator, document, ..., separator]; every token but the first is the target of the one before.
+      documents: how many.
+      text_bytes: of the documents' text.
+      sha256: of the tokens.
+    """
+
+    def __init__(self, tokens: Stream, starts: Callable[[], np.ndarray], documents: int, text_bytes: int, sha256: str):
+        self.tokens = tokens
+        self.documents = documents
+        self.text_bytes = text_bytes
+        self.sha256 = sha256
+        self._starts = starts
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """[documents] int64: where each document's separator stands."""
+        return self._starts()
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted: all but the first."""
+        return max(0, len(self.tokens) - 1)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document, its separator included."""
+        return int(np.max(np.diff(self.starts, append=self.targets), initial=0))
+
+
+class Corpus:
+    """Two splits, "train" and "held_out", and what they were made of.
+
+    Attributes:
+      splits: by name.
+      separator: the token before every document.
+      files: SHA-256 of each file: those of the source, or the shards.
+      skipped: binary files that were left out.
+      sha256: of everything. A corpus has the same whether prepared or not, and into whatever shards.
+    """
+
+    def __init__(
+        self,
+        source: tuple[str, ...],
+        splits: Mapping[str, Split],
+        separator: int,
+        tokenizer_sha256: str,
+        files: Mapping[str, str],
+        skipped: int,
+    ):
+        self.source = source
+        self.splits = splits
+        self.separator = separator
+        self.files = files
+        self.skipped = skipped
+        self.tokenizer_sha256 = tokenizer_sha256
+        self.sha256 = shards.total(tokenizer_sha256, (splits[name].sha256 for name in SPLITS))
+
+    def fingerprint(self) -> dict[str, str]:
+        """The hash, "sha256:...", of each file that the tokens come from, and of the tokenizer."""
+        return {name: f"sha256:{value}" for name, value in {**self.files, "tokenizer": self.tokenizer_sha256}.items()}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What to record of each split: {"train": {"source", "documents", "tokens", "bytes", "sha256"}, "held_out": ...}."""
+        return {
+            name: {
+                "source": ", ".join(self.source),
+                "documents": split.documents,
+                "tokens": len(split.tokens),
+                "bytes": split.text_bytes,
+                "sha256": split.sha256,
+            }
+            for name, split in self.splits.items()
+        }
+
+
+def manifest_of(source: str | tuple[str, ...]) -> Manifest | None:
+    """The manifest of a source that is a prepared corpus, or None. Cheap: no shard is read."""
+    words = sources.words(source)
+    prepared = [word for word in words if shards.is_prepared(word)]
+    if prepared and len(words) > 1:
+        raise DataError(f"{prepared[0]} is a prepared corpus and one of several sources, {', '.join(words)}; wanted it alone")
+    return shards.read_manifest(prepared[0]) if prepared else None
+
+
+def check(source: str | tuple[str, ...], *, field: str | None = None, held_out: float | None = None) -> None:
+    """Raises DataError if the source does not exist, or was prepared with other settings. Cheap: no text is read."""
+    manifest = manifest_of(source)
+    if manifest is None:
+        sources.check(source)
+        sources.check_share(HELD_OUT if held_out is None else held_out)
+        return
+    for name, value in {"field": field, "held_out": held_out}.items():
+        if value is not None and value != (held := getattr(manifest.settings, name)):
+            raise DataError(f"{name}={value!r}, but {sources.words(source)[0]} was prepared with {held!r}; wanted that, or None")
+
+
+def tokenizer_of(source: str | tuple[str, ...]) -> Tokenizer:
+    """The tokenizer of a source: that of a prepared corpus, else bytes."""
+    manifest = manifest_of(source)
+    if manifest is None or manifest.settings.tokenizer == tokenizers.BYTES:
+        return Bytes()
+    path = Path(sources.words(source)[0]).expanduser() / shards.TOKENIZER
+    tokenizer = tokenizers.load(str(path), manifest.settings.separator_token)
+    if tokenizer.sha256 != manifest.settings.tokenizer_sha256:
+        raise DataError(
+            f"{path} is not the tokenizer of this corpus: its SHA-256 is {tokenizer.sha256}, wanted "
+            f"{manifest.settings.tokenizer_sha256}. Restore it, or prepare the corpus again"
+        )
+    return tokenizer
+
+
+def load(source: str | tuple[str, ...], *, field: str | None = None, held_out: float | None = None, verify: bool = True) -> Corpus:
+    """Opens a prepared corpus, or reads and tokenises (as bytes) a source of up to LIMIT bytes into memory.
+
+    The latest ones are kept, so that the next call is quick unless a file has another size or time by then.
+
+    Args:
+      source: a prepared folder, or as in `sources`.
+      field: of .jsonl and .parquet; None: "text". Of a prepared corpus: None, or what it was prepared with.
+      held_out: share of the documents; None: 0.05. Of a prepared corpus: None, or what it was prepared with.
+      verify: whether to compare the shards' SHA-256; if not, their sizes only. Sources are read in any case.
+    Raises:
+      DataError: what cannot be read, by name; a shard that is missing, truncated, changed or foreign; a source that is too large.
+    """
+    check(source, field=field, held_out=held_out)
+    words, manifest = sources.words(source), manifest_of(source)
+    with _LOCK:  # so that threads that come together read it once
+        if manifest is not None:
+            folder = Path(words[0]).expanduser()
+            stamp = _stamp(sorted([folder / shards.MANIFEST, *folder.glob("*.npy")]))
+            return _open(words, verify, stamp)
+        files = tuple(sources.files(source))
+        share = HELD_OUT if held_out is None else float(held_out)
+        return _read(words, field or FIELD, share, files, _stamp([file.path for file in files]))
+
+
+_LOCK = threading.Lock()
+
+
+def _stamp(paths: Sequence[Path]) -> tuple:
+    """Changes when a file does."""
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path in paths for stat in [path.stat()])
+
+
+@lru_cache(maxsize=4)
+def _open(words: tuple[str, ...], verify: bool, stamp: tuple) -> Corpus:
+    """A prepared corpus."""
+    (folder,) = words
+    manifest = shards.read_manifest(folder)
+    shards.verify(folder, manifest, contents=verify)
+
+    def split(name: str) -> Split:
+        held = manifest.split(name)
+        tokens = Stream(shards.tokens(folder, manifest, name))
+        return Split(tokens, lambda: shards.starts(folder, manifest, name), held.documents, held.text_bytes, held.sha256)
+
+    files = {file.name: file.sha256 for name in SPLITS for shard in manifest.split(name).shards for file in shard.files}
+    settings = manifest.settings
+    splits = {name: split(name) for name in SPLITS}
+    return Corpus(settings.source, splits, settings.separator, settings.tokenizer_sha256, files, manifest.skipped)
+
+
+@lru_cache(maxsize=4)
+def _read(words: tuple[str, ...], field: str, held_out: float, files: tuple[File, ...], stamp: tuple) -> Corpus:
+    """A source, read into memory."""
+    tokenizer, parts = Bytes(), {name: _Parts() for name in SPLITS}
+    digests = {}
+    _check_size(words, sources.size(list(files)))
+    documents = Documents(list(files), field)
+    for document in documents:
+        parts[document.split(held_out)].add(document, tokenizer)
+        digest = digests.setdefault(document.file.label, hashlib.sha256())
+        if document.row is not None:
+            digest.update(len(document.text).to_bytes(8, "little"))  # else a row's end could move unseen
+        digest.update(document.text)
+        _check_size(words, sum(part.text_bytes for part in parts.values()))
+    sources.check_splits(words, held_out, *(len(parts[name].starts) for name in SPLITS))
+    splits = {name: part.split(tokenizer) for name, part in parts.items()}
+    named = {label: digest.hexdigest() for label, digest in digests.items()}
+    return Corpus(words, splits, tokenizer.separator, tokenizer.sha256, named, documents.skipped)
+
+
+class _Parts:
+    """A split under way, in memory."""
+
+    def __init__(self):
+        self.arrays, self.starts, self.tokens, self.text_bytes = [], [], 0, 0
+
+    def add(self, document: Document, tokenizer: Tokenizer) -> None:
+        """Adds a document."""
+        tokens = tokenizer.encode(document.text)
+        self.arrays.append(tokens.astype(shards.dtype(tokenizer.vocab_size)))
+        self.starts.append(self.tokens)
+        self.tokens += 1 + len(tokens)
+        self.text_bytes += len(document.text)
+
+    def split(self, tokenizer: Tokenizer) -> Split:
+        """The split, which ends with one more separator if it has a document."""
+        tokens = np.full(self.tokens + bool(self.starts), tokenizer.separator, shards.dtype(tokenizer.vocab_size))
+        for start, array in zip(self.starts, self.arrays, strict=True):
+            tokens[start + 1 : start + 1 + len(array)] = array
+        starts = np.array(self.starts, np.int64)
+        return Split(Stream([tokens]), lambda: starts, len(starts), self.text_bytes, shards.sha256([tokens]))
+
+
+def _check_size(words: tuple[str, ...], size: int) -> None:
+    if size > LIMIT:
+        raise DataError(
+            f"{', '.join(words)}: {size:,} bytes are too many to read into memory (at most {LIMIT:,}); prepare them first, with "
+            f"python train.py prepare '{','.join(words)}' FOLDER, and name that folder"
+        )

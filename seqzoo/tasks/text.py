@@ -1,0 +1,313 @@
+"""Text: predict the next token of documents, in windows or in streams that go on from batch to batch."""
+
+import dataclasses
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqzoo import data
+from seqzoo.data import Corpus, Split, Tokenizer
+from seqzoo.tasks.base import BatchSpec, Slice, Task, register
+from seqzoo.tasks.epochs import bijection, hashed
+
+POSITIONS = ("window", "document")
+HELD_OUT = "held_out"
+ORDER, PHASE, PHASE_HIGH, DOCUMENTS = range(4)  # what a key is for
+
+
+@register("text")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Task):
+    """The next token of a corpus's documents, each of which begins with a separator.
+
+    Documents lie end to end, and the separator after a document, which is its target at the end, is the first token of the next. A
+    batch is a pure function of (settings, spec, index), made on the host from files:
+
+    **Windows** (`stream=False`): the training tokens, closed to a ring, are cut into rows of `length` that do not overlap, at
+    places keyed by the epoch, and an epoch shows the rows in a keyed order. What fills no row, and no batch, is left out, something
+    else in each epoch. A row's segment ids count its documents from 1.
+
+    **Streams** (`stream=True`): the documents, in an order keyed by the epoch, are laid end to end and cut into `batch_size` lanes;
+    batch i holds window i of each lane, so that row r of a batch goes on where row r of the batch before ended. A document keeps
+    its segment id over that border; neighbours have different ones, also where an epoch ends. What does not fill all lanes is left
+    out.
+
+    The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths`.
+
+    Args:
+      source: a prepared corpus, or as in `seqzoo.data.sources`: "stdlib", a folder, a glob, a file, or several of these.
+      length: tokens of a row.
+      batch_size: rows of a batch.
+      stream: whether batches continue each other.
+      held_out: share of the documents that is held out, in [0, 1); None: 0.05, or what the corpus was prepared with.
+      eval_lengths: tokens of the evaluation's rows, one length or several; None: `length`.
+      eval_batch_size: rows of an evaluation batch; None: as `batch_size`.
+      eval_tokens: evaluate on the first so many held-out tokens only; None: on all.
+      positions: "window": a position counts from the row's first token or, later in the row, from its document's first.
+        "document": always from its document's first. None: "document" for streams, for which there is no other, else "window".
+      field: the field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with.
+      verify: whether the shards of a prepared corpus are compared with their hashes when they are opened; if not, their sizes only.
+      seed: of the order, in [0, 2**31).
+    Raises:
+      ValueError: a setting outside its range, by name; a source that does not exist (`seqzoo.data.DataError`). When the corpus is
+        first needed: files that cannot be read, shards that are not as prepared, too few tokens for a batch.
+    Cost: the rows' own tokens; streams also keep three numbers per document of the current epoch.
+    """
+
+    source: str | tuple[str, ...] = "stdlib"
+    length: int = 1024
+    batch_size: int = 8
+    stream: bool = False
+    held_out: float | None = None
+    eval_lengths: int | tuple[int, ...] | None = None
+    eval_batch_size: int | None = None
+    eval_tokens: int | None = 131_072
+    positions: str | None = None
+    field: str | None = None
+    verify: bool = True
+    seed: int = 0
+
+    on_host = True  # batches come from `rows`, not from `batch`
+
+    def __post_init__(self):
+        if isinstance(self.source, list):  # JSON has no tuples
+            object.__setattr__(self, "source", tuple(self.source))
+        lengths = self.length if self.eval_lengths is None else self.eval_lengths
+        object.__setattr__(self, "eval_lengths", tuple(lengths) if isinstance(lengths, tuple | list) else (lengths,))
+        sizes = {name: getattr(self, name) for name in ("length", "batch_size", "eval_batch_size", "eval_tokens")}
+        optional = ("eval_batch_size", "eval_tokens")
+        for name, value in [*sizes.items(), *(("eval_lengths", length) for length in self.eval_lengths)]:
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"text: {name}={value!r}, wanted a whole number of at least 1")
+        if not self.eval_lengths or len(set(self.eval_lengths)) < len(self.eval_lengths):
+            raise ValueError(f"text: eval_lengths={self.eval_lengths!r}, wanted at least one length, and each once")
+        for name in ("stream", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"text: {name}={getattr(self, name)!r}, wanted True or False")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+            raise ValueError(f"text: seed={self.seed!r}, wanted a whole number in [0, 2**31)")
+        if self.positions is None:
+            object.__setattr__(self, "positions", "document" if self.stream else "window")
+        if self.positions not in POSITIONS or (self.stream and self.positions == "window"):
+            wanted = "'document' (the only one for stream=True)" if self.stream else " or ".join(map(repr, POSITIONS))
+            raise ValueError(f"text: positions={self.positions!r}, wanted {wanted}, or None")
+        if self.field is not None and not (isinstance(self.field, str) and self.field):
+            raise ValueError(f"text: field={self.field!r}, wanted a name, or None")
+        data.check(self.source, field=self.field, held_out=self.held_out)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The tokens; opened or read when first asked for, once for all tasks of equal source."""
+        return data.load(self.source, field=self.field, held_out=self.held_out, verify=self.verify)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """From text to tokens and back. The corpus is not read for it."""
+        return data.tokenizer_of(self.source)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether row r of a batch continues row r of the batch before."""
+        return self.stream
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Of the tokenizer, the separator included. The corpus is not read for it."""
+        manifest = data.manifest_of(self.source)
+        return data.Bytes.vocab_size if manifest is None else manifest.settings.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """How many positions there are: tokens of the longest row, or of the longest document where positions count through it."""
+        longest = max(self.length, *self.eval_lengths)
+        if self.positions == "window":
+            return longest
+        return max(longest, *(split.longest for split in self.corpus.splits.values()))
+
+    @property
+    def bytes_per_target(self) -> float:
+        """Bytes of text per predicted token of the training split: bits per byte = loss / ln 2 / this."""
+        return _bytes_per_target(self.corpus.splits["train"])
+
+    def fingerprint(self) -> dict[str, str]:
+        """The hash, "sha256:...", of each file or shard that batches come from, and of the tokenizer."""
+        return self.corpus.fingerprint()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What to record of the corpus: {split: {"source", "documents", "tokens", "bytes", "sha256"}}."""
+        return self.corpus.describe()
+
+    def spec(self, step: int) -> BatchSpec:
+        """The spec of training step `step`: always the same."""
+        return BatchSpec("train", 0, self.batch_size, self.length)
+
+    def slices(self) -> tuple[Slice, ...]:
+        """The evaluation sets, "held-out length=1024" and so on; none without held-out documents. All score the same tokens."""
+        held = self.corpus.splits[HELD_OUT]
+        size = self.eval_batch_size or self.batch_size
+        return tuple(
+            Slice(
+                name=f"held-out length={length}",
+                spec=BatchSpec(HELD_OUT, segment, size, length),
+                batches=-(-self._scored // (size * length)),
+                chance=None,
+                settings={"length": length},
+                bytes_per_target=_bytes_per_target(held),
+            )
+            for segment, length in enumerate(self.eval_lengths if self._scored else ())
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """What is left out."""
+        train, held = (self.corpus.splits[name] for name in ("train", HELD_OUT))
+        used = self._steps(self.spec(0)) * self.batch_size * self.length
+        notes = []
+        if self.corpus.skipped:
+            notes.append(f"text: binary files of {', '.join(self.corpus.source)} left out: {self.corpus.skipped}")
+        if used < train.targets:
+            notes.append(
+                f"text: {train.targets - used:,} of {train.targets:,} training tokens do not fill a batch of {self.batch_size} "
+                f"rows of {self.length} and are left out, others in each epoch"
+            )
+        if self._scored < held.targets:
+            notes.append(f"text: evaluation is on the first {self._scored:,} of {held.targets:,} held-out tokens (eval_tokens)")
+        return tuple(notes)
+
+    def rows(self, spec: BatchSpec, index: int, rows: slice) -> dict[str, np.ndarray]:
+        """Some rows of the batch of `spec` at `index`, a training step or an evaluation batch's number.
+
+        Returns:
+          "tokens", "targets", "segment_ids", "positions" int32 [r, t] and "weights" float32 [r, t], for the r rows that the slice
+          takes of the batch. In evaluation, what lies beyond the last token has weight 0 and is padding: segment 0.
+        """
+        chosen, index = range(spec.batch)[rows], int(index)
+        if spec.split == HELD_OUT:
+            made = [self._held_out_row(spec, index * spec.batch + row) for row in chosen]
+        elif self.stream:
+            made = self._stream_rows(spec, index, chosen)
+        else:
+            made = [self._window(spec, index, row) for row in chosen]
+        columns = zip(*made, strict=True) if made else [np.zeros((0, spec.length))] * len(Row._fields)
+        dtypes = (np.int32, np.int32, np.int32, np.int32, np.float32)
+        return {name: np.array(c, t).reshape(-1, spec.length) for name, c, t in zip(Row._fields, columns, dtypes, strict=True)}
+
+    def _window(self, spec: BatchSpec, index: int, row: int) -> "Row":
+        """A row of windows: some `length` tokens of the ring, and the one after."""
+        train = self.corpus.splits["train"]
+        epoch, step = divmod(index, self._steps(spec))
+        ring, windows = train.targets, train.targets // spec.length
+        number = bijection(step * spec.batch + row, windows, hashed(self.seed, epoch, ORDER))
+        phase = (hashed(self.seed, epoch, PHASE_HIGH) << 32) + hashed(self.seed, epoch, PHASE)
+        begin = (phase + number * spec.length) % ring
+        end = min(begin + spec.length, ring)
+        # The split's last separator is its first, so that the ring closes: what follows is the first document.
+        tokens = np.concatenate([train.tokens[begin : end + 1], train.tokens[1 : begin + spec.length - end + 1]])
+        return self._row(train, tokens, begin)
+
+    def _held_out_row(self, spec: BatchSpec, number: int) -> "Row":
+        """Window `number` of the held-out split, filled up at its end."""
+        held = self.corpus.splits[HELD_OUT]
+        begin = min(number * spec.length, self._scored)
+        row = self._row(held, held.tokens[begin : min(begin + spec.length, self._scored) + 1], begin)
+        missing = spec.length - len(row.tokens)
+        return Row(*(np.pad(column, (0, missing)) for column in row))
+
+    def _row(self, split: Split, tokens: np.ndarray, begin: int) -> "Row":
+        """The row of some tokens, the first of which is number `begin` of the split; the last is only a target."""
+        starts = tokens[:-1] == self.corpus.separator
+        segments = np.cumsum(starts)
+        if len(starts) and not starts[0]:
+            segments += 1
+        places = np.arange(len(starts))
+        positions = places - np.maximum.accumulate(np.where(starts, places, 0))
+        if self.positions == "document" and len(starts):
+            own = split.starts[np.searchsorted(split.starts, begin, side="right") - 1]
+            positions = np.where(segments == 1, places + (begin - own), positions)
+        return Row(tokens[:-1], tokens[1:], segments, positions, np.ones(len(starts)))
+
+    def _stream_rows(self, spec: BatchSpec, index: int, rows: range) -> list["Row"]:
+        """Window `index` of some lanes."""
+        train = self.corpus.splits["train"]
+        steps = self._steps(spec)
+        epoch, step = divmod(index, steps)
+        laid = _laid(train, self.seed, epoch)
+        return [_streamed(train, laid, epoch, (row * steps + step) * spec.length, spec.length) for row in rows]
+
+    def _steps(self, spec: BatchSpec) -> int:
+        """Batches of an epoch."""
+        targets = self.corpus.splits["train"].targets
+        lane = spec.length * spec.batch
+        steps = targets // lane if self.stream else targets // spec.length // spec.batch
+        if not steps:
+            raise ValueError(
+                f"text: the training split has {targets:,} tokens, a batch of batch_size={spec.batch} rows of length={spec.length} "
+                f"has {lane:,}; wanted smaller ones, or more text"
+            )
+        return steps
+
+    @property
+    def _scored(self) -> int:
+        """Held-out tokens that an evaluation predicts."""
+        targets = self.corpus.splits[HELD_OUT].targets
+        return targets if self.eval_tokens is None else min(targets, self.eval_tokens)
+
+
+class Row(NamedTuple):
+    """One row of a batch, [t] each."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+
+
+class Laid(NamedTuple):
+    """The documents of an epoch, end to end."""
+
+    order: np.ndarray  # [documents] which document comes when
+    ends: np.ndarray  # [documents] int64, the token after each, counted from the epoch's first
+
+
+@lru_cache(maxsize=8)
+def _laid(split: Split, seed: int, epoch: int) -> Laid:
+    """The order of an epoch's documents: by their hashes."""
+    keys = hashed(seed, epoch, DOCUMENTS, np.arange(split.documents, dtype=np.uint32))
+    order = np.argsort(keys, kind="stable")
+    lengths = np.diff(split.starts, append=split.targets)
+    return Laid(order, np.cumsum(lengths[order]))
+
+
+def _streamed(split: Split, laid: Laid, epoch: int, begin: int, length: int) -> Row:
+    """Tokens [begin, begin + length] of an epoch's documents laid end to end, the last of them only a target."""
+    tokens, segments, positions = [], [], []
+    place = int(np.searchsorted(laid.ends, begin, side="right"))
+    missing = length + 1
+    while missing:
+        if place == len(laid.order):  # the very end of an epoch: a separator follows, whichever document comes next
+            tokens.append(split.tokens[split.targets : split.targets + 1])
+            break
+        start, end = _bounds(split, laid.order[place])
+        offset = begin - (int(laid.ends[place]) - (end - start))
+        piece = split.tokens[start + offset : min(end, start + offset + missing)]
+        tokens.append(piece)
+        # Neighbours differ by 2, and epochs by their parity, so that their borders are document borders too.
+        segments.append(np.full(len(piece), 1 + (2 * place + epoch % 2) % (2**31 - 2)))
+        positions.append(np.arange(offset, offset + len(piece)))
+        begin, missing, place = begin + len(piece), missing - len(piece), place + 1
+    tokens = np.concatenate(tokens)
+    segments, positions = (np.concatenate(column)[:length] for column in (segments, positions))
+    return Row(tokens[:-1], tokens[1:], segments, positions, np.ones(length))
+
+
+def _bounds(split: Split, document: int) -> tuple[int, int]:
+    """Where a document starts, at its separator, and where the next does."""
+    last = document + 1 == split.documents
+    return int(split.starts[document]), split.targets if last else int(split.starts[document + 1])
+
+
+def _bytes_per_target(split: Split) -> float:
+    return split.text_bytes / split.targets if split.targets else 1.0
