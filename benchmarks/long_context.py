@@ -1,10 +1,10 @@
 """One long row on eight CPU devices, time cut over seq, beside the same on one device: equal numbers, an eighth of the memory.
 
-    python -m benchmarks.long_context                       # 65,536 tokens, GLA and Mamba, minutes
+    python -m benchmarks.long_context                       # layers at 65,536 tokens, a training step at 131,072; minutes
 
-Forward and backward pass of one mixer, compiled for one device and for a mesh with seq = 8. Memory is what XLA plans for one
-device: arguments, outputs and temporaries of the compiled program. Errors are rms(difference) / rms(one device) of outputs and
-gradients.
+Forward and backward pass of one mixer, and a language model's loss and gradients as the trainer takes them of a row of text, each
+compiled for one device and for a mesh with seq = 8. Memory is what XLA plans for one device: arguments, outputs and temporaries of
+the compiled program. Errors are rms(difference) / rms(one device) of outputs and gradients.
 """
 
 import json
@@ -21,7 +21,9 @@ import tyro  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
-from seqzoo import mixers, sharding  # noqa: E402
+from seqzoo import mixers, sharding, training  # noqa: E402
+from seqzoo.config import Experiment, replace  # noqa: E402
+from seqzoo.training import feed, step  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Settings:
     """Tokens, in one row."""
     d_model: int = 64
     """Width."""
+    step_length: int = 131072
+    """Tokens in the training step's row."""
+    step_layers: tuple[str, ...] = ("gla(heads=2)",)
+    """Its mixers, over two blocks."""
     out: Path = measure.ROOT / "benchmarks" / "results" / "long_context_cpu.json"
     """Where the JSON goes."""
 
@@ -48,22 +54,52 @@ def run(spec: str, settings: Settings) -> dict:
         y, back = jax.vjp(forward, parameters, x)
         return y, *back(dy)
 
-    results, bytes_per_device = {}, {}
-    for devices in (1, DEVICES):
+    def on(devices):
         mesh = sharding.make_mesh({"replica": 1, "fsdp": 1, "seq": devices, "tensor": 1}, sharding.RULES)
         with jax.set_mesh(mesh):
             placed = [jax.device_put(a, sharding.batch_sharding(mesh)) for a in (x, dy)]
-            whole = jax.device_put(parameters, jax.NamedSharding(mesh, jax.P()))
-            compiled = jax.jit(lambda *a: step(*a)).lower(whole, *placed).compile()
-            results[devices] = jax.tree.map(np.asarray, compiled(whole, *placed))
-        planned = compiled.memory_analysis()
-        bytes_per_device[devices] = planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
+            return outcome(step, (jax.device_put(parameters, jax.NamedSharding(mesh, jax.P())), *placed))
+
+    return {"mixer": spec} | compared(on(1), on(DEVICES))
+
+
+def train(settings: Settings) -> dict:
+    """The same of a language model's loss and gradients."""
+
+    def on(devices):
+        values = {
+            "model.layers": settings.step_layers,
+            "model.d_model": settings.d_model,
+            "model.remat": "full",
+            "task": f"text(length={settings.step_length}, batch_size=1)",
+            "training.loss_chunk": 512,
+            "mesh.fsdp": 1,
+            "mesh.seq": devices,
+        }
+        plan = training.prepare(replace(Experiment(), values))
+        with jax.set_mesh(plan.mesh):
+            _, batch = next(feed.training(plan, 0, 1))
+            gradients = lambda parameters, batch: step.gradients(plan, parameters, batch, None, jax.random.key(0))[:2]
+            return outcome(gradients, (training.initialise(plan)["params"], batch))
+
+    return {"layers": settings.step_layers, "tokens": settings.step_length} | compared(on(1), on(DEVICES))
+
+
+def outcome(function, arguments):
+    """(what the function gives, bytes that it needs on each device)."""
+    compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+    planned = compiled.memory_analysis()
+    needed = planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
+    return jax.tree.map(np.asarray, compiled(*arguments)), needed
+
+
+def compared(one, cut) -> dict:
+    """Memory per device and errors, from two outcomes."""
     rms = lambda a: float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
-    errors = jax.tree.map(lambda a, b: rms(a - b) / rms(a), results[1], results[DEVICES])
+    errors = jax.tree.map(lambda a, b: rms(a - b) / rms(a), one[0], cut[0])
     return {
-        "mixer": spec,
-        "bytes_per_device": bytes_per_device,
-        "ratio": bytes_per_device[1] / bytes_per_device[DEVICES],
+        "bytes_per_device": {1: one[1], DEVICES: cut[1]},
+        "ratio": one[1] / cut[1],
         "worst_error": max(jax.tree.leaves(errors)),
     }
 
@@ -71,10 +107,9 @@ def run(spec: str, settings: Settings) -> dict:
 def main(settings: Settings) -> None:
     """Runs every mixer, prints a line each, writes the JSON."""
     record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}, "devices": DEVICES, "runs": []}
-    for spec in settings.mixers:
-        result = run(spec, settings)
+    for name, result in [*((spec, run(spec, settings)) for spec in settings.mixers), ("training step", train(settings))]:
         one, cut = (f"{size / 2**20:.0f} MiB" for size in result["bytes_per_device"].values())
-        print(f"{spec}: {one} on one device, {cut} on each of {DEVICES}; worst error {result['worst_error']:.1e}")
+        print(f"{name}: {one} on one device, {cut} on each of {DEVICES}; worst error {result['worst_error']:.1e}")
         record["runs"].append(result)
     settings.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {settings.out}")
