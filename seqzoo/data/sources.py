@@ -2,7 +2,8 @@
 
 A source is a word, or several, separated by commas or in a tuple (where a path may hold a comma):
 
-    stdlib                the *.py files of the running Python's standard library, without its tests and without installed packages
+    stdlib                the *.py files of the running Python's standard library, without its tests, installed packages and
+                          pydoc_data, which is the manual's text
     FOLDER                every file under it, but for hidden ones (a leading dot, also of a folder on the way), links to folders,
                           second links to a file, and those that are compressed or binary (a zero byte among the first 8000,
                           which is git's rule); the last two are counted
@@ -28,8 +29,8 @@ from seqzoo.registry import did_you_mean
 from seqzoo.writing import reason
 
 STDLIB = "stdlib"
-FOREIGN = {"site-packages", "dist-packages"}  # not of the standard library, though in its folder
-TESTS = {"test", "tests", "idle_test"}  # which not every Python ships
+# Folders of the standard library that are left out: not of it, or not in every Python, or English in one literal of 800 kB.
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 HEAD = 8000  # bytes in which a zero means "binary": buffer_is_binary of git's xdiff-interface.c
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 
@@ -248,7 +249,7 @@ def _listed(word: str) -> list[tuple[Path, Path]]:
     """(path, root) of each file that a word means, in the order of the paths below the root."""
     root = folder(word)
     if root is not None:
-        left_out = FOREIGN | TESTS if word == STDLIB else set()
+        left_out = LEFT_OUT if word == STDLIB else set()
         paths = [path for path in _under(root, left_out) if word != STDLIB or path.suffix == ".py"]
     else:
         paths = _matches(word)

@@ -33,7 +33,8 @@ class Text(Task):
     its segment id over that border; neighbours have different ones, also where an epoch ends. What does not fill all lanes is left
     out.
 
-    The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths`.
+    The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths` that do
+    not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths.
 
     Args:
       source: a prepared corpus, or as in `seqzoo.data.sources`: "stdlib", a folder, a glob, a file, or several of these.
@@ -43,7 +44,7 @@ class Text(Task):
       held_out: share of the documents that is held out, in [0, 1); None: 0.05, or what the corpus was prepared with.
       eval_lengths: tokens of the evaluation's rows, one length or several; None: `length`.
       eval_batch_size: rows of an evaluation batch; None: as `batch_size`.
-      eval_tokens: evaluate on the first so many held-out tokens only; None: on all.
+      eval_tokens: evaluate on so many held-out tokens only, rounded up to stretches of the longest of `eval_lengths`; None: on all.
       positions: "window": a position counts from the row's first token or, later in the row, from its document's first.
         "document": always from its document's first. None: "document" for streams, for which there is no other, else "window".
       field: the field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with.
@@ -146,18 +147,17 @@ class Text(Task):
 
     def slices(self) -> tuple[Slice, ...]:
         """The evaluation sets, "held-out length=1024" and so on; none without held-out documents. All score the same tokens."""
-        held = self.corpus.splits[HELD_OUT]
         size = self.eval_batch_size or self.batch_size
         return tuple(
             Slice(
                 name=f"held-out length={length}",
                 spec=BatchSpec(HELD_OUT, segment, size, length),
-                batches=-(-self._scored // (size * length)),
+                batches=-(-self._stretches.windows(length) // size),
                 chance=None,
                 settings={"length": length},
-                bytes_per_target=_bytes_per_target(held),
+                bytes_per_target=_bytes_per_target(self.corpus.splits[HELD_OUT]),
             )
-            for segment, length in enumerate(self.eval_lengths if self._scored else ())
+            for segment, length in enumerate(self.eval_lengths if self._stretches.count else ())
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -172,8 +172,8 @@ class Text(Task):
                 f"text: {train.targets - used:,} of {train.targets:,} training tokens do not fill a batch of {self.batch_size} "
                 f"rows of {self.length} and are left out, others in each epoch"
             )
-        if self._scored < held.targets:
-            notes.append(f"text: evaluation is on the first {self._scored:,} of {held.targets:,} held-out tokens (eval_tokens)")
+        if (scored := self._stretches.tokens) < held.targets:
+            notes.append(f"text: evaluation is on {scored:,} of {held.targets:,} held-out tokens, spread evenly (eval_tokens)")
         return tuple(notes)
 
     def rows(self, spec: BatchSpec, index: int, rows: slice) -> dict[str, np.ndarray]:
@@ -208,10 +208,10 @@ class Text(Task):
         return self._row(train, tokens, begin)
 
     def _held_out_row(self, spec: BatchSpec, number: int) -> "Row":
-        """Window `number` of the held-out split, filled up at its end."""
+        """Window `number` of the held-out split, filled up where its stretch ends."""
         held = self.corpus.splits[HELD_OUT]
-        begin = min(number * spec.length, self._scored)
-        row = self._row(held, held.tokens[begin : min(begin + spec.length, self._scored) + 1], begin)
+        begin, end = self._stretches.window(spec.length, number)
+        row = self._row(held, held.tokens[begin : end + 1], begin)
         missing = spec.length - len(row.tokens)
         return Row(*(np.pad(column, (0, missing)) for column in row))
 
@@ -248,11 +248,45 @@ class Text(Task):
             )
         return steps
 
+    @cached_property
+    def _stretches(self) -> "Stretches":
+        """Which held-out tokens an evaluation predicts."""
+        targets, longest = self.corpus.splits[HELD_OUT].targets, max(self.eval_lengths)
+        wanted = targets if self.eval_tokens is None else min(targets, self.eval_tokens)
+        return Stretches(targets, longest, -(-wanted // longest))
+
+
+class Stretches(NamedTuple):
+    """Pieces of `length` tokens, in order, spread evenly over `targets` tokens; the last one is shorter where they cover all."""
+
+    targets: int
+    length: int
+    count: int
+
+    def begin(self, number: int) -> int:
+        """Where a stretch begins."""
+        if self.count * self.length >= self.targets:
+            return number * self.length
+        return number * (self.targets - self.length) // max(1, self.count - 1)
+
     @property
-    def _scored(self) -> int:
-        """Held-out tokens that an evaluation predicts."""
-        targets = self.corpus.splits[HELD_OUT].targets
-        return targets if self.eval_tokens is None else min(targets, self.eval_tokens)
+    def tokens(self) -> int:
+        """Tokens in all stretches."""
+        return min(self.count * self.length, self.targets)
+
+    def windows(self, length: int) -> int:
+        """How many windows of `length` tokens cut up all stretches."""
+        last = self.targets - self.begin(self.count - 1)
+        return (self.count - 1) * -(-self.length // length) + -(-min(self.length, last) // length)
+
+    def window(self, length: int, number: int) -> tuple[int, int]:
+        """Where a window begins and ends: no later than its stretch, and empty behind the last."""
+        stretch, place = divmod(number, -(-self.length // length))
+        if stretch >= self.count:
+            return 0, 0
+        end = min(self.begin(stretch) + self.length, self.targets)
+        begin = min(self.begin(stretch) + place * length, end)
+        return begin, min(begin + length, end)
 
 
 class Row(NamedTuple):

@@ -67,7 +67,7 @@ def test_the_standard_library_comes_without_tests_and_installed_packages():
     keys = [file.key for file in files]
     assert {"os.py", "json/decoder.py", "asyncio/tasks.py"} <= set(keys) and keys == sorted(keys)
     parts = [set(Path(key).parts) for key in keys]
-    assert not any(part & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"} for part in parts)
+    assert not any(part & {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"} for part in parts)
     assert {Path(key).suffix for key in keys} == {".py"}
     (decoder,) = (file for file in files if file.key == "json/decoder.py")
     (document,) = Documents([decoder])

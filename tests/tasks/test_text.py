@@ -211,26 +211,44 @@ def test_memory_and_shards_give_the_same_rows(source, prepared):
                 np.testing.assert_array_equal(array, batch(other, index)[name])
 
 
-@pytest.mark.parametrize("bound", [None, 50, 10**6])
-def test_evaluation_predicts_every_held_out_token_once_in_order_at_every_length(corpus, bound):
-    task = Text(**corpus, length=8, eval_lengths=(1, 5, 16, 1000), eval_batch_size=3, eval_tokens=bound)
-    held = tokens(task, "held_out")
-    scored = min(len(held) - 1, bound or 10**9)
-    assert [part.name for part in task.slices()] == [f"held-out length={n}" for n in (1, 5, 16, 1000)]
+@pytest.mark.parametrize("bound", [None, 1, 100, 130, 10**6])
+def test_evaluation_predicts_held_out_tokens_once_in_order_and_the_same_at_every_length(corpus, bound):
+    lengths = (1, 5, 16, 48)
+    task = Text(**corpus, length=8, eval_lengths=lengths, eval_batch_size=3, eval_tokens=bound, positions="document")
+    probe, held = marked(task), tokens(task, "held_out")
+    targets, longest = len(held) - 1, max(lengths)
+    assert [part.name for part in task.slices()] == [f"held-out length={length}" for length in lengths]
+    scored = []
     for part in task.slices():
-        assert (part.chance, part.settings) == (None, {"length": part.spec.length}) and part.spec.batch == 3
-        pairs, padding = [], False
+        assert (part.chance, part.settings, part.spec.batch) == (None, {"length": part.spec.length}, 3)
+        assert part.bytes_per_target * targets == pytest.approx(task.describe()["held_out"]["bytes"])
+        places = []
         for index in range(part.batches):
-            for row in rows(batch(task, index, part.spec)):
+            before = len(places)
+            found, where = batch(task, index, part.spec), batch(probe, index, part.spec)
+            for row, place in zip(rows(found), rows(where), strict=True):
                 count = int(row["weights"].sum())
-                assert not (padding and count), "padding stands only at the end"
-                padding = padding or count < part.spec.length
-                assert all(not np.any(column[count:]) for column in row.values())
-                check_against_own_tokens({name: column[:count] for name, column in row.items()})
-                pairs += zip(row["tokens"][:count].tolist(), row["targets"][:count].tolist(), strict=True)
-        assert pairs == list(itertools.pairwise(held[: scored + 1]))
-        assert scored > part.spec.length * 3 * (part.batches - 1), "a batch of padding only"
-        assert part.bytes_per_target * (len(held) - 1) == pytest.approx(task.describe()["held_out"]["bytes"])
+                assert all(not np.any(column[count:]) for column in row.values()), "padding stands at the end of a row"
+                row, place = ({name: column[:count] for name, column in one.items()} for one in (row, place))
+                check_against_own_tokens(row)
+                starts = task.corpus.splits["held_out"].starts
+                own = starts[np.searchsorted(starts, place["tokens"], side="right") - 1]
+                np.testing.assert_array_equal(row["positions"], place["tokens"] - own)
+                assert row["tokens"].tolist() == [held[i] for i in place["tokens"]]
+                assert row["targets"].tolist() == [held[i + 1] for i in place["tokens"]]
+                places += place["tokens"].tolist()
+            assert len(places) > before, "a batch of padding only"
+        scored.append(places)
+    assert all(places == scored[0] for places in scored)
+    if bound is None or bound > targets:
+        assert scored[0] == list(range(targets)) and not any("evaluation" in note for note in task.notes())
+        return
+    count = -(-bound // longest)
+    begins = [scored[0][i] for i in range(0, len(scored[0]), longest)]
+    assert scored[0] == [begin + i for begin in begins for i in range(longest)] and len(begins) == count
+    gaps = np.diff([*begins, targets]) if count == 1 else np.diff(begins)
+    assert begins[0] == 0 and np.ptp(gaps) <= 1 and (count == 1 or begins[-1] + longest == targets)
+    assert f"evaluation is on {count * longest} of {targets} held-out tokens" in task.notes()[-1]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -254,7 +272,7 @@ def test_what_is_left_out_is_said(tmp_path):
     assert task.notes() == (
         f"text: binary files of {tmp_path} left out: 1",
         f"text: {left} of {train} training tokens do not fill a batch of 4 rows of 7 and are left out, others in each epoch",
-        f"text: evaluation is on the first 11 of {held} held-out tokens (eval_tokens)",
+        f"text: evaluation is on 14 of {held} held-out tokens, spread evenly (eval_tokens)",
     )
     (tmp_path / "a.bin").unlink()
     assert Text(source=str(tmp_path), held_out=0.25, length=10, batch_size=1, eval_tokens=None).notes() == ()
