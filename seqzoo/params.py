@@ -32,14 +32,33 @@ def axes(path: str, variable: nnx.Param) -> tuple[str | None, ...]:
     return ("layers",) * (len(variable.shape) - len(named)) + tuple(named)
 
 
+def own_axes(path: str, variable: nnx.Param) -> tuple[str | None, ...]:
+    """The names of the axes that a parameter has in its own layer."""
+    return tuple(name for name in axes(path, variable) if name != "layers")
+
+
 def decay_mask(state: nnx.State) -> dict[str, Any]:
     """Where weight decay acts: on parameters with two or more axes in their own layer, unless marked decay=False."""
 
     def decays(path: str, variable: nnx.Param) -> bool:
-        own = [name for name in axes(path, variable) if name != "layers"]
-        return len(own) >= 2 and variable.get_metadata().get("decay", True)
+        return len(own_axes(path, variable)) >= 2 and variable.get_metadata().get("decay", True)
 
     return map_variables(decays, state)
+
+
+def matrices(state: nnx.State) -> dict[str, Any]:
+    """Which parameters are matrices that map a block's channels to others, x W with W the last two axes, if need be one per head.
+
+    Those with two or more axes in their own layer, unless marked decay=False; not embeddings, positions and the head, which lie
+    outside the stack of blocks; not the taps of convolutions nor the coefficients of recurrences, one set per channel.
+    """
+
+    def is_matrix(path: str, variable: nnx.Param) -> bool:
+        own = own_axes(path, variable)
+        marked = not variable.get_metadata().get("decay", True)
+        return path.startswith("stack/") and len(own) >= 2 and not marked and not {"taps", "state"} & set(own)
+
+    return map_variables(is_matrix, state)
 
 
 def count(state: nnx.State) -> int:

@@ -23,6 +23,7 @@ RULES: dict[str, str | None] = {
     "heads": "tensor",
     "mlp": "tensor",
     "state": None,
+    "taps": None,
     "layers": None,
 }
 

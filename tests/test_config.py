@@ -30,6 +30,31 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Model(norm="batch"), "norm: .*'rms' or 'layer', found 'batch'"),
         (lambda: Model(dropout=1.0), "dropout: .*less than 1, found 1.0"),
         (lambda: Optimizer(betas=(0.9, 1.0)), r"betas: .*wanted both in \[0, 1\)"),
+        (lambda: Optimizer(name="adam"), "name: .*'adamw', 'adamp'.*found 'adam'"),
+        (
+            lambda: Optimizer(name="adafactor", betas=(0.9, 0.99)),
+            r"betas=\(0\.9, 0\.99\) has no use with name='adafactor'; wanted betas=",
+        ),
+        (
+            lambda: Optimizer(name="lion", epsilon=1e-6),
+            "epsilon=1e-06 has no use with name='lion'; wanted epsilon=1e-08, or name one of",
+        ),
+        (
+            lambda: Optimizer(momentum=0.9),
+            "momentum=0.9 has no use with name='adamw'; wanted momentum=None, or name one of sgd, muon",
+        ),
+        (lambda: Optimizer(schedule="constant", final_fraction=0.0), "final_fraction=0.0 has no use with schedule='constant'"),
+        (
+            lambda: Optimizer(schedule="rsqrt", final_fraction=0.0),
+            "final_fraction=0.0 has .* without a cooldown.*or a cooldown_fraction",
+        ),
+        (lambda: Optimizer(cooldown_fraction=0.2), "cooldown_fraction=0.2 has no use with schedule='cosine'.*one of wsd, rsqrt"),
+        (lambda: Optimizer(schedule="rsqrt", warmup_steps=0), "warmup_steps=0, but schedule='rsqrt'.*at least 1"),
+        (lambda: Optimizer(noise_decay=1.0), "noise_decay=1.0 has no use with noise=0.0"),
+        (
+            lambda: Optimizer(skip_spikes=5.0),
+            "skip_spikes=5.0 has no use with skip_limit=None; wanted skip_spikes=None, or a skip_limit",
+        ),
         (lambda: Mesh(fsdp=-1, replica=-1), "at most one -1"),
         (lambda: Mesh(tensor=0), "wanted at least 1 each"),
         (lambda: Mesh(rules={"embd": "fsdp"}), r"no parameter axis is called 'embd'. Did you mean 'embed'\?"),

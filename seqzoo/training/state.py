@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from seqzoo import config, params, sharding, tasks
 from seqzoo.backbone import LanguageModel, ModelState
 from seqzoo.tasks.base import Task
-from seqzoo.training import optimizer
+from seqzoo.training import moments, optimizer
 
 State = dict[str, Any]
 
@@ -70,15 +70,12 @@ def prepare(experiment: config.Experiment) -> Plan:
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
     check_batches(experiment, task, mesh)
     graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, task, jax.random.key(0))))
-    tx = optimizer.make(experiment.optimizer, experiment.training.steps, params.decay_mask(parameters))
+    tx = optimizer.make(experiment.optimizer, experiment.training.steps, parameters, experiment.training.seed)
 
     replicated = NamedSharding(mesh, jax.P())
     by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)
     shapes = jax.eval_shape(lambda: _initial(experiment, task, tx))
-    # Only this ties Adam's moments to the parameters' shardings: jit(tx.init) alone leaves a full copy on every device.
-    by_moment = optax.tree.map_params(
-        tx, lambda _, s: s, shapes["opt_state"], by_parameter, transform_non_params=lambda _: replicated
-    )
+    by_moment = moments.shardings(tx, shapes["opt_state"], shapes["params"], by_parameter)
     shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
     if "ema" in shapes:
         shardings["ema"] = by_parameter

@@ -272,8 +272,10 @@ def test_weight_decay_acts_where_decay_all_says(everything):
     settings = config.Optimizer(
         learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.5, decay_all=everything, clip_norm=None
     )
-    parameters = {"matrix": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    tx = optimizer.make(settings, 10, {"matrix": True, "bias": False})
+    own = {"matrix": ("embed", "heads"), "bias": ("heads",)}
+    state = nnx.State({name: nnx.Param(jnp.ones((2,) * len(axes)), axes=axes) for name, axes in own.items()})
+    parameters = nnx.to_pure_dict(state)
+    tx = optimizer.make(settings, 10, state)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, parameters), tx.init(parameters), parameters)
     np.testing.assert_allclose(updates["matrix"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], -0.05 if everything else 0.0, rtol=1e-6)

@@ -10,9 +10,8 @@ from tiny import tiny
 from tolerances import assert_close
 
 from seqzoo import params, sharding, tasks, training
-from seqzoo.config import Optimizer
 from seqzoo.sharding import RULES, ShardingError
-from seqzoo.training import optimizer, step
+from seqzoo.training import step
 
 SHARDED = dict(mesh__replica=2, mesh__fsdp=4)
 
@@ -141,40 +140,6 @@ def test_weight_decay_acts_on_matrices_that_are_not_marked_stacked_or_not():
     _, state = params.split(Layers())
     wanted = {"w": True, "a": False, "scale": False}
     assert params.decay_mask(state) == {"stack": wanted, "one": wanted}
-
-
-def test_weight_decay_moves_only_what_its_mask_names():
-    _, state = params.split(Layers())
-    values = nnx.to_pure_dict(state)
-    tx = optimizer.make(Optimizer(warmup_steps=0, weight_decay=0.5, learning_rate=0.1), 10, params.decay_mask(state))
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
-    for layer in updates.values():
-        np.testing.assert_allclose(layer["w"], -0.05, rtol=1e-6)
-        assert not np.any(layer["a"]) and not np.any(layer["scale"])
-
-
-def test_gradients_are_clipped_by_their_global_norm():
-    """Adam's step ignores the gradient's scale, so the moments tell: mu = (1 - b1) g after one step."""
-    values = {"w": jnp.zeros((3, 4))}
-    gradient = {"w": jnp.full((3, 4), 5.0)}
-    tx = optimizer.make(Optimizer(clip_norm=2.0, betas=(0.5, 0.5)), 10, {"w": True})
-    _, state = tx.update(gradient, tx.init(values), values)
-    mu = next(leaf.mu for leaf in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(leaf, "mu"))
-    np.testing.assert_allclose(np.linalg.norm(mu["w"]), 0.5 * 2.0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_the_cosine_rises_to_its_peak_and_ends_at_its_fraction(warmup):
-    rate = optimizer.schedule(Optimizer(learning_rate=2.0, warmup_steps=warmup, final_fraction=0.25), 110)
-    np.testing.assert_allclose([rate(warmup), rate(110)], [2.0, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(rate(warmup + (110 - warmup) // 2), 2.0 * (1 + 0.25) / 2, rtol=1e-6)
-    if warmup:
-        np.testing.assert_allclose([rate(0), rate(5)], [0.0, 1.0], rtol=1e-6)
-
-
-def test_the_constant_schedule_stays_after_its_warm_up():
-    rate = optimizer.schedule(Optimizer(learning_rate=2.0, warmup_steps=4, schedule="constant"), 10)
-    np.testing.assert_allclose([rate(2), rate(4), rate(9)], [1.0, 2.0, 2.0], rtol=1e-6)
 
 
 def test_a_mesh_takes_the_devices_that_are_left_and_says_what_does_not_fit():
