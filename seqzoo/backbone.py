@@ -221,6 +221,19 @@ class LanguageModel(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Array, ModelState | None]:
         """tokens [b, t] int32 -> (logits [b, t, vocab_size] in promote(float32, dtype), state or None). Arguments as a mixer's."""
+        x, state = self.hidden(tokens, state=state, segment_ids=segment_ids, positions=positions, key=key)
+        return self.attend(x), state
+
+    def hidden(
+        self,
+        tokens: Array,
+        *,
+        state: ModelState | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, ModelState | None]:
+        """What the head reads: (x [b, t, d_model] behind the last norm, state or None); `model(...)` is `attend` of it."""
         keys = (None, None) if key is None else jax.random.split(key)
         batch, length = tokens.shape
         none = jnp.zeros((batch,), jnp.int32)
@@ -239,10 +252,10 @@ class LanguageModel(nnx.Module):
         x = constrain(dropout(x, self.dropout, keys[0]), "b t .").astype(self.residual_dtype)
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
-        logits = self.attend(self.norm(x))
+        x = self.norm(x)
         if state is None:
-            return logits, None
-        return logits, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
+            return x, None
+        return x, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
 
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""
