@@ -49,7 +49,6 @@ def blocks(
     max_new_tokens: int,
     top_k: int | None,
     block: int,
-)| None, block: int
 ) -> Iterator[np.ndarray]:
     """The tokens that follow, [b, block] int32 at a time, until there are `max_new_tokens` or every row has ended.
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tolerances import assert_close
 
 import seqzoo
 from seqzoo import mixers
@@ -14,7 +15,7 @@ from seqzoo.generation.sampling import GREEDY
 
 VOCAB, WIDTH = 23, 32
 HYBRID = ("softmax(window=5, heads=2)", "mamba(state=4)", "sigmoid(heads=2)")
-EARLY = ("softmax", "gla", "mamba", "rwkv6", HYBRID)
+EARLY = ("softmax", "gla", "mamba", HYBRID)
 PROMPTS = [np.random.default_rng(length).integers(0, VOCAB, length) for length in (1, 11, 6)]
 NEW = 9
 SETTINGS = {"max_new_tokens": NEW, "prefill_chunk": 4, "max_length": 20}
@@ -23,7 +24,7 @@ SETTINGS = {"max_new_tokens": NEW, "prefill_chunk": 4, "max_length": 20}
 def build(layers, **settings):
     """A model whose every parameter is perturbed, so that it has something to say."""
     layers = (layers,) if isinstance(layers, str) else layers
-    settings = {"layers": layers, "depth": len(layers) + 1, "channel": "none", "tied": False, **settings}
+    settings = {"layers": layers, "depth": len(layers) + (len(layers) > 1), "channel": "none", "tied": False, **settings}
     model = LanguageModel(VOCAB, WIDTH, **settings, rngs=nnx.Rngs(0))
     noise = np.random.default_rng(1)
     return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape).astype(np.float32), model)
@@ -31,7 +32,7 @@ def build(layers, **settings):
 
 @pytest.fixture(scope="module")
 def model():
-    return build(HYBRID, learned_positions=20)
+    return build("softmax(heads=2)", learned_positions=20)
 
 
 def every(early):
@@ -59,7 +60,7 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass_over_the_generate
     assert len(np.unique(answer.tokens)) > 4, f"{layers} says too little for this test: {answer.tokens}"
 
 
-@every(("softmax", "gla", HYBRID))
+@every(("gla", HYBRID))
 def test_each_of_several_prompts_gives_what_it_gives_alone(layers):
     model = build(layers)
     together = seqzoo.generate(model, PROMPTS, **SETTINGS)
@@ -70,8 +71,8 @@ def test_each_of_several_prompts_gives_what_it_gives_alone(layers):
 def test_the_chunks_of_a_prompt_make_no_difference(model):
     whole = seqzoo.generate(model, PROMPTS, **SETTINGS | {"prefill_chunk": 512})
     assert seqzoo.generate(model, PROMPTS, **SETTINGS).tokens.tolist() == whole.tokens.tolist()
-    logits = [decoding.prefill(model, PROMPTS, chunk=chunk, max_length=20).logits for chunk in (4, 16)]
-    np.testing.assert_allclose(*logits, atol=1e-4)
+    pieces, whole = (decoding.prefill(model, PROMPTS, chunk=chunk, max_length=20) for chunk in (4, 16))
+    assert_close(pieces, whole)
 
 
 def test_prompts_may_be_an_array_and_what_is_sampled_belongs_to_a_rows_own_key(model):
@@ -125,32 +126,27 @@ def test_calls_of_the_same_shapes_share_what_is_compiled(model):
     assert compiled() == before
 
 
-def started(model, max_length=16, batch=1):
-    """A generation behind a prompt."""
-    return decoding.prefill(model, [np.ones((4,), np.int32)] * batch, chunk=4, max_length=max_length)
-
-
 def decode(model, progress):
-    return decoding.decode(model, progress, GREEDY, np.zeros((0,), np.int32), jnp.int32(4), top_k=None, block=4)
+    return decoding.decode(model, progress, GREEDY, np.zeros((0,), np.int32), jnp.int32(4), top_k=None, block=16)
 
 
 def test_the_state_is_handed_from_block_to_block_and_never_copied(model):
-    progress = started(model)
+    progress = decoding.prefill(model, PROMPTS, chunk=4, max_length=20)
     decode(model, progress)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
 
 
 def needed(model, max_length):
     """(bytes of the state, bytes that decoding needs in all) where documents may have max_length tokens."""
-    progress = jax.eval_shape(lambda: started(model, max_length))
+    progress = jax.eval_shape(lambda: decoding.prefill(model, [np.ones(4)], chunk=4, max_length=max_length))
     stop, limit = jax.ShapeDtypeStruct((0,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    planned = decoding.decode.lower(model, progress, GREEDY, stop, limit, top_k=None, block=4).compile().memory_analysis()
+    planned = decoding.decode.lower(model, progress, GREEDY, stop, limit, top_k=None, block=16).compile().memory_analysis()
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(progress.state))
     return state, planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
 
 
 def test_decoding_behind_100k_tokens_takes_the_memory_of_1k_unless_a_cache_grows():
-    recurrent, pairwise = build(("gla", "mamba", "softmax(window=8)")), build("softmax(heads=2)")
+    recurrent, pairwise = build(("min_gru", "softmax(window=8)"), depth=2), build("softmax(heads=2)")
     assert needed(recurrent, 1_000) == needed(recurrent, 100_000)
     (small, _), (large, planned) = needed(pairwise, 1_000), needed(pairwise, 100_000)
     assert large > 90 * small and planned > large
@@ -209,4 +205,4 @@ def test_what_does_not_fit_is_refused_by_name(model, settings, says):
 def test_a_model_that_answers_with_nan_is_said_to(model):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model)
     with pytest.raises(FloatingPointError, match="NaN"):
-        seqzoo.generate(broken, [[1]], max_new_tokens=1)
+        seqzoo.generate(broken, PROMPTS, **SETTINGS)

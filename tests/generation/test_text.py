@@ -8,7 +8,7 @@ from seqzoo import cli, config, training
 from seqzoo.generation import text
 from seqzoo.tasks.mqar import MQAR
 
-SAYING = "naïve – 日本語 🙂\n\tend"
+SAYING = "naïve, 日本語 🙂\n\tend"
 
 
 class Bytes:
