@@ -39,7 +39,7 @@ def generate(
     max_length: int | None = None,
     dtype: Any = None,
     prefill_chunk: int = 512,
-    block: int = 16,
+    block: int = 32,
     on_token: Callable[[np.ndarray, int], None] | None = None,
 ) -> Generated:
     """Goes on from prompts, token by token: any mixer, any hybrid.
