@@ -17,3 +17,15 @@ def load(run):
     from seqzoo.training import load_model
 
     return load_model(run)
+
+
+def generate(model, prompts, **settings):
+    """Goes on from prompts (sequences of token ids) with a `LanguageModel`: greedily, or by a key; in one compiled loop.
+
+    `generate(model, [[1, 2, 3], [4]], max_new_tokens=20)` gives (tokens [b, n], lengths [b]). The settings are those of
+    `seqzoo.generation.generate`, which says what each does: max_new_tokens, key, temperature, top_k, top_p, stop, max_length,
+    dtype, prefill_chunk, block, on_token.
+    """
+    from seqzoo.generation import generate
+
+    return generate(model, prompts, **settings)

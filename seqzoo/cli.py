@@ -28,6 +28,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be
 - train.py eval RUN [--mesh...]: evaluate a run's latest checkpoint and print its slices
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards that the task text reads; go on if that was stopped
+- train.py generate RUN --prompt TEXT [--temperature...]: go on from a text with a run's latest checkpoint, and print it as it comes
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
 --distributed ADDRESS:PORT/COUNT/INDEX (where process 0 listens, how many there are, which one this is), or with
@@ -175,11 +176,40 @@ def prepare(arguments: list[str], console: Console) -> int:
     return 0
 
 
+def generate(arguments: list[str], console: Console) -> int:
+    """`generate RUN --prompt TEXT [--settings]`."""
+    from seqzoo import tasks, training
+    from seqzoo.generation import text
+
+    if training.distributed.several():
+        raise _Wrong("generate runs in one process, found several; wanted --distributed off")
+    folder, rest = _one_folder("generate", arguments)
+    settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=_FLAGS)
+    held = _checked(lambda: training.open_run(folder))
+    model = _checked(lambda: training.load_model(folder))
+    tokenizer = getattr(tasks.registry.create(held.task), "tokenizer", text.Numbers())
+
+    def write(piece: str) -> None:
+        console.file.write(piece.translate(text.PICTURES) if console.is_terminal else piece)
+        console.file.flush()
+
+    code = 0
+    try:
+        _checked(lambda: text.answer(model, tokenizer, settings, write))
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except FloatingPointError as error:
+        return _fail(error, 1)
+    write("\n")
+    return code
+
+
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train,
     "resume": resume,
     "eval": evaluate,
     "prepare": prepare,
+    "generate": generate,
 }
 
 

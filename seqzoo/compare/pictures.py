@@ -81,6 +81,33 @@ def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chanc
     return figure
 
 
+def decoding(rates: Mapping[str, Mapping[int, float]]):
+    """Tokens per second against the length of the context, both on logarithmic axes.
+
+    Args:
+      rates: {label: {tokens of context: tokens per second}}.
+    Returns:
+      A matplotlib figure.
+    """
+    figure, (axes,) = _figure(1, len(rates))
+    ends = {}
+    for label, style in styles(rates).items():
+        x = sorted(rates[label])
+        y = [math.log10(rates[label][each]) for each in x]
+        axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=3.5, linewidth=1.4, clip_on=False)
+        ends[label] = (x[-1], y[-1])
+    contexts = sorted({each for rate in rates.values() for each in rate})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(contexts, [f"{each:,}" for each in contexts])
+    axes.minorticks_off()
+    low, high = (round_to(limit) for round_to, limit in zip((math.floor, math.ceil), axes.get_ylim(), strict=True))
+    axes.set_yticks(range(low, high + 1), [f"{10.0**each:,g}" for each in range(low, high + 1)])
+    axes.set(xlabel="tokens of context", ylim=(low, high))
+    axes.set_title("Tokens decoded per second", fontsize=11.5, color=INK)
+    _end_labels(axes, ends, styles(rates))
+    return figure
+
+
 def save(figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")

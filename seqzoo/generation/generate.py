@@ -1,0 +1,161 @@
+"""What `seqzoo.generate` takes, checks and gives back."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from seqzoo.backbone import LanguageModel
+from seqzoo.generation import decoding
+from seqzoo.generation.decoding import NONE
+from seqzoo.generation.sampling import GREEDY, Sampling
+
+
+class Generated(NamedTuple):
+    """What followed the prompts, without them."""
+
+    tokens: np.ndarray  # [b, n] int32, n that of the longest row; -1 behind a row's end
+    lengths: np.ndarray  # [b] int32, tokens of each row, with the stop id that ended it
+
+    def rows(self) -> list[np.ndarray]:
+        """Each row's tokens, at its own length."""
+        return [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]] | np.ndarray | Array,
+    *,
+    max_new_tokens: int,
+    key: Array | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[int] = (),
+    max_length: int | None = None,
+    dtype: Any = None,
+    prefill_chunk: int = 512,
+    block: int = 32,
+    on_token: Callable[[np.ndarray, int], None] | None = None,
+) -> Generated:
+    """Goes on from prompts, token by token: any mixer, any hybrid.
+
+    The key decides how. Without one a token is the most probable one, of equals the lowest id, and settings of sampling are
+    refused. With one it is drawn from
+
+        p = softmax(logits / temperature)
+
+    cut to `top_k`, then to `top_p` (`generation.sampling.candidates`). Each row gives what it gives alone.
+
+    Args:
+      model: its parameters stay where they are.
+      prompts: a sequence of b sequences of token ids, of any lengths from 1, or an int array [b, t].
+      max_new_tokens: at least 1, for each row.
+      key: a PRNG key, from which row i draws by fold_in(key, i); or an array [b] of keys, one for each row.
+      temperature: above 0, None: 1. Without a key None or 0.
+      top_k: in [1, vocab_size]; None: no bound.
+      top_p: in (0, 1]; None: no bound.
+      stop: ids that end a row. The row keeps the one it ended with.
+      max_length: tokens of prompt and answer that mixers with a growing cache have room for; None: the longest prompt and
+        max_new_tokens. Calls with the same max_length share what is compiled for such mixers.
+      dtype: of cached activations, as `init_state`'s; None: the model's.
+      prefill_chunk: tokens of a prompt read at a time; shorter prompts are read at once, padded to a power of 2.
+      block: tokens between two looks of the host, which then calls `on_token` and sees whether all rows have ended. 1 streams each
+        token as it comes; the tokens are the same for any.
+      on_token: called as on_token(tokens [b] int32, step) for each step from 0, in order; -1 in rows that had ended.
+    Returns:
+      Generated: tokens [b, n], lengths [b].
+    Raises:
+      ValueError: an empty or foreign prompt, a setting outside its range, or more tokens than max_length or the model's learned
+        positions have room for. FloatingPointError: the model answers a prompt with NaN.
+    Cost: one step of the model for each token. Memory is that of the state and of one chunk: constant for recurrent mixers.
+      Compiled once for each b, chunk, block, top_k, number of stop ids, and for growing caches max_length.
+    """
+    vocab_size, _ = model.sizes
+    rows = [_ids(f"prompts[{i}]", prompt, vocab_size) for i, prompt in enumerate(prompts)]
+    if not rows:
+        raise ValueError("prompts is empty, wanted at least one prompt")
+    for i, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"prompts[{i}] is empty, wanted at least one token, such as the id that separates documents")
+    for name, value in {"max_new_tokens": max_new_tokens, "prefill_chunk": prefill_chunk, "block": block}.items():
+        _whole(name, value)
+    stops = _ids("stop", stop, vocab_size)
+    sampling = _sampling(key, temperature, top_k, top_p, len(rows), vocab_size)
+    longest = max(map(len, rows))
+    max_length = _room(model, longest, max_new_tokens, max_length)
+
+    chunk = min(prefill_chunk, 1 << (longest - 1).bit_length())
+    progress = decoding.prefill(model, rows, chunk=chunk, max_length=max_length, dtype=dtype)
+    if np.isnan(progress.logits).any():
+        raise FloatingPointError("the model answers a prompt with NaN: its parameters are not finite, or have overflown")
+    taken: list[np.ndarray] = []
+    for tokens in decoding.blocks(model, progress, sampling, stops, max_new_tokens=max_new_tokens, top_k=top_k, block=block):
+        steps = [column for column in tokens.T if np.any(column != NONE)]
+        for step, column in enumerate(steps, start=len(taken)):
+            if on_token is not None:
+                on_token(column, step)
+        taken += steps
+    tokens = np.stack(taken, axis=1)
+    return Generated(tokens, np.sum(tokens != NONE, axis=1, dtype=np.int32))
+
+
+def _ids(name: str, values: Any, vocab_size: int) -> np.ndarray:
+    """Token ids as an int32 array [n]."""
+    ids = np.asarray(values)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"{name} is {values!r:.60}, wanted a sequence of token ids")
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        raise ValueError(f"{name} has the token id {outside[0]}, wanted 0 to {vocab_size - 1}: the model knows {vocab_size} tokens")
+    return ids.astype(np.int32)
+
+
+def _whole(name: str, value: Any, most: float = math.inf) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= most:
+        wanted = "of at least 1" if most == math.inf else f"from 1 to {most}"
+        raise ValueError(f"{name}={value!r}, wanted a whole number {wanted}")
+
+
+def _sampling(key, temperature, top_k, top_p, batch: int, vocab_size: int) -> Sampling:
+    """How tokens are drawn, with a key for each row."""
+    if key is None:
+        given = {"temperature": temperature or None, "top_k": top_k, "top_p": top_p}
+        if ignored := [f"{name}={value!r}" for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(ignored)} without a key, which means the most probable token: "
+                f"wanted key=jax.random.key(seed) to draw, or no setting of sampling"
+            )
+        return GREEDY
+    if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (batch,)):
+        found = f"{key.dtype}{key.shape}" if isinstance(key, Array) else repr(key)
+        raise ValueError(f"key is {found}, wanted jax.random.key(seed), or an array of {batch} such keys, one for each prompt")
+    temperature = 1.0 if temperature is None else temperature
+    if temperature == 0:
+        raise ValueError("temperature=0 with a key, from which nothing would be drawn: wanted key=None, or a temperature above 0")
+    if not np.finfo(np.float32).tiny <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature!r}, wanted a finite number above 0")
+    if top_k is not None:
+        _whole("top_k", top_k, vocab_size)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p!r}, wanted a number in (0, 1]")
+    keys = key if key.ndim else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+    return Sampling(keys, jnp.float32(temperature), None if top_p in (None, 1) else jnp.float32(top_p))
+
+
+def _room(model: LanguageModel, longest: int, max_new_tokens: int, max_length: int | None) -> int:
+    """How long a document may grow, if the caches and the learned positions have room for it."""
+    needed = longest + max_new_tokens
+    table = model.position_embedding
+    bounds = {"max_length": max_length, "the model's learned_positions": None if table is None else table.shape[0]}
+    for name, bound in bounds.items():
+        if bound is not None and bound < needed:
+            raise ValueError(
+                f"{longest} tokens of prompt and max_new_tokens={max_new_tokens} are {needed}, more than {name}={bound}: "
+                f"wanted a shorter prompt, a smaller max_new_tokens{' or a larger max_length' if name == 'max_length' else ''}"
+            )
+    return needed if max_length is None else max_length
