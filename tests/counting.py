@@ -18,6 +18,7 @@ class Counting(tasks.Task):
     length: int = 8
     batch_size: int = 8
     document: int = 5
+    bad: int | None = None  # the batch whose weights are infinite
     stateful: bool = False
     vocab_size = 16
 
@@ -33,11 +34,12 @@ class Counting(tasks.Task):
         at = index * self.length + np.arange(self.length + 1)[None]
         tokens = ((3 * np.arange(spec.batch)[rows, None] + at) ** 2 % 16).astype(np.int32)
         segments = np.broadcast_to(1 + at[:, :-1] // self.document, tokens[:, :-1].shape).astype(np.int32)
+        weights = (tokens[:, :-1] + np.arange(spec.batch)[rows, None]) % 3 / 2 + (np.inf if index == self.bad else 0)
         return {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
             "segment_ids": segments,
-            "weights": ((tokens[:, :-1] + np.arange(spec.batch)[rows, None]) % 3 / 2).astype(np.float32),
+            "weights": weights.astype(np.float32),
         }
 
     def slices(self):

@@ -25,7 +25,10 @@ from seqzoo.writing import WriteError
 
 
 class Diverged(FloatingPointError):
-    """Loss, gradient or state is no longer finite. The message names the step, the metrics and the last good checkpoint."""
+    """Loss, gradient or state is no longer finite, or too many steps were left out in a row.
+
+    The message names the step, the metrics and the last good checkpoint.
+    """
 
 
 def run(
@@ -162,7 +165,7 @@ class _Loop:
             return
         (step, metrics, tokens), self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(map(math.isfinite, metrics.values())):
+        if not self.acceptable(metrics):
             self.diverged(step, metrics)
         self.clock.tick(tokens, compiled=compiling)
         seconds = self.clock.seconds_per_step()
@@ -173,6 +176,11 @@ class _Loop:
             rate = self.clock.lap()
             self.record.train(step, **metrics, tokens_per_second=rate)
             self.reporter.line(step, metrics, rate, left)
+
+    def acceptable(self, metrics: dict[str, float]) -> bool:
+        """Whether a run goes on after a step with these metrics: they are finite, or not too many in a row were left out."""
+        limit = self.plan.experiment.optimizer.skip_limit
+        return all(map(math.isfinite, metrics.values())) if limit is None else metrics["skipped_in_a_row"] < limit
 
     def save(self, state: State) -> None:
         """Writes a checkpoint, if there is none yet and all numbers are finite: a good one is never replaced by one that is not."""
@@ -218,9 +226,9 @@ class _Loop:
         """Raises Diverged."""
         self.checkpoints.wait()
         shown = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
-        message = (
-            f"step {step}: no longer finite ({shown}); {self.last_good()}. A smaller optimizer.learning_rate or clip_norm may help."
-        )
+        skips = metrics.get("skipped_in_a_row")
+        what = f"{skips:.0f} steps in a row were left out (optimizer.skip_limit)" if skips else "no longer finite"
+        message = f"step {step}: {what} ({shown}); {self.last_good()}. A smaller optimizer.learning_rate or clip_norm may help."
         self.summarise(finished=False, stopped=message)
         raise Diverged(message)
 

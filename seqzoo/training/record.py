@@ -25,8 +25,9 @@ class Record:
         self.evaluated = distributed.from_first(lambda: self._open(step))  # the step of the last evaluation, or -1
 
     def train(self, step: int, **numbers: Any) -> None:
-        """A line of a training step."""
-        self._append({"step": step, "kind": "train", **numbers})
+        """A line of a training step. What is not finite, as of a step that was left out, is null."""
+        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+        self._append({"step": step, "kind": "train", **{name: finite(value) for name, value in numbers.items()}})
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """A line for each slice."""

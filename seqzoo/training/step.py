@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from seqzoo.backbone import ModelState
 from seqzoo.tasks.base import Slice
-from seqzoo.training import feed, losses, optimizer
+from seqzoo.training import feed, guard, losses, optimizer
 from seqzoo.training.state import Plan, State
 
 Batch = dict[str, Array]
@@ -51,15 +51,20 @@ def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
     def step(state, spec, batch=None):
         batch = feed.on_device(plan, spec, state["step"]) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
-        gradient, totals, carry = gradients(plan, state["params"], batch, state.get("carry"), key)
-        updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"])
+        gradient, metrics, carry = gradients(plan, state["params"], batch, state.get("carry"), key)
+        updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"], value=metrics["loss"])
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
+        if settings.optimizer.skip_limit is not None:
+            metrics["skipped"], metrics["skipped_in_a_row"] = guard.skipped(opt_state)
+            if carry is not None:  # what a step that is left out found may hold what is not finite
+                carry = optax.tree.where(metrics["skipped_in_a_row"] == 0, carry, state["carry"])
         parameters = optax.apply_updates(state["params"], updates)
         after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
         if carry is not None:
             after["carry"] = carry
         if "ema" in state:
             after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
-        return after, totals | {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
+        return after, metrics
 
     return step
 

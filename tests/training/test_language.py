@@ -121,6 +121,19 @@ def test_a_stream_refuses_mixers_whose_state_grows():
         plan_of(task="counting(stateful=True)", model__layers=("softmax(heads=2)",))
 
 
+def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state_as_they_were():
+    plan = plan_of(**{**STREAM, "task": "counting(stateful=True, bad=1)"}, optimizer__skip_limit=2)
+    state, run = training.initialise(plan), training.train_step(plan)
+    states = []
+    with jax.set_mesh(plan.mesh):
+        for spec, batch in feed.training(plan, 0, 3):
+            state, _ = run(state, spec, batch)
+            states.append(jax.tree.map(np.asarray, {name: state[name] for name in ("params", "carry")}))
+    for name in ("params", "carry"):
+        jax.tree.map(np.testing.assert_array_equal, states[1][name], states[0][name])
+        assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (states[2][name], states[1][name])), strict=True))
+
+
 def test_the_mean_of_the_parameters_follows_them_by_its_decay():
     plan = plan_of(training__ema=0.75)
     state, run = training.initialise(plan), training.train_step(plan)

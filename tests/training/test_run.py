@@ -16,17 +16,17 @@ from seqzoo.training import metrics
 
 @tasks.registry.register("poisoned")
 class Poisoned(tasks.Task):
-    """Copying, with loss weights that are infinite from step `at` on."""
+    """Copying, with loss weights that are infinite in steps `at` to `until`."""
 
-    def __init__(self, *, at: int = 5):
-        self.at, self.vocab_size, self.max_length = at, 8, 4
+    def __init__(self, *, at: int = 5, until: int = 1000):
+        self.at, self.until, self.vocab_size, self.max_length = at, until, 8, 4
 
     def spec(self, step):
         return BatchSpec("train", 0, 4, 4)
 
     def batch(self, spec, index):
         tokens = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (4, 4), 0, 8, jnp.int32)
-        bad = jnp.logical_and(index >= self.at, spec.split == "train")
+        bad = (index >= self.at) & (index < self.until) & (spec.split == "train")
         return {"tokens": tokens, "targets": tokens, "weights": jnp.full((4, 4), jnp.where(bad, jnp.inf, 1.0), jnp.float32)}
 
     def slices(self):
@@ -138,6 +138,17 @@ def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keep
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state["params"]))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not summary["finished"] and "step 6" in summary["stopped"]
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_path):
+    settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2)
+    summary = training.run(tiny(task="poisoned(at=3, until=5)", **settings), tmp_path / "run", console=quiet())
+    lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert summary["finished"] and [line["skipped"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [line["loss"] is None for line in lines] == [line["skipped_in_a_row"] > 0 for line in lines]
+    wanted = r"step 6: 3 steps in a row were left out \(optimizer\.skip_limit\) .*last good checkpoint is .*/[46]\."
+    with pytest.raises(training.Diverged, match=wanted):
+        training.run(tiny(task="poisoned(at=3)", **settings), tmp_path / "other", console=quiet())
 
 
 def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
