@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -22,6 +23,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py [CONFIG.py] --dry-run: list what would be trained, with parameters, state bytes, steps and tokens; nothing is written
 - train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be
 - train.py eval RUN [--mesh...]: evaluate a run's latest checkpoint and print its slices
+- train.py inspect RUN | CONFIG.py [--settings]: what a run is and how it stands, also while it trains; the model by its parts
+- train.py plot RUN... [--metric loss] [--x step] [--out FILE.png]: draw the curves of runs, and of all runs of a comparison
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
 --distributed ADDRESS:PORT/COUNT/INDEX (where process 0 listens, how many there are, which one this is), or with
@@ -39,6 +42,17 @@ class Devices(config.Section):
 
     mesh: config.Mesh
     """Which devices do what."""
+
+
+class Plot(config.Section):
+    """Settings of `plot`."""
+
+    metric: str = "loss"
+    """A name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm", "tokens_per_second", "position_loss" ..."""
+    x: Literal["step", "tokens", "seconds"] = "step"
+    """What the metric is drawn against."""
+    out: str | None = None
+    """PNG to write; None: the metric's name in the current folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +138,53 @@ def evaluate(arguments: list[str], console: Console) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str], Console], int]] = {"train": train, "resume": resume, "eval": evaluate}
+def inspect(arguments: list[str], console: Console) -> int:
+    """`inspect RUN`, or `inspect CONFIG.py [--settings]`."""
+    import jax
+
+    from seqzoo import compare
+    from seqzoo import inspect as looking
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are left to the run
+    if not (arguments and arguments[0].endswith(".py")):
+        folder, rest = _one_folder("inspect", arguments)
+        if rest:
+            raise _Wrong(f"inspect takes one run folder and no settings, found {' '.join(rest)}; a config file may have settings")
+        _checked(lambda: looking.show_run(folder, console))
+        return 0
+    chosen = _checked(lambda: _parse(*_load(arguments)))
+    for label, (experiment, *_) in compare.alike(chosen).items():
+        if isinstance(chosen, config.Comparison):
+            console.rule(label)
+        _checked(lambda experiment=experiment: looking.show(experiment, console))
+    return 0
+
+
+def plot(arguments: list[str], console: Console) -> int:
+    """`plot RUN... [--metric...] [--x...] [--out...]`."""
+    from seqzoo.compare import curves, pictures
+    from seqzoo.training.writing import writing
+
+    count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    folders, words = arguments[:count], arguments[count:]
+    settings = tyro.cli(Plot, args=words, prog="train.py plot RUN...", config=_FLAGS)
+    if not folders:
+        raise _Wrong("plot needs run folders: train.py plot runs/NAME runs/OTHER")
+    figure = _checked(lambda: curves.draw(folders, settings.metric, settings.x))
+    out = Path(settings.out or f"{settings.metric}.png")
+    with writing(out):
+        pictures.save(figure, out)
+    console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "inspect": inspect,
+    "plot": plot,
+}
 
 
 def _distributed(arguments: list[str]) -> tuple[str, list[str]]:
