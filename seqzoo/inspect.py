@@ -120,7 +120,7 @@ def show(experiment: config.Experiment, console: Console) -> None:
     table.add_section()
     table.add_row(Text("all", "bold"), "", f"{model.state_bytes:,}", f"{model.flops:,.0f}")
     whole(console, table)
-    say(console, "State bytes: decode memory per row. FLOPs: forward, matrix products of the definition. Of one layer each.")
+    say(console, "State bytes: decode memory per row. FLOPs: forward, matrix products of the definition. Of each place alone.")
 
 
 def show_run(folder: str | Path, console: Console) -> None:
@@ -171,7 +171,7 @@ def _provenance(environment: dict[str, Any]) -> Iterator[str]:
         return
     device, git, again = environment["device"], environment["git"], environment.get("resumed", [])
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    yield f"begun {environment['time']}" + (f", resumed {len(again)} times, last {again[-1]['time']}" if again else "")
+    yield f"begun {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
     yield f"{device['count']} x {device['kind']} ({device['platform']}), Python {environment['python']}, {versions}"
     yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
 

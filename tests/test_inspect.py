@@ -89,7 +89,7 @@ def test_a_run_under_way_is_shown_and_left_as_it_is(run, model):
     before, console = state_of(run), quiet()
     inspect.show_run(run, console)
     shown = console.file.getvalue()
-    assert f"{run}: step 5 of 6, not finished\ncheckpoints: 2, 4\n" in shown and "resumed 1 times" in shown
+    assert f"{run}: step 5 of 6, not finished\ncheckpoints: 2, 4\n" in shown and "resumed: 1, last" in shown
     assert "training at step 5: loss 1.125, tokens_per_second 100\n" in shown
     assert "evaluation at step 4, pairs=1: accuracy 0.5\n" in shown
     assert "model.layers" in shown and "('gla(heads=2)', 'softmax(heads=2)')" in shown and "0, 2, 4" in shown

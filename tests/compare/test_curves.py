@@ -84,6 +84,7 @@ def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):
     edges = [0, 4, 8, 16]
     parts = [line(step, "eval", slice="long", position_loss=[3.0, 2.0, 1.0 / step], position_edges=edges) for step in (2, 4)]
     parts.append(line(4, "eval", slice="short", position_loss=[3.0, 2.0], position_edges=edges[:3]))
+    parts.insert(0, line(2, "eval", slice="dropped", position_loss=[3.0], position_edges=edges[:2]))
     run = keep(tmp_path / "run", tiny(model__layers=("gla",)), parts)
     (axes,) = curves.draw([run], "position_loss").axes
     long, short = axes.get_lines()
