@@ -69,7 +69,8 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     """The loss against the position in the row, one curve per evaluation.
 
     Args:
-      evaluations: lines of metrics.jsonl with "position_loss", n numbers, and "position_edges", n + 1 of them, by their labels.
+      evaluations: lines of metrics.jsonl with "position_loss", {"from": first positions of octaves, "loss": the mean loss in each, None
+        where nothing was scored}, by their labels.
     Returns:
       A matplotlib figure.
     """
@@ -77,10 +78,12 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     looks = styles(evaluations)
     ends = {}
     for label, line in evaluations.items():
-        losses = dict(zip(line["position_edges"][1:], line["position_loss"], strict=True))
-        ends[label] = _curve(axes, [losses], looks[label], marked=True)
+        begin, losses = line["position_loss"]["from"], line["position_loss"]["loss"]
+        end = [*begin[1:], max(1, 2 * begin[-1])]
+        scored = {x: loss for x, loss in zip(end, losses, strict=True) if loss is not None}
+        ends[label] = _curve(axes, [scored], looks[label], marked=True)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("position in the row, up to")
+    axes.set_xlabel("position in the row, octaves up to")
     axes.set_title("loss by position, last evaluation", fontsize=11.5, color=INK)
     _end_labels(axes, ends, looks)
     return figure

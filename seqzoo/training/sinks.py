@@ -83,7 +83,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; lists and what is None have no curve."""
+    """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; what is no number has no curve."""
     prefix = f"eval/{line['slice']}" if line["kind"] == "eval" else line["kind"]
     return {f"{prefix}/{key}": value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
 

@@ -81,15 +81,15 @@ def test_runs_that_differ_in_nothing_are_named_by_their_folders(tmp_path):
 
 
 def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):
-    edges = [0, 4, 8, 16]
-    parts = [line(step, "eval", slice="long", position_loss=[3.0, 2.0, 1.0 / step], position_edges=edges) for step in (2, 4)]
-    parts.append(line(4, "eval", slice="short", position_loss=[3.0, 2.0], position_edges=edges[:3]))
-    parts.insert(0, line(2, "eval", slice="dropped", position_loss=[3.0], position_edges=edges[:2]))
+    octaves = lambda *losses: {"from": [0, 1, 2, 4][: len(losses)], "loss": losses}
+    parts = [line(2, "eval", slice="dropped", position_loss=octaves(5.0))]
+    parts += [line(step, "eval", slice="long", position_loss=octaves(None, 3.0, 2.0, 1.0 / step)) for step in (2, 4)]
+    parts += [line(4, "eval", slice="short", position_loss=octaves(4.0, 3.0))]
     run = keep(tmp_path / "run", tiny(model__layers=("gla",)), parts)
     (axes,) = curves.draw([run], "position_loss").axes
     long, short = axes.get_lines()
-    assert (list(long.get_xdata()), list(long.get_ydata())) == ([4, 8, 16], [3.0, 2.0, 0.25])
-    assert (list(short.get_xdata()), list(short.get_ydata())) == ([4, 8], [3.0, 2.0])
+    assert (list(long.get_xdata()), list(long.get_ydata())) == ([2, 4, 8], [3.0, 2.0, 0.25])  # nothing was scored at 0
+    assert (list(short.get_xdata()), list(short.get_ydata())) == ([1, 2], [4.0, 3.0])
     assert [text.get_text() for text in axes.texts] == ["gla long", "gla short"] and axes.get_xscale() == "log"
 
 

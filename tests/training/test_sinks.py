@@ -18,7 +18,7 @@ def train(step, loss=1.0):
 
 
 def evaluation(step, name="a"):
-    line = {"step": step, "kind": "eval", "slice": name, "accuracy": step / 16, "position_loss": [1.0, 2.0]}
+    line = {"step": step, "kind": "eval", "slice": name, "accuracy": step / 16, "position_loss": {"from": [0], "loss": [1.0]}}
     return line | {"seconds": 2.0 * step}
 
 
