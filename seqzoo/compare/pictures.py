@@ -69,8 +69,8 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     """The loss against the position in the row, one curve per evaluation.
 
     Args:
-      evaluations: lines of metrics.jsonl by their labels, with "position_loss": {"from": [first position of each octave], "loss": [mean
-        loss in it, None where nothing was scored]}.
+      evaluations: lines of metrics.jsonl by their labels, with "position_loss": {"from": [first position of each octave], "loss":
+        [mean loss in it, None where nothing was scored]}.
     Returns:
       A matplotlib figure.
     """
