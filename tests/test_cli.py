@@ -176,18 +176,21 @@ def test_several_processes_do_not_share_a_comparison(ran, comparison, capsys, mo
     assert "a comparison runs in one process" in capsys.readouterr().err
 
 
-def test_a_run_is_resumed_on_other_devices_by_its_mesh_alone(file, monkeypatch, tmp_path, capsys):
+def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_that_is_said(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     folder = training.create_folder("runs", "mine")
     (folder / "config.json").write_text(tiny().model_dump_json())
     calls = []
-    monkeypatch.setattr(training, "run", lambda chosen, folder, *, console, mesh: calls.append((chosen, folder, mesh)))
+    monkeypatch.setattr(training, "run", lambda chosen, folder, *, console, mesh, changed: calls.append((chosen, folder, mesh)))
     assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--mesh.replica", "2"]) == 0
     assert calls == [(tiny(), folder, config.Mesh(fsdp=4, replica=2))]
     assert cli.main(["resume", "runs/mine", "--mesh.replica", "3"]) == 2
     assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--training.steps", "3"]) == 2
     shown = capsys.readouterr().err
-    assert "do not divide" in shown and "resume takes only --mesh settings, found --training.steps" in shown and len(calls) == 1
+    assert "do not divide" in shown and "training.steps is 6 there, 3 here" in shown and "--changed" in shown and len(calls) == 1
+    assert cli.main(["resume", "runs/mine", "--training.log-every", "3"]) == 0, "which changes no number"
+    assert cli.main(["resume", "runs/mine", "--training.steps", "3", "--changed"]) == 0
+    assert [chosen.training.steps for chosen, _, _ in calls] == [6, 6, 3]
 
 
 def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):

@@ -60,6 +60,10 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Mesh(rules={"embd": "fsdp"}), r"no parameter axis is called 'embd'. Did you mean 'embed'\?"),
         (lambda: Mesh(rules={"heads": "tensr"}), r"heads is on 'tensr'.*Did you mean 'tensor'\?"),
         (lambda: Run(name="a/b"), "wanted the name of one folder"),
+        (lambda: Run(profile="13:10"), "profile: '13:10': wanted FIRST:LAST with FIRST < LAST"),
+        (lambda: Run(profile=""), "wanted FIRST:LAST"),
+        (lambda: Run(log=("tensorbord",)), "log.*'tensorboard' or 'wandb', found 'tensorbord'"),
+        (lambda: Run(log=("wandb", "wandb")), "wanted each once"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_was_found_and_what_exists(build, says):
@@ -123,7 +127,7 @@ def test_a_wrong_axis_is_refused_before_anything_runs(axes, says):
 
 
 def test_difference_names_both_values_and_forgets_where_the_run_is_kept():
-    changed = config.replace(tiny(), {"model.depth": 3, "run.name": "elsewhere"})
+    changed = config.replace(tiny(), {"model.depth": 3, "run.name": "elsewhere", "run.log": ("wandb",)})
     assert config.difference(tiny(), changed) == {"model.depth": (1, 3)}
 
 

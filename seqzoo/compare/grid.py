@@ -6,12 +6,12 @@ import jax
 from flax import nnx
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config, params, tasks
 from seqzoo.compare.colours import colour
+from seqzoo.compare.output import whole
 from seqzoo.compare.summary import label_of
 from seqzoo.mixers import state_bytes
 
@@ -85,10 +85,7 @@ def show(chosen: config.Config, console: Console) -> None:
         runs = [f"{len(cell.experiments)}"] if several else []
         numbers = (cell.parameters, cell.state_bytes, cell.steps, cell.tokens)
         table.add_row(Text.assemble(("● ", colour(cell.label)), cell.label), *runs, *(f"{number:,}" for number in numbers))
-    if not console.is_terminal:  # a pipe or a file has no width to keep to
-        natural = Measurement.get(console, console.options.update(width=10_000), table).maximum
-        console = Console(file=console.file, quiet=console.quiet, width=max(natural, console.width))
-    console.print(table)
+    whole(console, table)
     runs = [experiment for cell in grid for experiment in cell.experiments]
     total = sum(cell.tokens * len(cell.experiments) for cell in grid)
     lines = [f"Runs: {len(runs)}, with {total:,} tokens in all." + " Those of one line differ in learning rate and seed." * several]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,14 @@ RECALL = "recall.png"
 def say(console: Console, text: str) -> None:
     """Prints a line as it is."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def whole(console: Console, table: Table) -> None:
+    """Prints a table. A pipe or a file has no width to keep to: there it is as wide as it would be."""
+    if not console.is_terminal:
+        natural = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        console = Console(file=console.file, quiet=console.quiet, width=max(natural, console.width))
+    console.print(table)
 
 
 def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Run]) -> dict[str, Any]:

@@ -41,6 +41,54 @@ def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, 
     return figure
 
 
+def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
+    """One curve per run of a metric, in training and in evaluation, there as the mean over slices; a panel for each that has any.
+
+    Args:
+      lines: the metrics.jsonl of every run, by its label.
+      metric: a name that lines of metrics.jsonl have.
+      x: what it is drawn against, likewise.
+    Returns:
+      A matplotlib figure.
+    """
+    names = {"train": "training", "eval": "evaluation, mean over slices"}
+    found = {kind: {label: _points(run, kind, metric, x) for label, run in lines.items()} for kind in names}
+    found = {kind: {label: run for label, run in runs.items() if run} for kind, runs in found.items() if any(runs.values())}
+    figure, panels = _figure(len(found), len(lines))
+    looks = styles(lines)
+    for axes, (kind, runs) in zip(panels, found.items(), strict=True):
+        ends = {label: _curve(axes, [run], looks[label], marked=kind == "eval") for label, run in runs.items()}
+        axes.set(xlabel={"step": "step"}.get(x, f"{x} of training"), xlim=(0, None))
+        axes.set_title(f"{metric}, {names[kind]}", fontsize=11.5, color=INK)
+        labelled_later = found["eval"] if kind == "train" and len(found) == 2 else ()
+        _end_labels(axes, {label: end for label, end in ends.items() if label not in labelled_later}, looks)
+    return figure
+
+
+def by_position(evaluations: Mapping[str, dict[str, Any]]):
+    """The loss against the position in the row, one curve per evaluation.
+
+    Args:
+      evaluations: lines of metrics.jsonl by their labels, with "position_loss": {"from": [first position of each octave], "loss":
+        [mean loss in it, None where nothing was scored]}.
+    Returns:
+      A matplotlib figure.
+    """
+    figure, (axes,) = _figure(1, len(evaluations))
+    looks = styles(evaluations)
+    ends = {}
+    for label, line in evaluations.items():
+        begin, losses = line["position_loss"]["from"], line["position_loss"]["loss"]
+        end = [*begin[1:], max(1, 2 * begin[-1])]
+        scored = {x: loss for x, loss in zip(end, losses, strict=True) if loss is not None}
+        ends[label] = _curve(axes, [scored], looks[label], marked=True)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("position in the row, octaves up to")
+    axes.set_title("loss by position, last evaluation", fontsize=11.5, color=INK)
+    _end_labels(axes, ends, looks)
+    return figure
+
+
 def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chances: Mapping[str, float]):
     """Accuracy in each slice, against the number of pairs where that is what sets the slices apart.
 
@@ -135,6 +183,15 @@ def _figure(panels: int, labels: int):
         axes.grid(axis="y", color="#ececec", linewidth=0.8)
         axes.set_axisbelow(True)
     return figure, panels
+
+
+def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
+    """{x: the metric}; the mean over the lines of one step, the slices of an evaluation."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == kind and line.get(metric) is not None:
+            by_step.setdefault(line["step"], []).append(line)
+    return {here[0][x]: fmean(line[metric] for line in here) for here in by_step.values()}
 
 
 def _training(lines: Sequence[dict[str, Any]], key: str) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from seqzoo.training.checkpoint import CheckpointError, Checkpoints
 from seqzoo.training.folder import create as create_folder
-from seqzoo.training.folder import environment, open_run
+from seqzoo.training.folder import environment, open_run, refuse_changes
 from seqzoo.training.loop import Diverged, check, run
 from seqzoo.training.signals import Interrupted
 from seqzoo.training.state import Plan, build, initialise, prepare
@@ -27,6 +27,7 @@ __all__ = [
     "load_model",
     "open_run",
     "prepare",
+    "refuse_changes",
     "run",
     "train_step",
 ]

@@ -1,44 +1,124 @@
-"""Throughput: the time between steps, with compilation and pauses left out."""
+"""Where the time of a run goes: its wall time divided into phases, and the throughput of its steps.
 
+After big_vision's Chrono (Beyer et al., 2022): all the time is some phase's, so that nothing slow hides between them.
+"""
+
+import contextlib
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+TRAIN = "train"  # the phase of all time that is no other's
+WAIT = "wait"  # for data: part of a step's time, so that throughput tells of it; every other phase interrupts the steps
+
+
+class Rates(NamedTuple):
+    """Medians over steps; None if no step counted."""
+
+    seconds_per_step: float | None
+    tokens_per_second: float | None
+    flops_per_second: float | None
 
 
 class Clock:
-    """Collects seconds per step and tokens per second. `now` is the time source."""
+    """Divides wall time into phases, and collects the time between steps, with compilation and other interruptions left out.
 
-    def __init__(self, now=time.perf_counter, keep: int = 10_000):
+    At any time one phase goes on; `phases()` add up to `total()`. A run that was resumed goes on counting from `earlier`, the total
+    that stands in its metrics: the time of steps that a killed process did in vain is not among them.
+
+        with clock.phase("eval"):
+            ...
+
+    Args:
+      now: the time source, in seconds.
+      keep: of how many steps at most the medians are taken.
+      earlier: seconds that the run took in processes before this one.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter, keep: int = 10_000, earlier: float = 0.0):
+        self.earlier = earlier
         self._now = now
+        self._phase, self._since = TRAIN, now()
+        self._phases = {TRAIN: 0.0}
         self._last = None
-        self._samples = deque(maxlen=keep)  # (seconds, tokens)
-        self._fresh = []  # those since the last `lap`
+        self._samples = deque(maxlen=keep)  # (seconds, tokens, FLOPs)
+        self._fresh = []  # those since the last lap
 
-    def tick(self, tokens: int, *, compiled: bool = False) -> None:
-        """A step of so many tokens has ended; one during which the host compiled does not count."""
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A context whose time is `name`'s; a phase inside it takes its own time away from it."""
+        before = self._switch(name)
+        if name != WAIT:
+            self.pause()
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase so far, "train" first; "earlier" if there were processes before this one."""
+        self._switch(self._phase)
+        return self._phases | ({"earlier": self.earlier} if self.earlier else {})
+
+    def total(self) -> float:
+        """Seconds that the run has taken, those of earlier processes included."""
+        return sum(self.phases().values())
+
+    def tick(self, tokens: int, *, flops: float = 0.0, compiled: bool = False) -> None:
+        """A step of so many tokens and model FLOPs has ended; one during which the host compiled does not count."""
         now = self._now()
         if self._last is not None and not compiled:
-            self._samples.append((now - self._last, tokens))
+            self._samples.append((now - self._last, tokens, flops))
             self._fresh.append(self._samples[-1])
         self._last = now
 
     def pause(self) -> None:
-        """Evaluation or a checkpoint comes next: the time until the step after it does not count."""
+        """The steps are interrupted: the time until the end of the next one does not count."""
         self._last = None
+
+    def lap_rates(self) -> Rates:
+        """Medians over the steps since the last lap."""
+        fresh, self._fresh = self._fresh, []
+        return Rates(*map(_median, (_seconds(fresh), _tokens(fresh), _flops(fresh))))
 
     def lap(self) -> float | None:
         """Median tokens per second since the last lap; None if no step counted."""
-        fresh, self._fresh = self._fresh, []
-        return _rate(fresh)
-
-    def tokens_per_second(self) -> float | None:
-        """Median over the steps kept; None if no step counted."""
-        return _rate(self._samples)
+        return self.lap_rates().tokens_per_second
 
     def seconds_per_step(self) -> float | None:
         """Median over the steps kept; None if no step counted."""
-        return statistics.median(s for s, _ in self._samples) if self._samples else None
+        return _median(_seconds(self._samples))
+
+    def tokens_per_second(self) -> float | None:
+        """Median over the steps kept; None if no step counted."""
+        return _median(_tokens(self._samples))
+
+    def flops_per_second(self) -> float | None:
+        """Median over the steps kept; None if no step counted."""
+        return _median(_flops(self._samples))
+
+    def _switch(self, name: str) -> str:
+        """Gives the time since the last switch to the phase that went on, and begins another. Returns the former."""
+        now = self._now()
+        before = self._phase
+        self._phases[before] = self._phases.get(before, 0.0) + now - self._since
+        self._phase, self._since = name, now
+        return before
 
 
-def _rate(samples) -> float | None:
-    return statistics.median(tokens / seconds for seconds, tokens in samples) if samples else None
+def _seconds(samples) -> list[float]:
+    return [seconds for seconds, _, _ in samples]
+
+
+def _tokens(samples) -> list[float]:
+    return [tokens / seconds for seconds, tokens, _ in samples]
+
+
+def _flops(samples) -> list[float]:
+    return [flops / seconds for seconds, _, flops in samples]
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None

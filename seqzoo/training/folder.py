@@ -70,16 +70,11 @@ def enter(
         held = config.load_json(path)
         if not isinstance(held, config.Experiment):
             raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
-        differing = config.difference(held, experiment)
-        if weighty := {name: both for name, both in differing.items() if name not in config.WEIGHTLESS}:
-            if not changed:
-                shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in weighty.items())
-                raise ValueError(
-                    f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}"
-                )
+        if not changed:
+            refuse_changes(folder, held, experiment)
         _same_data(folder, data or {})
         remove_halves(folder)
-        if differing:
+        if differing := config.difference(held, experiment):
             more["changed"] = differing
             write_text(path, experiment.model_dump_json(indent=2) + "\n")
     elif folder.exists() and any(folder.iterdir()):
@@ -92,6 +87,14 @@ def enter(
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
     _record_environment(folder / "environment.json", more)
     return folder
+
+
+def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:
+    """Raises ValueError if a folder holds an experiment with settings that give other numbers."""
+    differing = {name: both for name, both in config.difference(held, experiment).items() if name not in config.WEIGHTLESS}
+    if differing:
+        shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
+        raise ValueError(f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}")
 
 
 def _same_data(folder: Path, data: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ class Metrics:
         whole = {at for at, names in seen.items() if names >= set(slices)}
         lines = [line for line in lines if line["kind"] != "eval" or line["step"] in whole]
         self.evaluated = max(whole, default=-1)
+        self.seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)  # how long the run had taken at the last line
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, *lines: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The small things around the loop: clock, metrics file, folders, signals, progress."""
+"""The small things around the loop: metrics file, folders, signals, progress."""
 
 import io
 import os
@@ -13,41 +13,8 @@ from rich.console import Console
 from tiny import quiet
 
 from seqzoo.training import distributed, folder, metrics
-from seqzoo.training.clock import Clock
 from seqzoo.training.progress import Reporter
 from seqzoo.training.signals import StopSignals
-
-
-def clock_at(times):
-    return Clock(now=iter(times).__next__)
-
-
-def test_the_clock_leaves_out_compilation_and_pauses():
-    clock = clock_at([0.0, 100.0, 101.0, 102.0, 500.0, 501.0])
-    clock.tick(10)
-    clock.tick(10, compiled=True)
-    clock.tick(10)
-    clock.tick(10)
-    clock.pause()
-    clock.tick(10)
-    clock.tick(10)
-    assert clock.tokens_per_second() == 10.0 and clock.seconds_per_step() == 1.0
-
-
-def test_the_clock_gives_a_median_since_the_last_lap():
-    clock = clock_at([0.0, 1.0, 2.0, 2.5, 3.0])
-    for _ in range(3):
-        clock.tick(8)
-    assert clock.lap() == 8.0
-    clock.tick(8)
-    clock.tick(8)
-    assert clock.lap() == 16.0 and clock.lap() is None and clock.tokens_per_second() == 12.0
-
-
-def test_a_clock_that_saw_no_whole_step_knows_no_rate():
-    clock = clock_at([0.0])
-    clock.tick(8)
-    assert clock.tokens_per_second() is None and clock.seconds_per_step() is None
 
 
 def test_metrics_of_later_steps_are_dropped_and_a_torn_line_too(tmp_path):

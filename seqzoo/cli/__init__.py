@@ -1,0 +1,61 @@
+"""The command line: `train.py [COMMAND | CONFIG.py] [--settings]`, installed as `seqzoo`."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from seqzoo.cli import looking, runs, text
+from seqzoo.cli.shared import NAMES, Wrong, checked, fail
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line (`sys.argv` by default) and returns the exit code.
+
+    0: done. 1: the run diverged, no checkpoint loads, or something could not be written. 2: a setting, config or folder is wrong;
+    nothing was written.
+    128 + n: stopped by signal n, after saving.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # The trainer's own errors are told from wrong settings below, so it must be there before anything can fail.
+    from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError, distributed
+
+    try:
+        how, arguments = _distributed(arguments)
+        checked(lambda: distributed.initialise(how))
+    except Wrong as error:
+        return fail(error, 2)
+    console = Console(quiet=how != "off" and not distributed.first())
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    name, rest = (first, arguments[1:]) if first in COMMANDS else ("train", arguments)
+    try:
+        return COMMANDS[name](rest, console)
+    except Interrupted as stopped:
+        return stopped.exit_code
+    except (Diverged, CheckpointError) as error:
+        return fail(error, 1)
+    except WriteError as error:
+        code = fail(error, 1)
+        distributed.leave(code)
+        return code
+    except (Wrong, FileNotFoundError) as error:
+        return fail(error, 2)
+
+
+def _distributed(arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of --distributed, and the other arguments. It is no setting, as it differs from process to process."""
+    rest, how = [], "off"
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--distributed":
+            rest.append(word)
+            continue
+        how = value if equals else next(words, "")
+    return how, rest
+
+
+_COMMANDS = (runs.train, runs.resume, runs.evaluate, looking.inspect, looking.plot, text.prepare, text.generate)
+COMMANDS: dict[str, Callable[[list[str], Console], int]] = dict(zip(NAMES, _COMMANDS, strict=True))

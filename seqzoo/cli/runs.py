@@ -1,0 +1,104 @@
+"""The commands that train and evaluate."""
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from seqzoo import config
+from seqzoo.cli.shared import FLAGS, Wrong, checked, load, one_folder, parse
+
+DRY_RUN, CHANGED = "--dry-run", "--changed"
+
+
+def train(arguments: list[str], console: Console) -> int:
+    """`train [CONFIG.py] [--settings] [--dry-run]`."""
+    from seqzoo import compare, training
+
+    dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
+    chosen = checked(lambda: parse(*load(arguments)))
+    if dry:
+        checked(lambda: compare.show(chosen, console))
+        return 0
+    alone_if_comparison(chosen)
+    for experiment, *_ in compare.alike(chosen).values():
+        checked(lambda experiment=experiment: training.check(experiment))
+    run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
+    folder = training.distributed.from_first(lambda: training.create_folder(run.folder, chosen.name))
+    return start(chosen, folder, console)
+
+
+class Evaluation(config.Section):
+    """Settings of `eval`."""
+
+    mesh: config.Mesh
+    """Which devices do what; they need not be those of the training."""
+    step: int | None = None
+    """Which checkpoint; None: the latest."""
+
+
+def resume(arguments: list[str], console: Console) -> int:
+    """`resume RUN [--settings] [--changed]`."""
+    from seqzoo import training
+
+    folder, words = one_folder("resume", arguments)
+    held = checked(lambda: training.open_run(folder))
+    alone_if_comparison(held)
+    changed, words = CHANGED in words, [word for word in words if word != CHANGED]
+    if not words:
+        return start(held, folder, console, changed=changed)
+    chosen = parse(one_experiment(held, folder), words, prog=f"train.py resume {folder}")
+    mesh = chosen.mesh if chosen.mesh != held.mesh else None
+    chosen = chosen.model_copy(update={"mesh": held.mesh})
+    if not changed:
+        checked(lambda: training.refuse_changes(folder, held, chosen))
+    checked(lambda: training.check(chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})))
+    return start(chosen, folder, console, mesh, changed)
+
+
+def evaluate(arguments: list[str], console: Console) -> int:
+    """`eval RUN [--mesh...] [--step...]`."""
+    from seqzoo import training
+
+    folder, words = one_folder("eval", arguments)
+    held = one_experiment(checked(lambda: training.open_run(folder)), folder)
+    chosen = tyro.cli(Evaluation, default=Evaluation(mesh=held.mesh), args=words, prog=f"train.py eval {folder}", config=FLAGS)
+    step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
+    shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
+    shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
+    table = Table("slice", *(name.replace("_", " ") for name in shown), title=f"{folder} at step {step}")
+    for name, result in results.items():
+        table.add_row(name, *(format(result[key], form) if result.get(key) is not None else "" for key, form in shown.items()))
+    console.print(table)
+    return 0
+
+
+def one_experiment(held: config.Config, folder: Path) -> config.Experiment:
+    """What a run folder holds, if that is no comparison; else Wrong."""
+    if isinstance(held, config.Comparison):
+        inside = ", ".join(sorted(str(path.parent) for path in folder.rglob("config.json") if path.parent != folder))
+        raise Wrong(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
+    return held
+
+
+def alone_if_comparison(chosen: config.Config) -> None:
+    """Raises Wrong if several processes are to run a comparison."""
+    from seqzoo.training import distributed
+
+    if isinstance(chosen, config.Comparison) and distributed.several():
+        raise Wrong("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
+
+
+def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Mesh | None = None, changed: bool = False) -> int:
+    """Trains what was chosen, in the folder."""
+    console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
+    if isinstance(chosen, config.Comparison):
+        from seqzoo import compare
+
+        compare.run(chosen, folder, console=console)
+    else:
+        from seqzoo import training
+
+        training.run(chosen, folder, console=console, mesh=mesh, changed=changed)
+    return 0

@@ -1,0 +1,87 @@
+"""The commands about text: files into shards, and a run's own words."""
+
+import itertools
+import shlex
+import signal
+
+import tyro
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from seqzoo import config
+from seqzoo.cli.shared import FLAGS, Wrong, checked, fail, one_folder
+
+
+class Prepare(config.Section):
+    """Settings of `prepare`: how files become shards."""
+
+    tokenizer: str = "bytes"
+    """What makes tokens: "bytes", or the path of a Hugging Face tokenizer.json (which needs pip install "seqzoo[text]")."""
+    separator: str | None = None
+    """The token of that tokenizer that is to stand before every document; None: "<|endoftext|>". "bytes" has its own."""
+    field: str = "text"
+    """The field of .jsonl and column of .parquet files that holds the text."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the documents that is held out for evaluation; the names of the files decide which."""
+    shard_tokens: int = Field(2**26, ge=1)
+    """Tokens of a shard at most; a longer document has a shard for itself."""
+
+
+def prepare(arguments: list[str], console: Console) -> int:
+    """`prepare SOURCE FOLDER [--settings]`."""
+    from seqzoo import data
+    from seqzoo.training import distributed
+
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    settings = arguments[len(named) :]
+    if len(named) != 2 and not {"-h", "--help"} & set(settings):
+        raise Wrong("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
+    if distributed.several():
+        raise Wrong("prepare runs in one process, found several; wanted --distributed off")
+    prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
+    chosen = checked(lambda: tyro.cli(Prepare, args=settings, prog=prog, config=FLAGS))
+    source, folder = named
+    try:
+        manifest = checked(lambda: data.prepare(source, folder, **chosen.model_dump(), console=console))
+    except KeyboardInterrupt:
+        fail(f"stopped; the same command goes on where it was: train.py prepare {shlex.join(arguments)}", 1)
+        return 128 + signal.SIGINT
+    table = Table("split", "documents", "tokens", "bytes of text", "shards", title=Text(f"{folder}, from {source}"))
+    for name in data.SPLITS:
+        split = manifest.split(name)
+        numbers = (split.documents, split.tokens, split.text_bytes, len(split.shards))
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    console.print(table)
+    if manifest.skipped:
+        console.print(f"binary files left out: {manifest.skipped}")
+    return 0
+
+
+def generate(arguments: list[str], console: Console) -> int:
+    """`generate RUN --prompt TEXT [--settings]`."""
+    from seqzoo import tasks, training
+    from seqzoo.generation import text
+
+    if training.distributed.several():
+        raise Wrong("generate runs in one process, found several; wanted --distributed off")
+    folder, rest = one_folder("generate", arguments)
+    settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
+    held = checked(lambda: training.openstart(folder))
+    model = checked(lambda: training.load_model(folder))
+    tokenizer = getattr(tasks.registry.create(held.task), "tokenizer", text.Numbers())
+
+    def write(piece: str) -> None:
+        console.file.write(piece.translate(text.PICTURES) if console.is_terminal else piece)
+        console.file.flush()
+
+    code = 0
+    try:
+        checked(lambda: text.answer(model, tokenizer, settings, write))
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except FloatingPointError as error:
+        return fail(error, 1)
+    write("\n")
+    return code

@@ -1,0 +1,90 @@
+"""The curves of runs that need not belong together, on one picture: `train.py plot RUN...`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqzoo import config
+from seqzoo.compare.summary import LAYERS
+from seqzoo.registry import did_you_mean
+
+POSITIONS = "position_loss"
+
+Lines = Sequence[dict[str, Any]]  # of a metrics.jsonl
+
+
+def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
+    """The curves of runs, of all runs of a comparison where a folder holds one. Reads metrics.jsonl, also of runs under way.
+
+    Args:
+      folders: of runs and comparisons.
+      metric: a name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm" and others; "position_loss" draws that of
+        the last evaluation.
+      x: "step", "tokens" or "seconds".
+    Returns:
+      A matplotlib figure.
+    Raises:
+      FileNotFoundError: a folder is no run. ValueError: no run has that metric, or one lacks x; with what there is.
+    """
+    from seqzoo.compare import pictures
+    from seqzoo.training import metrics
+
+    runs = find(folders)
+    names = labels(runs)
+    lines = {names[path]: metrics.read(path / "metrics.jsonl") for path in runs}
+    _check(lines, metric, x)
+    return pictures.by_position(_last_by_position(lines)) if metric == POSITIONS else pictures.curves(lines, metric, x)
+
+
+def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
+    """The runs in their order, those of a comparison in its place. Raises FileNotFoundError: no run, or none in a comparison."""
+    from seqzoo.training import open_run
+
+    runs = {}
+    for folder in map(Path, folders):
+        held = open_run(folder)
+        if isinstance(held, config.Experiment):
+            runs[folder] = held
+            continue
+        inside = {path.parent: open_run(path.parent) for path in sorted(folder.glob("runs/*/config.json"))}
+        if not inside:
+            raise FileNotFoundError(f"{folder} holds a comparison without any run yet")
+        runs |= inside
+    return runs
+
+
+def labels(runs: Mapping[Path, config.Experiment]) -> dict[Path, str]:
+    """What each run is called: its mixers, each other setting in which the runs differ, and its folder where that is not enough."""
+    settings = {path: config.settings(experiment) for path, experiment in runs.items()}
+    varied = [
+        name
+        for name in config.settings(config.Experiment())
+        if name != LAYERS and not name.startswith("run.") and len({repr(each[name]) for each in settings.values()}) > 1
+    ]
+    names = {
+        path: " ".join([", ".join(each[LAYERS]), *(f"{name.split('.')[-1]}={each[name]}" for name in varied)])
+        for path, each in settings.items()
+    }
+    taken = list(names.values())
+    return {path: name if taken.count(name) == 1 else f"{name} in {path}" for path, name in names.items()}
+
+
+def _check(lines: Mapping[str, Lines], metric: str, x: str) -> None:
+    """Raises ValueError unless some run has the metric, and all lines that have it have x."""
+    numbers = lambda line: {key for key, value in line.items() if isinstance(value, int | float)} - {"step", "tokens", "seconds"}
+    known = sorted(set().union(*(numbers(line) | ({POSITIONS} & line.keys()) for run in lines.values() for line in run)))
+    if metric not in known:
+        raise ValueError(f"no run has a metric {metric!r}.{did_you_mean(metric, known)} Metrics: {', '.join(known) or 'none yet'}")
+    for label, run in lines.items():
+        if any(x not in line for line in run if metric in line):
+            raise ValueError(f"the metrics of {label} do not say their {x}; wanted --x steps")
+
+
+def _last_by_position(lines: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
+    """The lines of each run's last evaluation by position, by the run's label, and the slice where there are several."""
+    found = {}
+    for label, run in lines.items():
+        having = [line for line in run if POSITIONS in line]
+        last = [line for line in having if line["step"] == having[-1]["step"]]
+        found |= {label if len(last) == 1 else f"{label} {line['slice']}": line for line in last}
+    return found

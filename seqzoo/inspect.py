@@ -1,0 +1,208 @@
+"""What a run is and how it stands, from its folder alone: `train.py inspect RUN`, also while it trains. Nothing is written."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from seqzoo import config, params, tasks
+from seqzoo.backbone import LanguageModel
+from seqzoo.compare.output import say, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter as its layer made it; a stack of layers has one axis "layers" in front."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str | None, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Layer(NamedTuple):
+    """The blocks at one place of the pattern of layers."""
+
+    spec: str
+    places: tuple[int, ...]  # in the stack, from 0
+    state_bytes: int  # decode memory of one of them, per row at the task's longest length
+    flops: float  # forward model FLOPs of one of them, per token at that length
+
+
+class Model(NamedTuple):
+    """A model by its parts. Nothing is allocated for it."""
+
+    parameters: dict[str, Any]  # {module: {...: Parameter}}
+    layers: tuple[Layer, ...]
+    state_bytes: int  # of the whole model
+    flops: float  # of the whole model
+    length: int  # the task's longest
+
+
+def describe(experiment: config.Experiment) -> Model:
+    """The model of an experiment by its parts.
+
+    Raises:
+      ValueError: a model that cannot be built, by what does not fit.
+    """
+    from seqzoo.training import build
+
+    task = tasks.registry.create(experiment.task)
+    model = nnx.eval_shape(lambda: build(experiment.model, task, jax.random.key(0)))
+    length = task.max_length
+    look = lambda path, variable: Parameter(tuple(variable.shape), str(variable.dtype), params.axes(path, variable))
+    state = jax.eval_shape(lambda: model.init_state(1, length))
+    return Model(
+        parameters=params.map_variables(look, params.split(model)[1]),
+        layers=tuple(_layers(model, experiment.model.layers, state.stack, length)),
+        state_bytes=_bytes(state),
+        flops=model.flops(1, length) / length,
+        length=length,
+    )
+
+
+def _layers(model: LanguageModel, specs: tuple[str, ...], state, length: int) -> Iterator[Layer]:
+    """One for each place of the pattern that is filled. The last round through the pattern may end early."""
+    stack = model.stack
+    whole_rounds, rest = stack.count * len(specs), {} if stack.rest is None else stack.rest.blocks()
+    blocks = rest if stack.periods is None else stack.periods.blocks()
+    for place, (spec, (name, block)) in enumerate(zip(specs, blocks.items(), strict=False)):
+        places = (*range(place, whole_rounds, len(specs)), *([whole_rounds + place] if name in rest else []))
+        held = _bytes(state.periods[name]) // stack.count if stack.count else _bytes(state.rest[name])
+        yield Layer(spec, places, held, block.flops(1, length) / length)
+
+
+def _bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def changed(experiment: config.Experiment) -> dict[str, tuple[Any, Any]]:
+    """The settings that are not the defaults: {path: (value, default)}."""
+    defaults = config.settings(config.Experiment())
+    return {path: (value, defaults[path]) for path, value in config.settings(experiment).items() if value != defaults[path]}
+
+
+def show(experiment: config.Experiment, console: Console) -> None:
+    """Prints the settings that differ from the defaults, and the model by its parts."""
+    model = describe(experiment)
+    table = _table("Settings that are not the defaults", "", "value", "default")
+    for path, values in changed(experiment).items():
+        table.add_row(path, *(Text(repr(value)) for value in values))
+    whole(console, table)
+
+    table = _table("Parameters", "", "count", "shape", "dtype", "axes", right=("count",))
+    for depth, name, count, parameter in _rows(model.parameters):
+        cells = () if parameter is None else (str(parameter.shape), parameter.dtype, ", ".join(map(str, parameter.axes)))
+        table.add_row(Text("  " * depth + name, "" if parameter else "bold"), f"{count:,}", *map(Text, cells))
+    table.add_section()
+    table.add_row(Text("all", "bold"), f"{_count(model.parameters):,}")
+    whole(console, table)
+
+    columns = ("state bytes", "FLOPs per token")
+    table = _table(f"Layers, at {model.length:,} tokens", "", "places", *columns, right=columns)
+    for layer in model.layers:
+        table.add_row(Text(layer.spec), _places(layer.places), f"{layer.state_bytes:,}", f"{layer.flops:,.0f}")
+    inner = [len(layer.places) * layer.flops for layer in model.layers]
+    table.add_row("head", "", "", f"{model.flops - sum(inner):,.0f}")
+    table.add_section()
+    table.add_row(Text("all", "bold"), "", f"{model.state_bytes:,}", f"{model.flops:,.0f}")
+    whole(console, table)
+    say(console, "State bytes: decode memory per row. FLOPs: forward, matrix products of the definition. Of each place alone.")
+
+
+def show_run(folder: str | Path, console: Console) -> None:
+    """Prints a run: where it stands, its last metrics and checkpoints, what it was run with, and what `show` does.
+
+    Raises:
+      FileNotFoundError: no run.
+    """
+    from seqzoo.training import Checkpoints, metrics, open_run
+
+    folder = Path(folder)
+    experiment = open_run(folder)
+    if isinstance(experiment, config.Comparison):
+        inside = ", ".join(sorted(str(path.parent) for path in folder.glob("*/*/config.json")))
+        raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
+    lines = metrics.read(folder / "metrics.jsonl")
+    steps = Checkpoints(folder / "checkpoints").steps()
+    summary = _json(folder / "summary.json")
+    at = max([*steps, *(line["step"] for line in lines)], default=0)
+    state = "finished" if summary.get("finished") else summary.get("stopped", "not finished")
+    say(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
+    say(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
+    for line in _provenance(_json(folder / "environment.json")):
+        say(console, line)
+    for line in _last(lines):
+        say(console, line)
+    show(experiment, console)
+
+
+def _last(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """The last training line, and the evaluation of every slice at the last step that has one."""
+    training = [line for line in lines if line["kind"] == "train"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    for line in training[-1:]:
+        yield f"training at step {line['step']}: {_numbers(line)}"
+    for line in evaluations:
+        if line["step"] == evaluations[-1]["step"]:
+            yield f"evaluation at step {line['step']}, {line['slice']}: {_numbers(line)}"
+
+
+def _numbers(line: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.6g}" for key, value in line.items() if key != "step" and isinstance(value, int | float))
+
+
+def _provenance(environment: dict[str, Any]) -> Iterator[str]:
+    """When, where and from which revision a run began, and how often it was resumed."""
+    if not environment:
+        return
+    device, git, again = environment["device"], environment["git"], environment.get("resumed", [])
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    yield f"begun {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
+    yield f"{device['count']} x {device['kind']} ({device['platform']}), Python {environment['python']}, {versions}"
+    yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _rows(tree: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, str, int, Parameter | None]]:
+    """(depth, name, count, None) for a module before what is in it, (depth, name, count, parameter) for a parameter."""
+    for name, inside in tree.items():
+        if isinstance(inside, Parameter):
+            yield depth, name, inside.count, inside
+        else:
+            yield depth, name, _count(inside), None
+            yield from _rows(inside, depth + 1)
+
+
+def _count(tree: dict[str, Any] | Parameter) -> int:
+    return tree.count if isinstance(tree, Parameter) else sum(map(_count, tree.values()))
+
+
+def _places(places: tuple[int, ...]) -> str:
+    """ "0, 2, 4", or "0, 3, ..., 45" where there are many."""
+    if len(places) > 4:
+        return f"{places[0]}, {places[1]}, ..., {places[-1]}"
+    return ", ".join(map(str, places))
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table

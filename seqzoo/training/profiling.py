@@ -1,0 +1,106 @@
+"""Looking into the step that runs: a profiler's window, the programs as text, what they need of memory, and their cache.
+
+A step compiled by hand can be looked at before it runs, and is compiled once all the same:
+
+    lowered = step.lower(state, spec, batch)
+    compiled = lowered.compile()
+    state, metrics = compiled(state, batch)
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from jax.stages import Compiled, Lowered
+from rich.filesize import decimal
+
+from seqzoo.writing import write_text, writing
+
+
+class Profiler:
+    """Traces the steps of a window into RUN/profile, for XProf, TensorBoard's profile plugin or Perfetto.
+
+    Costs nothing outside the window. At its borders the devices are waited for, so that the trace holds these steps whole and no
+    others. A run that is resumed inside the window traces what is left of it.
+
+    Args:
+      window: (first, last), to trace from when `first` steps are done until `last` are; None: no trace.
+      folder: of the run.
+    """
+
+    def __init__(self, window: tuple[int, int] | None, folder: Path):
+        self._first, self._last = (0, 0) if window is None else window
+        self.folder = Path(folder) / "profile"
+        self._tracing = False
+
+    def at(self, step: int, state: Any) -> None:
+        """To be called between steps, when `step` of them have been dispatched and `state` is what they gave."""
+        inside = self._first <= step < self._last
+        if inside == self._tracing:
+            return
+        jax.block_until_ready(state)
+        if inside:
+            jax.profiler.start_trace(str(self.folder))
+            self._tracing = True
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, if one is under way. Raises WriteError."""
+        if self._tracing:
+            self._tracing = False
+            with writing(self.folder):
+                jax.profiler.stop_trace()
+
+
+def dump(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "train_step") -> None:
+    """Writes RUN/hlo/NAME.stablehlo.txt, what JAX asks for, and NAME.hlo.txt, what XLA made of it. Raises WriteError."""
+    folder = Path(folder) / "hlo"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    write_text(folder / f"{name}.stablehlo.txt", lowered.as_text())
+    write_text(folder / f"{name}.hlo.txt", compiled.as_text())
+
+
+class Memory(NamedTuple):
+    """What a compiled function needs on each device, in bytes, by XLA's plan for one of them."""
+
+    total: int  # arguments + outputs + temporaries - aliased
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int  # outputs that take the place of donated arguments
+
+    def __str__(self):
+        return (
+            f"{decimal(self.total)} on each device: {decimal(self.arguments)} arguments, {decimal(self.outputs)} outputs "
+            f"({decimal(self.aliased)} of them in place of arguments), {decimal(self.temporaries)} temporaries"
+        )
+
+
+def memory(compiled: Compiled) -> Memory | None:
+    """The memory of a compiled function; None if its backend does not tell."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    sizes = (plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes, plan.alias_size_in_bytes)
+    return Memory(sum(sizes[:3]) - sizes[3], *sizes)
+
+
+def use_cache(path: str | None) -> None:
+    """Keeps what this process compiles from now on in a folder, and takes from there what is there; None changes nothing.
+
+    JAX stores what took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). Whoever can write to the
+    folder can run code in this process.
+    Raises:
+      WriteError: there can be no such folder.
+    """
+    if path is None:
+        return
+    folder = Path(path).expanduser().absolute()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if jax.config.jax_compilation_cache_dir != str(folder):
+        compilation_cache.set_cache_dir(str(folder))
+        compilation_cache.reset_cache()  # JAX decides at a process's first compilation whether it has one

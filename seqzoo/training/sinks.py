@@ -1,0 +1,174 @@
+"""Where a run's metrics go: metrics.jsonl always, TensorBoard and Weights & Biases if `run.log` names them.
+
+metrics.jsonl is the record, and the others are copies of it. A resumed run drops the lines of steps that it will do again, and each
+copy follows in its own way: TensorBoard's file is written anew from the record; Weights & Biases, where nothing can be taken back,
+is not given a step twice, as one done again gives the same numbers.
+"""
+
+import contextlib
+import importlib.util
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from seqzoo import config
+from seqzoo.training import metrics
+from seqzoo.writing import write_json, writing
+
+EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # which extra of this package brings the package of that name
+
+Line = dict[str, Any]
+
+
+class Sink(Protocol):
+    """A copy of metrics.jsonl somewhere else, made from a run's folder, its experiment and the lines that are there already."""
+
+    def append(self, *lines: Line) -> None:
+        """Adds lines."""
+
+    def close(self) -> None:
+        """No more lines come."""
+
+
+class Log:
+    """The metrics of a run that stands at `step`: takes lines and hands them to metrics.jsonl and to all sinks, until `close`.
+
+    Args:
+      folder: of the run.
+      experiment: what is run.
+      step: where it stands.
+      slices: names of its evaluation sets.
+    """
+
+    def __init__(self, folder: Path, experiment: config.Experiment, step: int = 0, slices: Iterable[str] = ()):
+        path = Path(folder) / "metrics.jsonl"
+        self.file = metrics.Metrics(path, step, slices)
+        held = metrics.read(path)
+        self._sinks: list[Sink] = [SINKS[name](Path(folder), experiment, held) for name in experiment.run.log]
+
+    @property
+    def evaluated(self) -> int:
+        """The step of the last evaluation, or -1."""
+        return self.file.evaluated
+
+    @property
+    def seconds(self) -> float:
+        """How long the run had taken at its last line when this was opened."""
+        return self.file.seconds
+
+    def append(self, *lines: Line) -> None:
+        """Adds lines everywhere, to the record first."""
+        self.file.append(*lines)
+        for sink in self._sinks:
+            sink.append(*lines)
+
+    def close(self) -> None:
+        """Ends all copies, also if one of them fails to end."""
+        with contextlib.ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises ValueError if the package that a sink needs is not installed, naming the extra that brings it. Imports nothing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"run.log has {name!r}, but the package {name} is not installed; "
+                f'wanted pip install "seqzoo[{EXTRAS[name]}]", or run.log without it'
+            )
+
+
+def scalars(line: Line) -> dict[str, float]:
+    """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; what is no number has no curve."""
+    prefix = f"eval/{line['slice']}" if line["kind"] == "eval" else line["kind"]
+    return {f"{prefix}/{key}": value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, for `tensorboard --logdir RUNS`.
+
+    Written by TensorBoard's own record writer, without TensorFlow or PyTorch. The wall time of a value is that of the run, pauses
+    between its processes left out: TensorBoard's axis "relative" shows training time.
+    """
+
+    def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        self._begin = time.time() - max((line.get("seconds", 0.0) for line in held), default=0.0)
+        self.folder = folder / "tensorboard"
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            for old in self.folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self.path = self.folder / f"events.out.tfevents.{time.time_ns()}"
+            self._writer = RecordWriter(self.path.open("wb"))
+        self._write(Event(wall_time=self._begin, file_version="brain.Event:2"))
+        self.append(*held)
+
+    def append(self, *lines: Line) -> None:
+        """One event per line, on disk when this returns."""
+        value = self._summary.Value
+        self._write(
+            *(
+                self._event(
+                    step=line["step"],
+                    wall_time=self._begin + line.get("seconds", 0.0),
+                    summary=self._summary(value=[value(tag=tag, simple_value=number) for tag, number in scalars(line).items()]),
+                )
+                for line in lines
+            )
+        )
+
+    def close(self) -> None:
+        """Closes the file."""
+        with writing(self.path):
+            self._writer.close()
+
+    def _write(self, *events) -> None:
+        with writing(self.path):
+            for event in events:
+                self._writer.write(event.SerializeToString())
+            self._writer.flush()
+
+
+class Wandb:
+    """One Weights & Biases run for all processes of a run, one after another.
+
+    RUN/wandb.json keeps its id, and up to which step it was given lines of each kind: those of steps done again after a resume are
+    left out, since history there is only ever added to. Steps are a metric of their own, because wandb's refuse to go back, and an
+    evaluation may come later than its step's training line. Project, account and mode (WANDB_MODE=offline) are what wandb's own
+    settings and environment variables say.
+    """
+
+    def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):
+        import wandb
+
+        self.path = folder / "wandb.json"
+        self._given = json.loads(self.path.read_text()) if self.path.exists() else {"id": uuid.uuid4().hex[:12]}
+        settings = experiment.model_dump(mode="json")
+        self._run = wandb.init(id=self._given["id"], resume="allow", name=folder.name, dir=str(folder), config=settings)
+        for names in ("train/*", "eval/*"):
+            self._run.define_metric(names, step_metric="step")
+        self.append(*held)
+
+    def append(self, *lines: Line) -> None:
+        """One row of history per line that is new to it."""
+        new = [line for line in lines if line["step"] > self._given.get(line["kind"], -1)]
+        for line in new:
+            self._run.log({"step": line["step"], **scalars(line)})
+        self._given |= {line["kind"]: line["step"] for line in new}
+        write_json(self.path, self._given)
+
+    def close(self) -> None:
+        """Ends the upload."""
+        self._run.finish()
+
+
+SINKS = {"tensorboard": TensorBoard, "wandb": Wandb}
