@@ -143,7 +143,7 @@ def test_help_explains_every_setting(ran, request, kind, capsys):
     assert stopped.value.code == 0 and "eval RUN" in shown
     for path in config.settings(Experiment()):
         assert f"--{path.replace('_', '-')} " in shown
-    for explained in ("Width of the residual stream.", "Where the cosine ends", "How many of the latest checkpoints"):
+    for explained in ("Width of the residual stream.", "Where the schedule ends", "How many of the latest checkpoints"):
         assert explained in shown
 
 

@@ -33,7 +33,7 @@ def inspect(arguments: list[str], console: Console) -> int:
         folder, rest = one_folder("inspect", arguments)
         if rest:
             raise Wrong(f"inspect takes one run folder and no settings, found {' '.join(rest)}; a config file may have settings")
-        checked(lambda: looking.showstart(folder, console))
+        checked(lambda: looking.show_run(folder, console))
         return 0
     chosen = checked(lambda: parse(*load(arguments)))
     for label, (experiment, *_) in compare.alike(chosen).items():

@@ -1,26 +1,30 @@
 """The training run, from top to bottom."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.stages import Compiled
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.training import distributed, feed, record
+from seqzoo.tasks.base import BatchSpec
+from seqzoo.training import distributed, feed, profiling, record, sinks
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints
-from seqzoo.training.clock import Clock
+from seqzoo.training.clock import WAIT, Clock
+from seqzoo.training.profiling import Profiler
 from seqzoo.training.progress import Reporter
 from seqzoo.training.record import Record
 from seqzoo.training.signals import Interrupted, StopSignals
 from seqzoo.training.state import Plan, State, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
+from seqzoo.training.utilisation import mfu, training_flops
 from seqzoo.writing import WriteError
 
 
@@ -60,8 +64,10 @@ def run(
       WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
     console = console or Console(quiet=not distributed.first())
+    profiling.use_cache(experiment.run.compilation_cache)
     plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
     distributed.check_mesh(plan.mesh)
+    sinks.check(experiment.run.log)
     enter = lambda: folders.enter(folder, experiment, mesh, data=plan.task.fingerprint(), changed=changed)
     folder = distributed.from_first(enter)
     finished = distributed.from_first(lambda: record.finished(folder))
@@ -69,7 +75,8 @@ def run(
 
 
 def check(experiment: config.Experiment) -> None:
-    """Raises ValueError if the experiment does not fit its task, its model or the devices. Writes nothing."""
+    """Raises ValueError if the experiment does not fit its task, its model, the devices or what is installed. Writes nothing."""
+    sinks.check(experiment.run.log)
     prepare(experiment)
 
 
@@ -82,24 +89,28 @@ class _Loop:
         self.folder = folder
         about = {"config": plan.experiment.model_dump(mode="json"), "git": folders.git_revision()}
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about)
-        self.clock = Clock()
         self.console = console
-        self.train_step = train_step(plan)
+        self.jitted = train_step(plan)
+        self.compiled: dict[BatchSpec, Compiled] = {}
         self.evaluate = evaluator(plan)
         self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(plan.mesh, jax.P()))
-        self.pending = None  # (step, metrics on the devices, tokens), dispatched and not yet read
+        self.flops = training_flops(plan.model(plan.abstract["params"]).flops)
+        self.profiler = Profiler(plan.experiment.run.window, folder)
+        self.pending = None  # (step, metrics on the devices, spec), dispatched and not yet read
 
     def run(self, stop_at: int | None) -> dict[str, Any]:
         """Steps until the end, `stop_at`, a signal, a number that is not finite, or a write that fails."""
         try:
             with self.checkpoints:
-                return self.train(stop_at)
+                state = self.begin()
+                with contextlib.closing(self.record), contextlib.closing(self.profiler):
+                    return self.train(state, self.settings.steps if stop_at is None else min(stop_at, self.settings.steps))
         except WriteError as error:
             again = f"when that is mended, go on with: train.py resume {self.folder}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
 
-    def train(self, stop_at: int | None) -> dict[str, Any]:
-        """`run`, without its ending."""
+    def begin(self) -> State:
+        """The state where the run stands."""
         for note in self.plan.task.notes():
             self.say(f"note: {note}")
         if self.plan.mesh.size < jax.device_count():
@@ -111,36 +122,36 @@ class _Loop:
             state = initialise(self.plan)
         self.step = int(state["step"])
         self.record = Record(self.plan, self.folder, self.step)
+        self.clock = Clock(earlier=self.record.seconds)
         self.checkpoints.best = self.record.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
-        end = self.settings.steps if stop_at is None else min(stop_at, self.settings.steps)
+        return state
 
+    def train(self, state: State, end: int) -> dict[str, Any]:
+        """From a state to the summary of the run behind its last step here."""
         with (
             jax.set_mesh(self.plan.mesh),
             Reporter(self.console, self.step, self.settings.steps) as self.reporter,
             StopSignals(self.say) as signals,
         ):
-            stopping = signals.stopping
-            self.look(state, stopping)  # a run stopped between a checkpoint and its evaluation owes the evaluation
-            compiled = set()
-            for spec, batch in feed.training(self.plan, self.step, end):
-                if stopping() or self.above():
-                    break
-                state, metrics = self.train_step(state, spec, batch)
+            self.stopping = signals.stopping
+            self.look(state)  # a run stopped between a checkpoint and its evaluation owes the evaluation
+            batches = feed.training(self.plan, self.step, end)
+            while self.step < end and not self.stopping() and not self.above():
+                with self.clock.phase(WAIT):
+                    spec, batch = next(batches)
+                step = self.compiled.get(spec) or self.compile(state, spec, batch)
+                self.profiler.at(self.step, state)
+                state, metrics = step(state, batch)
                 self.step += 1
                 # Step N is on its way; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
-                self.read_pending(compiling=spec not in compiled)
-                compiled.add(spec)
-                self.pending = (self.step, metrics, spec.batch * spec.length)
-                if (
-                    self.due(self.settings.log_every)
-                    or self.due(self.settings.checkpoint_every)
-                    or self.due(self.settings.eval_every)
-                ):
+                self.read_pending()
+                self.pending = (self.step, metrics, spec)
+                if any(map(self.due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
                     self.read_pending()
                 if self.due(self.settings.checkpoint_every) or self.late():
                     self.save(state)
-                self.look(state, stopping)
+                self.look(state)
             self.read_pending()
             self.save(state)
             self.checkpoints.wait()  # what follows says that it is there
@@ -159,23 +170,40 @@ class _Loop:
         """Whether something done every so many steps, and at the end, is due after the current step."""
         return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
-    def read_pending(self, compiling: bool = False) -> None:
-        """Reads, checks and records the metrics of the step before. `compiling`: the host compiled since the last reading."""
+    def compile(self, state: State, spec: BatchSpec, batch: feed.Batch | None) -> Compiled:
+        """The step for batches of that spec; the first says what memory it will need, before it runs."""
+        with self.clock.phase("compile"):
+            lowered = self.jitted.lower(state, spec, batch)
+            self.compiled[spec] = compiled = lowered.compile()
+        if len(self.compiled) == 1:
+            self.say(f"memory of a step: {profiling.memory(compiled) or 'not told by this backend'}")
+            if self.plan.experiment.run.dump_hlo and distributed.first():
+                profiling.dump(lowered, compiled, self.folder)
+        return compiled
+
+    def read_pending(self) -> None:
+        """Reads, checks and records the metrics of the step before."""
         if self.pending is None:
             return
-        (step, metrics, tokens), self.pending = self.pending, None
+        (step, metrics, spec), self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not self.acceptable(metrics):
             self.diverged(step, metrics)
-        self.clock.tick(tokens, compiled=compiling)
+        self.clock.tick(spec.batch * spec.length, flops=self.flops(spec))
         seconds = self.clock.seconds_per_step()
         left = None if seconds is None else seconds * (self.settings.steps - step)
         self.last = metrics
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if step % self.settings.log_every == 0 or step == self.settings.steps:
-            rate = self.clock.lap()
-            self.record.train(step, **metrics, tokens_per_second=rate)
-            self.reporter.line(step, metrics, rate, left)
+            rates = self.clock.lap_rates()
+            more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
+            self.record.train(step, **metrics, **more, seconds=self.clock.total())
+            self.reporter.line(step, metrics, rates.tokens_per_second, left)
+
+    def mfu(self, flops_per_second: float | None) -> float | None:
+        """Model FLOPs utilisation at that rate; None where the devices' peak is not known."""
+        model, mesh = self.plan.experiment.model, self.plan.mesh
+        return mfu(flops_per_second, mesh.size, mesh.devices.flat[0], model.dtype or model.param_dtype)
 
     def acceptable(self, metrics: dict[str, float]) -> bool:
         """Whether a run goes on after a step with these metrics: they are finite, or not too many in a row were left out."""
@@ -186,10 +214,10 @@ class _Loop:
         """Writes a checkpoint, if there is none yet and all numbers are finite: a good one is never replaced by one that is not."""
         if self.checkpoints.latest == self.step:
             return
-        self.clock.pause()
-        if not self.finite(state):
-            self.diverged(self.step, self.last)
-        self.checkpoints.save(state)
+        with self.clock.phase("save"):
+            if not self.finite(state):
+                self.diverged(self.step, self.last)
+            self.checkpoints.save(state)
         self.saved_at = time.monotonic()
 
     def late(self) -> bool:
@@ -199,18 +227,18 @@ class _Loop:
             return False
         return distributed.from_first(lambda: time.monotonic() - self.saved_at > 60 * minutes)
 
-    def look(self, state: State, stopping: Callable[[], bool]) -> None:
+    def look(self, state: State) -> None:
         """Evaluates all slices if that is due and not done yet."""
         if not self.due(self.settings.eval_every) or self.record.evaluated >= self.step:
             return
-        self.clock.pause()
-        results = self.evaluate(state.get("ema", state["params"]), stopping)
+        with self.clock.phase("eval"):
+            results = self.evaluate(state.get("ema", state["params"]), self.stopping)
         if results is None:
             return
         losses = {f"{name} loss": result["loss"] for name, result in results.items()}
         if not all(map(math.isfinite, losses.values())):
             self.diverged(self.step, losses)
-        self.record.evaluation(self.step, results)
+        self.record.evaluation(self.step, results, seconds=self.clock.total())
         self.reporter.evaluation(self.step, results)
         if self.settings.keep_best and self.record.best() == self.step:
             self.save(state)
@@ -241,7 +269,8 @@ class _Loop:
 
     def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
         """Writes and returns summary.json."""
-        return self.record.summarise(finished, self.step, self.clock.tokens_per_second(), **more)
+        rates = {"tokens_per_second": self.clock.tokens_per_second(), "mfu": self.mfu(self.clock.flops_per_second())}
+        return self.record.summarise(finished, self.step, **rates, seconds=self.clock.phases(), **more)
 
 
 def _all_finite(tree) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl as it goes, and summary.json of it."""
+"""What a run leaves to be read: metrics.jsonl as it goes, copies of it where they are wanted, and summary.json of it."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 from seqzoo import params
 from seqzoo.mixers import state_bytes
-from seqzoo.training import distributed
+from seqzoo.training import distributed, sinks
 from seqzoo.training import metrics as files
 from seqzoo.training.state import Plan
 from seqzoo.writing import write_json
@@ -22,16 +22,18 @@ class Record:
         self.plan = plan
         self.folder = folder
         self.slices = {part.name: part for part in plan.task.slices()}
-        self.evaluated = distributed.from_first(lambda: self._open(step))  # the step of the last evaluation, or -1
+        # The step of the last evaluation, or -1; and how long the run had taken when its last line was written.
+        self.evaluated, self.seconds = distributed.from_first(lambda: self._open(step))
 
     def train(self, step: int, **numbers: Any) -> None:
         """A line of a training step. What is not finite, as of a step that was left out, is null."""
         finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
         self._append({"step": step, "kind": "train", **{name: finite(value) for name, value in numbers.items()}})
 
-    def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]], seconds: float) -> None:
         """A line for each slice."""
-        self._append(*({"step": step, "kind": "eval", "slice": name, **numbers} for name, numbers in results.items()))
+        lines = ({"step": step, "kind": "eval", "slice": name, **numbers} for name, numbers in results.items())
+        self._append(*(line | {"seconds": seconds} for line in lines))
         self.evaluated = step
 
     def result(self, step: int) -> float:
@@ -51,20 +53,25 @@ class Record:
         """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
         return distributed.from_first(lambda: self._summarise(finished, step, tokens_per_second, more))
 
-    def _open(self, step: int) -> int:
-        self._metrics = files.Metrics(self.folder / METRICS, step, self.slices)
-        return self._metrics.evaluated
+    def close(self) -> None:
+        """No more lines come."""
+        if distributed.first():
+            self._log.close()
+
+    def _open(self, step: int) -> tuple[int, float]:
+        self._log = sinks.Log(self.folder, self.plan.experiment, step, self.slices)
+        return self._log.evaluated, self._log.seconds
 
     def _append(self, *lines: dict[str, Any]) -> None:
         if distributed.first():
-            self._metrics.append(*lines)
+            self._log.append(*lines)
 
     def _evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
         """{step: {slice: its numbers, chance and settings}}."""
         found: dict[int, dict[str, Any]] = {}
         for line in files.read(self.folder / METRICS):
             if line["kind"] == "eval" and (part := self.slices.get(line["slice"])):
-                numbers = {name: value for name, value in line.items() if name not in ("step", "kind", "slice")}
+                numbers = {name: value for name, value in line.items() if name not in ("step", "kind", "slice", "seconds")}
                 known = {"chance": part.chance, "settings": part.settings}
                 found.setdefault(line["step"], {})[part.name] = numbers | known
         return found

@@ -47,6 +47,7 @@ def numbers():
     """numbers(folder): metrics.jsonl without what depends on the clock."""
 
     def of(folder):
-        return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in metrics.read(folder / "metrics.jsonl")]
+        clocked = ("tokens_per_second", "mfu", "seconds")
+        return [{k: v for k, v in line.items() if k not in clocked} for line in metrics.read(folder / "metrics.jsonl")]
 
     return of
