@@ -7,8 +7,10 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 TRAIN = "train"  # the phase of all time that is no other's
 WAIT = "wait"  # for data: part of a step's time, so that throughput tells of it; every other phase interrupts the steps
@@ -56,6 +58,17 @@ class Clock:
             yield
         finally:
             self._switch(before)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items; the time until each is there is the phase "wait"."""
+        iterator = iter(items)
+        while True:
+            with self.phase(WAIT):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
     def phases(self) -> dict[str, float]:
         """Seconds of each phase so far, "train" first; "earlier" if there were processes before this one."""

@@ -75,6 +75,19 @@ def test_waiting_for_data_is_in_the_throughput_and_has_its_own_time(clock, time)
     assert clock.seconds_per_step() == 4.0 and clock.phases() == {"train": 1.0, "wait": 3.0}
 
 
+def test_the_time_until_the_next_item_is_there_is_waiting(clock, time):
+    def slow():
+        for item in "ab":
+            time.now += 3
+            yield item
+
+    found = []
+    for item in clock.waiting(slow()):
+        found.append(item)
+        time.now += 5
+    assert found == ["a", "b"] and clock.phases() == {"train": 10.0, "wait": 6.0}
+
+
 def test_a_phase_inside_another_takes_its_time_away_from_it_and_an_error_ends_both(clock, time):
     with pytest.raises(KeyError), clock.phase("eval"):
         time.now += 1
