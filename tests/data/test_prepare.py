@@ -135,6 +135,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_byte_for_byte_the_same(source,
 
 def test_killed_before_or_after_the_manifest_it_ends_the_same(source, prepared, tmp_path, monkeypatch):
     whole, write = contents(prepared), shards.write_manifest
+    assert "unfinished.json" not in whole
     for last in ("manifest.json", "unfinished.json"):
         for written in (False, True):
             out = tmp_path / f"{last}-{written}"
