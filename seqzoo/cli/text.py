@@ -68,7 +68,7 @@ def generate(arguments: list[str], console: Console) -> int:
         raise Wrong("generate runs in one process, found several; wanted --distributed off")
     folder, rest = one_folder("generate", arguments)
     settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
-    held = checked(lambda: training.openstart(folder))
+    held = checked(lambda: training.open_run(folder))
     model = checked(lambda: training.load_model(folder))
     tokenizer = getattr(tasks.registry.create(held.task), "tokenizer", text.Numbers())
 
