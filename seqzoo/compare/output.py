@@ -46,7 +46,7 @@ def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Ru
         "name": comparison.name,
         "environment": environment(),
         "config": comparison.model_dump(mode="json"),
-        "chance": {name: None if math.isnan(level) else level for name, level in levels.items()},
+        "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
         "rows": [_plain(row) for row in rows],
         "runs": [
             {**_plain(run), "finished": run.finished, "config": experiment.model_dump(mode="json")}
@@ -123,7 +123,11 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
 
 
 def report(
-    comparison: config.Comparison, runs: Sequence[Run], rows: Sequence[Row], levels: dict[str, float], environment: dict[str, Any]
+    comparison: config.Comparison,
+    runs: Sequence[Run],
+    rows: Sequence[Row],
+    levels: dict[str, float | None],
+    environment: dict[str, Any],
 ) -> str:
     """The comparison in Markdown."""
     finished = sum(run.finished for run in runs)
@@ -184,7 +188,9 @@ def _cell(spread: Spread, best: bool) -> Text:
     return median if spread.low == spread.high else Text.assemble(median, (f"\n±{(spread.high - spread.low) / 2:.2f}", "dim"))
 
 
-def _level(chance: float) -> str:
+def _level(chance: float | None) -> str:
+    if chance is None:
+        return "-"
     return "varies" if math.isnan(chance) else f"{chance:.3f}"
 
 

@@ -13,7 +13,7 @@ INK, FAINT = "#333333", "#8a8a8a"
 LABEL_INCHES = 0.21  # of one label at the end of a curve
 
 
-def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], chances: Mapping[str, float]):
+def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], chances: Mapping[str, float | None]):
     """Training loss and mean evaluation accuracy against steps: median over seeds, in a band from lowest to highest.
 
     Args:
@@ -36,7 +36,7 @@ def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, 
     left.set_title("Training loss", fontsize=11.5, color=INK)
     right.set(xlabel="step", ylim=(-0.06, 1.03), xlim=(0, None))
     right.set_title("Accuracy, mean over slices", fontsize=11.5, color=INK)
-    _chance(right, fmean(chances.values()) if chances else math.nan)
+    _chance(right, _level(chances))
     _end_labels(right, ends, looks)
     return figure
 
@@ -89,7 +89,7 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     return figure
 
 
-def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chances: Mapping[str, float]):
+def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chances: Mapping[str, float | None]):
     """Accuracy in each slice, against the number of pairs where that is what sets the slices apart.
 
     Args:
@@ -124,7 +124,7 @@ def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chanc
         axes.set_xlabel({"pairs": "key-value pairs to remember", "length": "tokens"}.get(name, name))
     axes.set(ylim=(-0.06, 1.03))
     axes.set_title("Accuracy after training", fontsize=11.5, color=INK)
-    _chance(axes, fmean(chances.values()) if len(set(chances.values())) == 1 else math.nan)
+    _chance(axes, _level(chances) if len(set(chances.values())) == 1 else math.nan)
     _end_labels(axes, ends, looks)
     return figure
 
@@ -218,6 +218,11 @@ def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = 
     if len(runs) > 1:
         axes.fill_between(steps, [min(e) for e in values], [max(e) for e in values], color=style.colour, alpha=0.14, linewidth=0)
     return steps[-1], middle[-1]
+
+
+def _level(chances: Mapping[str, float | None]) -> float:
+    """The mean chance level; NaN where a slice has none."""
+    return fmean(math.nan if level is None else level for level in chances.values()) if chances else math.nan
 
 
 def _chance(axes, level: float) -> None:

@@ -83,8 +83,8 @@ def accuracy_of(summary: Mapping[str, Any]) -> float:
     return fmean(result["accuracy"] for result in summary["final"].values())
 
 
-def chances(runs: Iterable[Run]) -> dict[str, float]:
-    """The chance level of each slice, in order; NaN where runs disagree."""
+def chances(runs: Iterable[Run]) -> dict[str, float | None]:
+    """The chance level of each slice, in order; NaN where runs disagree, None where there is none, as of text."""
     found: dict[str, set] = {}
     for run in runs:
         for name, result in run.summary.get("final", {}).items() if run.finished else ():

@@ -248,7 +248,7 @@ class _Loop:
         """Whether the run was evaluated where it stands, and came above training.stop_above."""
         if self.settings.stop_above is None or self.record.evaluated != self.step:
             return False
-        return self.record.result(self.step) > self.settings.stop_above
+        return self.record.accuracy(self.step) > self.settings.stop_above
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Raises Diverged."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class Record:
         self._append(*(line | {"seconds": seconds} for line in lines))
         self.evaluated = step
 
-    def result(self, step: int) -> float:
-        """How well the run did at that step's evaluation, as recorded (a resumed run did not see it): larger is better."""
-        return distributed.from_first(lambda: goodness(self._evaluations()[step]))
+    def accuracy(self, step: int) -> float:
+        """The mean over slices at that step's evaluation, as recorded: a resumed run did not see it."""
+        return distributed.from_first(lambda: statistics.fmean(each["accuracy"] for each in self._evaluations()[step].values()))
 
     def best(self) -> int | None:
         """The step of the best evaluation so far, the first of several alike; None before the first."""

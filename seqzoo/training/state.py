@@ -67,6 +67,10 @@ def prepare(experiment: config.Experiment) -> Plan:
             f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {task.max_length} tokens long; "
             f"wanted at least that, or None"
         )
+    if experiment.training.stop_above is not None and not task.slices():
+        raise ValueError(
+            f"training.stop_above={experiment.training.stop_above}, but {experiment.task} evaluates nothing; wanted None"
+        )
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
     check_batches(experiment, task, mesh)
     graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, task, jax.random.key(0))))
