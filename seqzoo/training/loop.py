@@ -123,6 +123,7 @@ class _Loop:
         self.step = int(state["step"])
         self.record = Record(self.plan, self.folder, self.step)
         self.clock = Clock(earlier=self.record.seconds)
+        self.tokens = sum(spec.batch * spec.length for spec in map(self.plan.task.spec, range(self.step)))
         self.checkpoints.best = self.record.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
         return state
@@ -190,15 +191,22 @@ class _Loop:
         if not self.acceptable(metrics):
             self.diverged(step, metrics)
         self.clock.tick(spec.batch * spec.length, flops=self.flops(spec))
-        seconds = self.clock.seconds_per_step()
-        left = None if seconds is None else seconds * (self.settings.steps - step)
+        self.tokens += spec.batch * spec.length
         self.last = metrics
+        logged = step % self.settings.log_every == 0 or step == self.settings.steps
+        if not logged and not self.reporter.stale():
+            return  # medians cost more than a small step
+        seconds, rates = self.clock.seconds_per_step(), self.clock.lap_rates() if logged else None
+        left = None if seconds is None else seconds * (self.settings.steps - step)
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
-        if step % self.settings.log_every == 0 or step == self.settings.steps:
-            rates = self.clock.lap_rates()
+        if logged:
             more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
-            self.record.train(step, **metrics, **more, seconds=self.clock.total())
+            self.record.train(step, **metrics, **more, **self.stamp())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
+
+    def stamp(self) -> dict[str, float]:
+        """Training tokens so far and seconds so far, what curves may be drawn against."""
+        return {"tokens": self.tokens, "seconds": self.clock.total()}
 
     def mfu(self, flops_per_second: float | None) -> float | None:
         """Model FLOPs utilisation at that rate; None where the devices' peak is not known."""
@@ -238,7 +246,7 @@ class _Loop:
         losses = {f"{name} loss": result["loss"] for name, result in results.items()}
         if not all(map(math.isfinite, losses.values())):
             self.diverged(self.step, losses)
-        self.record.evaluation(self.step, results, seconds=self.clock.total())
+        self.record.evaluation(self.step, results, **self.stamp())
         self.reporter.evaluation(self.step, results)
         if self.settings.keep_best and self.record.best() == self.step:
             self.save(state)

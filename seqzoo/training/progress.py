@@ -1,9 +1,12 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
 
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+REFRESH = 0.2  # seconds between two moves of the bar
 
 
 class Reporter:
@@ -12,7 +15,7 @@ class Reporter:
     def __init__(self, console: Console, step: int, steps: int):
         self.console = console
         self.steps = steps
-        self._progress = None
+        self._progress, self._moved = None, 0.0
         if console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=console, transient=True)
@@ -31,9 +34,14 @@ class Reporter:
         """One line that stays. Never interpreted as markup: specs may hold brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def stale(self) -> bool:
+        """Whether there is a bar, and it has not moved for a while."""
+        return self._progress is not None and time.monotonic() - self._moved > REFRESH
+
     def step(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
         """Moves the bar."""
         if self._progress:
+            self._moved = time.monotonic()
             self._progress.update(self._task, completed=step, text=_text(metrics, rate, left))
 
     def line(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:

@@ -13,6 +13,7 @@ from seqzoo.training import metrics as files
 from seqzoo.training.state import Plan
 from seqzoo.writing import write_json
 
+STAMPS = ("step", "kind", "slice", "tokens", "seconds")  # what a line is of, besides its numbers
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
@@ -31,10 +32,10 @@ class Record:
         finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
         self._append({"step": step, "kind": "train", **{name: finite(value) for name, value in numbers.items()}})
 
-    def evaluation(self, step: int, results: dict[str, dict[str, Any]], seconds: float) -> None:
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]], **stamp: float) -> None:
         """A line for each slice."""
         lines = ({"step": step, "kind": "eval", "slice": name, **numbers} for name, numbers in results.items())
-        self._append(*(line | {"seconds": seconds} for line in lines))
+        self._append(*(line | stamp for line in lines))
         self.evaluated = step
 
     def accuracy(self, step: int) -> float:
@@ -72,7 +73,9 @@ class Record:
         found: dict[int, dict[str, Any]] = {}
         for line in files.read(self.folder / METRICS):
             if line["kind"] == "eval" and (part := self.slices.get(line["slice"])):
-                numbers = {name: value for name, value in line.items() if name not in ("step", "kind", "slice", "seconds")}
+                numbers = {
+                    name: value for name, value in line.items() if name not in ("step", "kind", "slice", "tokens", "seconds")
+                }
                 known = {"chance": part.chance, "settings": part.settings}
                 found.setdefault(line["step"], {})[part.name] = numbers | known
         return found

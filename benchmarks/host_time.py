@@ -1,0 +1,109 @@
+"""The host's time per step: the trainer's loop beside the bare call of an empty jitted step with the same leaves.
+
+    python -m benchmarks.host_time
+
+Both run the same compiled step, one that gives its state back unchanged, donated, with metrics of zeros, so that what is left is
+the host's: here `for each step: state, metrics = step(state)`, there all that the loop does besides. They take turns, some steps
+each; what counts is the median over the turns of seconds per step, and the ratio of the two.
+"""
+
+import io
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from benchmarks import measure
+from seqzoo import training
+from seqzoo.config import Experiment, replace
+from seqzoo.training import loop
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    leaves: int = 100
+    """Parameter leaves at least; with AdamW's moments the state has three times as many."""
+    steps: int = 400
+    """Steps in a turn."""
+    turns: int = 15
+    """Turns of each."""
+    out: Path = measure.ROOT / "benchmarks" / "results" / "host_time_cpu.json"
+    """Where the JSON goes."""
+
+
+def experiment(leaves: int, steps: int) -> Experiment:
+    """Layers of their own, none stacked with another, until there are leaves enough."""
+    for count in range(1, 100):
+        values = {
+            "model.layers": ("linear(heads=2)",) * count,
+            "model.depth": count,
+            "model.d_model": 16,
+            "model.channel": "none",
+            "task": "parity(length=4, eval_length=4, batch_size=2, eval_examples=2)",
+            "training.steps": steps,
+            "training.eval_every": 10**9,
+            "training.checkpoint_every": 10**9,
+            "training.log_every": 100,
+            "mesh.fsdp": 1,
+        }
+        found = replace(Experiment(), values)
+        if len(jax.tree.leaves(training.prepare(found).abstract["params"])) >= leaves:
+            return found
+    raise ValueError(f"leaves={leaves}, wanted fewer")
+
+
+def turns(settings: Settings) -> tuple[training.Plan, dict[str, list[float]]]:
+    """Seconds per step of each turn, by name."""
+    plan = training.prepare(experiment(settings.leaves, settings.steps))
+    metrics = {name: jnp.zeros(()) for name in ("loss", "accuracy", "gradient_norm", "learning_rate")}
+    empty = jax.jit(lambda state: ({**state, "step": state["step"] + 1}, metrics), donate_argnums=0)
+    compiled = empty.lower(training.initialise(plan)).compile()
+    loop.evaluator = lambda plan: lambda *_: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in plan.task.slices()}
+    began = []
+
+    def step(state, batch=None):
+        began.append(time.perf_counter())
+        return compiled(state)
+
+    def bare():
+        state = training.initialise(plan)
+        for _ in range(settings.steps):
+            state, _ = step(state)
+
+    def whole():
+        with tempfile.TemporaryDirectory() as folder:
+            run = loop._Loop(plan, Path(folder), Console(file=io.StringIO()))
+            run.compiled[plan.task.spec(0)] = step
+            run.run(None)
+
+    seconds = {"empty": [], "loop": []}
+    for _ in range(settings.turns):
+        for name, turn in {"empty": bare, "loop": whole}.items():
+            began.clear()
+            turn()
+            seconds[name].append((began[-1] - began[0]) / (settings.steps - 1))
+    return plan, seconds
+
+
+def main(settings: Settings) -> None:
+    """Times both in turn, prints and writes the JSON."""
+    plan, seconds = turns(settings)
+    ratio = median(seconds["loop"]) / median(seconds["empty"])
+    record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}}
+    record |= {"parameter_leaves": len(jax.tree.leaves(plan.abstract["params"])), "seconds_per_step": seconds, "ratio": ratio}
+    print(", ".join(f"{name} {1e6 * median(each):.0f} us a step" for name, each in seconds.items()) + f"; ratio {ratio:.2f}")
+    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: {settings.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
