@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
-from seqzoo.compare.pictures import _places, recall, spread_out
+from seqzoo.compare.pictures import _places, decoding, recall, spread_out
 from seqzoo.compare.summary import Row, Spread
 
 
@@ -73,3 +73,11 @@ def test_the_labels_of_many_curves_have_a_line_each():
 def test_importing_compare_does_not_import_matplotlib():
     code = "import sys, seqzoo.compare; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
+
+
+def test_decoding_speed_is_drawn_over_the_context_by_label():
+    rates = {"softmax": {256: 1000.0, 1024: 100.0}, "gla": {1024: 5000.0, 256: 5000.0}}
+    (axes,) = decoding(rates).axes
+    lines = [(list(line.get_xdata()), [round(10**y) for y in line.get_ydata()]) for line in axes.get_lines()]
+    assert lines == [([256, 1024], [1000, 100]), ([256, 1024], [5000, 5000])]
+    assert [text.get_text() for text in axes.texts] == ["softmax", "gla"]
