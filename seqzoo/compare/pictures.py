@@ -11,6 +11,7 @@ from seqzoo.compare.summary import Row
 
 INK, FAINT = "#333333", "#8a8a8a"
 LABEL_INCHES = 0.21  # of one label at the end of a curve
+LETTER_INCHES = 0.085  # of a label, on average
 
 
 def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], chances: Mapping[str, float | None]):
@@ -23,7 +24,7 @@ def learning_curves(rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, 
     Returns:
       A matplotlib figure.
     """
-    figure, (left, right) = _figure(2, len(rows))
+    figure, (left, right) = _figure(2, [row.label for row in rows])
     looks = styles(row.label for row in rows)
     ends = {}
     for row in rows:
@@ -54,7 +55,7 @@ def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
     names = {"train": "training", "eval": "evaluation, mean over slices"}
     found = {kind: {label: _points(run, kind, metric, x) for label, run in lines.items()} for kind in names}
     found = {kind: {label: run for label, run in runs.items() if run} for kind, runs in found.items() if any(runs.values())}
-    figure, panels = _figure(len(found), len(lines))
+    figure, panels = _figure(len(found), list(lines))
     looks = styles(lines)
     for axes, (kind, runs) in zip(panels, found.items(), strict=True):
         ends = {label: _curve(axes, [run], looks[label], marked=kind == "eval") for label, run in runs.items()}
@@ -74,7 +75,7 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     Returns:
       A matplotlib figure.
     """
-    figure, (axes,) = _figure(1, len(evaluations))
+    figure, (axes,) = _figure(1, list(evaluations))
     looks = styles(evaluations)
     ends = {}
     for label, line in evaluations.items():
@@ -99,7 +100,7 @@ def recall(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], chanc
     Returns:
       A matplotlib figure.
     """
-    figure, (axes,) = _figure(1, len(rows))
+    figure, (axes,) = _figure(1, [row.label for row in rows])
     looks = styles(row.label for row in rows)
     name, places = _places(settings)
     order = sorted(places, key=places.get)
@@ -137,7 +138,7 @@ def decoding(rates: Mapping[str, Mapping[int, float]]):
     Returns:
       A matplotlib figure.
     """
-    figure, (axes,) = _figure(1, len(rates))
+    figure, (axes,) = _figure(1, list(rates))
     ends = {}
     for label, style in styles(rates).items():
         x = sorted(rates[label])
@@ -163,13 +164,14 @@ def save(figure, path: Path) -> None:
     temporary.replace(path)
 
 
-def _figure(panels: int, labels: int):
-    """A figure and its panels, high enough for that many labels at the end of curves."""
+def _figure(panels: int, labels: Sequence[str]):
+    """A figure and its panels, with room for the labels at the end of curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = max(4.2, LABEL_INCHES * labels + 1.0)
-    figure = Figure(figsize=(4.4 * panels + 2.2, height), layout="constrained", facecolor="white")
+    width = max(2.2, LETTER_INCHES * max(map(len, labels), default=0))
+    height = max(4.2, LABEL_INCHES * len(labels) + 1.0)
+    figure = Figure(figsize=(4.4 * panels + width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     panels = figure.subplots(1, panels, squeeze=False)[0]

@@ -281,7 +281,7 @@ def test_weight_decay_acts_where_decay_all_says(everything):
     np.testing.assert_allclose(updates["bias"], -0.05 if everything else 0.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mqar_figure2_cell", "parity"])
+@pytest.mark.parametrize("name", ["mqar_figure2_cell", "mqar_equal_state", "parity"])
 def test_a_recorded_run_is_that_of_its_config(name):
     record = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
     assert Comparison.model_validate(record["config"]) == config.load_file(ROOT / "configs" / f"{name}.py")
