@@ -79,10 +79,10 @@ class Clock:
         """Seconds that the run has taken, those of earlier processes included."""
         return sum(self.phases().values())
 
-    def tick(self, tokens: int, *, flops: float = 0.0, compiled: bool = False) -> None:
-        """A step of so many tokens and model FLOPs has ended; one during which the host compiled does not count."""
+    def tick(self, tokens: int, *, flops: float = 0.0) -> None:
+        """A step of so many tokens and model FLOPs has ended."""
         now = self._now()
-        if self._last is not None and not compiled:
+        if self._last is not None:
             self._samples.append((now - self._last, tokens, flops))
             self._fresh.append(self._samples[-1])
         self._last = now
@@ -91,14 +91,10 @@ class Clock:
         """The steps are interrupted: the time until the end of the next one does not count."""
         self._last = None
 
-    def lap_rates(self) -> Rates:
+    def lap(self) -> Rates:
         """Medians over the steps since the last lap."""
         fresh, self._fresh = self._fresh, []
         return Rates(*map(_median, (_seconds(fresh), _tokens(fresh), _flops(fresh))))
-
-    def lap(self) -> float | None:
-        """Median tokens per second since the last lap; None if no step counted."""
-        return self.lap_rates().tokens_per_second
 
     def seconds_per_step(self) -> float | None:
         """Median over the steps kept; None if no step counted."""

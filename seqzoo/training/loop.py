@@ -17,7 +17,7 @@ from seqzoo.tasks.base import BatchSpec
 from seqzoo.training import distributed, feed, profiling, record, sinks
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints
-from seqzoo.training.clock import WAIT, Clock
+from seqzoo.training.clock import Clock
 from seqzoo.training.profiling import Profiler
 from seqzoo.training.progress import Reporter
 from seqzoo.training.record import Record
@@ -137,10 +137,9 @@ class _Loop:
         ):
             self.stopping = signals.stopping
             self.look(state)  # a run stopped between a checkpoint and its evaluation owes the evaluation
-            batches = feed.training(self.plan, self.step, end)
-            while self.step < end and not self.stopping() and not self.above():
-                with self.clock.phase(WAIT):
-                    spec, batch = next(batches)
+            for spec, batch in self.clock.waiting(feed.training(self.plan, self.step, end)):
+                if self.stopping() or self.above():
+                    break
                 step = self.compiled.get(spec) or self.compile(state, spec, batch)
                 self.profiler.at(self.step, state)
                 state, metrics = step(state, batch)
@@ -196,7 +195,7 @@ class _Loop:
         logged = step % self.settings.log_every == 0 or step == self.settings.steps
         if not logged and not self.reporter.stale():
             return  # medians cost more than a small step
-        seconds, rates = self.clock.seconds_per_step(), self.clock.lap_rates() if logged else None
+        seconds, rates = self.clock.seconds_per_step(), self.clock.lap() if logged else None
         left = None if seconds is None else seconds * (self.settings.steps - step)
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
