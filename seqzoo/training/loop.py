@@ -70,7 +70,7 @@ def run(
     sinks.check(experiment.run.log)
     enter = lambda: folders.enter(folder, experiment, mesh, data=plan.task.fingerprint(), changed=changed)
     folder = distributed.from_first(enter)
-    finished = distributed.from_first(lambda: record.finished(folder))
+    finished = distributed.from_first(lambda: record.finished(folder, experiment.training.steps))
     return finished or _Loop(plan, folder, console).run(stop_at)
 
 

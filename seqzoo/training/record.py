@@ -73,9 +73,7 @@ class Record:
         found: dict[int, dict[str, Any]] = {}
         for line in files.read(self.folder / METRICS):
             if line["kind"] == "eval" and (part := self.slices.get(line["slice"])):
-                numbers = {
-                    name: value for name, value in line.items() if name not in ("step", "kind", "slice", "tokens", "seconds")
-                }
+                numbers = {name: value for name, value in line.items() if name not in STAMPS}
                 known = {"chance": part.chance, "settings": part.settings}
                 found.setdefault(line["step"], {})[part.name] = numbers | known
         return found
@@ -105,8 +103,8 @@ def goodness(results: dict[str, dict[str, Any]]) -> float:
     return sum(-result["loss"] if of_text else result["accuracy"] for result in results.values()) / len(results)
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None."""
+def finished(folder: Path, steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has ended, or None; one that ended before `steps`, and not early, is to go on."""
     path = folder / SUMMARY
     summary = json.loads(path.read_text()) if path.exists() else {}
-    return summary if summary.get("finished") else None
+    return summary if summary.get("finished") and (summary["early"] or summary["step"] >= steps) else None

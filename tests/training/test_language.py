@@ -237,3 +237,4 @@ def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path)
     assert changed == {"training.steps": [6, 8], "training.log_every": [1, 2]}
     assert training.open_run(folder) == longer
     training.run(tiny(training__steps=8, training__keep=1), folder, console=quiet())
+    assert training.run(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, "a finished run goes on too"
