@@ -100,5 +100,6 @@ def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Me
     else:
         from seqzoo import training
 
-        training.run(chosen, folder, console=console, mesh=mesh, changed=changed)
+        run = lambda: training.run(chosen, folder, console=console, mesh=mesh, changed=changed)
+        checked(run) if changed else run()
     return 0

@@ -23,6 +23,7 @@ import jax
 
 import seqzoo
 from seqzoo import config
+from seqzoo.training.checkpoint import Checkpoints
 from seqzoo.writing import remove_halves, write_json, write_text, writing
 
 DATA = "data.json"
@@ -72,6 +73,7 @@ def enter(
             raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
         if not changed:
             refuse_changes(folder, held, experiment)
+        _not_beyond(folder, experiment.training.steps)
         _same_data(folder, data or {})
         remove_halves(folder)
         if differing := config.difference(held, experiment):
@@ -95,6 +97,13 @@ def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Exp
     if differing:
         shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
         raise ValueError(f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}")
+
+
+def _not_beyond(folder: Path, steps: int) -> None:
+    """Raises ValueError if the run has done more steps than that."""
+    done = max(Checkpoints(folder / "checkpoints").steps(), default=0)
+    if done > steps:
+        raise ValueError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
 
 
 def _same_data(folder: Path, data: dict[str, str]) -> None:

@@ -238,3 +238,6 @@ def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path)
     assert training.open_run(folder) == longer
     training.run(tiny(training__steps=8, training__keep=1), folder, console=quiet())
     assert training.run(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, "a finished run goes on too"
+    with pytest.raises(ValueError, match=r"training\.steps=9, but .* has a checkpoint of step 10; wanted at least 10"):
+        training.run(tiny(training__steps=9), folder, console=quiet(), changed=True)
+    assert training.open_run(folder) == tiny(training__steps=10)
