@@ -20,8 +20,9 @@ from seqzoo.training import metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 PATIENCE = 120  # seconds, for what never comes
-# What Gloo's threads print is one message in pieces, any of which may stand between those of another thread, or alone on a line.
-GLOO = re.compile(r"\[Gloo\]| is connected to | peer ranks|^\d+$")
+# What Gloo's threads print is one message in pieces, any of which may stand between those of another thread, or alone on a line;
+# the last piece is the line's end.
+GLOO = re.compile(r"\[Gloo\]| is connected to | peer ranks|^\d*$")
 
 
 @pytest.fixture
