@@ -181,7 +181,7 @@ class Training(Section):
     keep: int = Field(2, ge=1)
     """How many of the latest checkpoints to keep."""
     keep_best: bool = False
-    """Whether the checkpoint of the best evaluation stays as well: highest mean accuracy, or of text lowest mean loss."""
+    """Whether the checkpoint of the best evaluation stays as well: highest mean accuracy, or of text fewest bits per byte."""
     log_every: int = Field(25, ge=1)
     """Steps between training lines in metrics.jsonl and, where the output is no terminal, on the console."""
 

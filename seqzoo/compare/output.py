@@ -16,11 +16,11 @@ from rich.text import Text
 
 from seqzoo import config
 from seqzoo.compare.colours import colour
-from seqzoo.compare.summary import RATE, SEED, Row, Run, Spread, chances, summarise
+from seqzoo.compare.summary import RATE, SEED, Row, Run, Spread, chances, measured_by, summarise
 
 REPORT = "report.md"
 CURVES = "learning_curves.png"
-RECALL = "recall.png"
+SLICES = "slices.png"
 
 
 def say(console: Console, text: str) -> None:
@@ -46,6 +46,7 @@ def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Ru
         "name": comparison.name,
         "environment": environment(),
         "config": comparison.model_dump(mode="json"),
+        "measure": measured_by(runs).name,
         "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
         "rows": [_plain(row) for row in rows],
         "runs": [
@@ -64,25 +65,27 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> None:
     from seqzoo.compare import pictures
     from seqzoo.training import metrics
 
-    rows = summarise(runs)
+    rows, measure, levels = summarise(runs), measured_by(runs), chances(runs)
     if not rows:
         return
     lines = {name: metrics.read(folder / "runs" / name / "metrics.jsonl") for row in rows for name in row.runs}
-    pictures.save(pictures.learning_curves(rows, lines, chances(runs)), folder / CURVES)
+    pictures.save(pictures.learning_curves(rows, lines, measure, levels), folder / CURVES)
     settings = {name: result["settings"] for run in runs if run.finished for name, result in run.summary["final"].items()}
-    pictures.save(pictures.recall(rows, settings, chances(runs)), folder / RECALL)
+    if len(settings) > 1:
+        pictures.save(pictures.slices(rows, settings, measure, levels), folder / SLICES)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
     """One line per finished run and slice."""
+    measure = measured_by(runs)
     axes = list(dict.fromkeys(path for run in runs for path in run.point))
     lines = [
         {
             **{"run": run.name, "label": run.label, "learning_rate": run.rate, "seed": run.seed},
             **{path: run.point[path] for path in axes if path not in (RATE, SEED)},
-            **{"slice": name, "accuracy": result["accuracy"], "loss": result["loss"], "chance": result["chance"]},
+            **{"slice": name, measure.name: result[measure.name], "loss": result["loss"], "chance": result["chance"]},
             **{f"slice.{key}": value for key, value in result["settings"].items()},
-            "best_accuracy": run.summary["best"].get(name, result)["accuracy"],
+            f"best_{measure.name}": run.summary["best"].get(name, result)[measure.name],
             **{key: run.summary[key] for key in ("parameters", "state_bytes", "tokens_per_second", "step")},
         }
         for run in runs
@@ -97,9 +100,9 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
-    """The rows for a terminal: accuracy per slice, the best of each in bold, and the chance level; ± is half the
-    way from the lowest to the highest seed."""
-    levels = chances(runs)
+    """The rows for a terminal: accuracy or bits per byte in each slice, the best in bold, and the chance level where there is one;
+    ± is half the way from the lowest to the highest seed."""
+    levels, measure = chances(runs), measured_by(runs)
     several = len({run.rate for run in runs}) > 1
     result = Table(
         title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
@@ -109,14 +112,15 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
         result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
     for name in (*(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
         result.add_column(name, justify="right", no_wrap=True)
-    best = {name: max((row.slices[name].median for row in rows if name in row.slices), default=0.0) for name in levels}
+    medians = {name: [row.slices[name].median for row in rows if name in row.slices] for name in levels}
+    best = {name: max(found, key=measure.goodness, default=None) for name, found in medians.items()}
     for row in rows:
         cells = [Text.assemble(("● ", colour(row.label)), row.label)]
         for name in levels:
             spread = row.slices.get(name)
             cells.append(_cell(spread, spread.median == best[name]) if spread else "")
         result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, _costs(row)))
-    if levels:
+    if any(level is not None for level in levels.values()):
         result.add_section()
         result.add_row(Text("chance", "dim"), *(Text(_level(level), "dim") for level in levels.values()))
     return result
@@ -130,7 +134,7 @@ def report(
     environment: dict[str, Any],
 ) -> str:
     """The comparison in Markdown."""
-    finished = sum(run.finished for run in runs)
+    finished, title = sum(run.finished for run in runs), measured_by(runs).title
     several = len({run.rate for run in runs}) > 1
     columns = ["", *levels, *(["learning rate"] if several else []), "parameters", "state bytes", "tokens/s"]
     lines = [f"# {comparison.name}", "", f"{finished} of {len(runs)} runs have a result. {caption(runs)}", ""]
@@ -139,16 +143,20 @@ def report(
         cells = [f"`{row.label}`", *(str(row.slices.get(name, "")) for name in levels)]
         cells += [*([f"{row.rate:g}"] if several else []), *_costs(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    chance = ["chance", *map(_level, levels.values())]
-    lines.append("| " + " | ".join(chance + [""] * (len(columns) - len(chance))) + " |")
+    if any(level is not None for level in levels.values()):
+        chance = ["chance", *map(_level, levels.values())]
+        lines.append("| " + " | ".join(chance + [""] * (len(columns) - len(chance))) + " |")
     if several:
-        lines += ["", "## Learning rates", "", "Mean accuracy over slices, median over seeds; the best is in bold.", ""]
+        lines += ["", "## Learning rates", "", f"Mean {title} over slices, median over seeds; the best is in bold.", ""]
         rates = sorted({run.rate for run in runs})
         lines += ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" + "|---:" * len(rates) + "|"]
         for row in rows:
             show = lambda rate, row=row: f"**{row.rates[rate]:.3f}**" if rate == row.rate else f"{row.rates[rate]:.3f}"
             lines.append(f"| `{row.label}` | " + " | ".join(show(rate) if rate in row.rates else "-" for rate in rates) + " |")
-    lines += ["", f"![Accuracy in each slice]({RECALL})", "", f"![Learning curves]({CURVES})", ""]
+    pictures = {f"{title.capitalize()} in each slice": SLICES} if len(levels) > 1 else {}
+    for what, name in (pictures | {"Learning curves": CURVES}).items():
+        lines += ["", f"![{what}]({name})"]
+    lines.append("")
     if problems := [f"* `{run.name}`: {run.problem}" for run in runs if run.problem]:
         lines += ["## Runs without a result", "", *problems, ""]
     device, git = environment["device"], environment["git"]
@@ -175,7 +183,7 @@ def report(
 def caption(runs: Sequence[Run]) -> str:
     """How the numbers of a row came about."""
     seeds, rates = len({run.seed for run in runs}), len({run.rate for run in runs})
-    parts = ["Accuracy after the last step"]
+    parts = [f"{measured_by(runs).title.capitalize()} after the last step"]
     if seeds > 1:
         parts.append(f"median of {seeds} seeds (lowest-highest, or ± half of that range)")
     if rates > 1:

@@ -25,8 +25,8 @@ def run(
     """Runs every experiment of a comparison that has no result yet, and writes what they say together.
 
     The folder receives config.json, one folder per experiment under runs/, and after each experiment results.json, results.csv and
-    report.md, at the end also learning_curves.png and recall.png. Called again, after an interruption or not, it goes on
-    where it stands. An experiment whose numbers are no longer finite is recorded as diverged, and the others go on.
+    report.md, at the end also learning_curves.png and, of several slices, slices.png. Called again, after an interruption or not,
+    it goes on where it stands. An experiment whose numbers are no longer finite is recorded as diverged, and the others go on.
 
     Args:
       comparison: base and axes.

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any, NamedTuple
 
 from seqzoo.config import Comparison
+from seqzoo.measure import Measure, measure_of
 
 RATE = "optimizer.learning_rate"
 SEED = "training.seed"
@@ -45,8 +46,8 @@ class Row(NamedTuple):
 
     label: str
     rate: float
-    rates: dict[float, float]  # median over seeds of the mean accuracy over slices, for every learning rate that finished
-    accuracy: Spread  # of the mean over slices
+    rates: dict[float, float]  # median over seeds of the mean over slices, for every learning rate that finished
+    score: Spread  # of the mean over slices
     slices: dict[str, Spread]
     parameters: int
     state_bytes: int
@@ -78,9 +79,9 @@ def several(comparison: Comparison) -> list[str]:
     return [axis for axis, values in comparison.axes.items() if len(values) > 1]
 
 
-def accuracy_of(summary: Mapping[str, Any]) -> float:
-    """The mean over slices of the accuracy at the end of training; every slice counts the same."""
-    return fmean(result["accuracy"] for result in summary["final"].values())
+def measured_by(runs: Iterable[Run]) -> Measure:
+    """What the runs are compared by."""
+    return measure_of(run.summary["final"] for run in runs if run.finished)
 
 
 def chances(runs: Iterable[Run]) -> dict[str, float | None]:
@@ -93,27 +94,30 @@ def chances(runs: Iterable[Run]) -> dict[str, float | None]:
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """One row per label, in the order of the runs: the maximum over learning rates of the median over seeds.
+    """One row per label, in the order of the runs: the best learning rate by the median over seeds.
 
-    A learning rate counts by the median over its seeds of the accuracy at the end of training, averaged over slices; one learning
-    rate is chosen for all slices, and ties go to the smaller. A run without a result (it diverged, or is still to come) counts as
-    accuracy 0 in that choice and is left out of the numbers shown. Labels without any result have no row.
+    A learning rate counts by the median over its seeds of the measure (accuracy, or of text bits per byte) at the end of training,
+    averaged over slices; one learning rate is chosen for all slices, and ties go to the smaller. A run without a result (it
+    diverged, or is still to come) counts as accuracy 0, or as 8 bits per byte, in that choice and is left out of the numbers shown.
+    Labels without any result have no row.
     """
+    runs = list(runs)
+    measure = measured_by(runs)
     groups: dict[str, dict[float, list[Run]]] = {}
     for run in runs:
         groups.setdefault(run.label, {}).setdefault(run.rate, []).append(run)
     rows = []
     for label, by_rate in groups.items():
-        score = lambda run: accuracy_of(run.summary) if run.finished else 0.0
+        score = lambda run: measure.mean(run.summary["final"]) if run.finished else measure.nothing
         rates = {rate: median(map(score, by_rate[rate])) for rate in sorted(by_rate) if any(run.finished for run in by_rate[rate])}
         if not rates:
             continue
-        best = max(rates, key=lambda rate: rates[rate])
+        best = max(rates, key=lambda rate: measure.goodness(rates[rate]))
         finished = [run for run in by_rate[best] if run.finished]
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
         names = dict.fromkeys(name for run in finished for name in run.summary["final"])
         slices = {
-            name: _spread(run.summary["final"][name]["accuracy"] for run in finished if name in run.summary["final"])
+            name: _spread(run.summary["final"][name][measure.name] for run in finished if name in run.summary["final"])
             for name in names
         }
         first = finished[0].summary
@@ -122,7 +126,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
                 label=label,
                 rate=best,
                 rates=rates,
-                accuracy=_spread(accuracy_of(run.summary) for run in finished),
+                score=_spread(score(run) for run in finished),
                 slices=slices,
                 parameters=first["parameters"],
                 state_bytes=first["state_bytes"],

@@ -57,7 +57,7 @@ def run(
       What is also in the folder's summary.json: "finished", "early" (finished before the last step, by training.stop_above),
       "step", "parameters" (their number), "state_bytes" (decode memory per row at the task's longest length), "tokens_per_second"
       (median, without compilation; None if too few steps ran to tell), "final" and "best" ({slice: {"accuracy", "loss", "chance",
-      "settings"}}, of the last evaluation and of the one with the highest mean accuracy).
+      "settings"}}, of text with "bits_per_byte", of the last evaluation and of the best one by accuracy, or by bits per byte).
     Raises:
       ValueError: settings that do not fit, or a folder that holds something else. Diverged: no longer finite.
       CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.

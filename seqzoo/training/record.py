@@ -2,11 +2,11 @@
 
 import json
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
 from seqzoo import params
+from seqzoo.measure import ACCURACY, measure_of
 from seqzoo.mixers import state_bytes
 from seqzoo.training import distributed, sinks
 from seqzoo.training import metrics as files
@@ -40,16 +40,12 @@ class Record:
 
     def accuracy(self, step: int) -> float:
         """The mean over slices at that step's evaluation, as recorded: a resumed run did not see it."""
-        return distributed.from_first(lambda: statistics.fmean(each["accuracy"] for each in self._evaluations()[step].values()))
+        return distributed.from_first(lambda: ACCURACY.mean(self._evaluations()[step]))
 
     def best(self) -> int | None:
         """The step of the best evaluation so far, the first of several alike; None before the first."""
 
-        def found():
-            by_step = self._evaluations()
-            return max(by_step, key=lambda step: goodness(by_step[step]), default=None)
-
-        return distributed.from_first(found)
+        return distributed.from_first(lambda: _best(self._evaluations()))
 
     def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
         """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
@@ -90,17 +86,17 @@ class Record:
             "state_bytes": state_bytes(plan.model(plan.abstract["params"]), plan.task.max_length),
             "tokens_per_second": tokens_per_second or (rates[len(rates) // 2] if rates else None),
             "final": by_step[max(by_step)] if by_step else {},
-            "best": max(by_step.values(), key=goodness) if by_step else {},
+            "best": by_step[_best(by_step)] if by_step else {},
             **more,
         }
         write_json(self.folder / SUMMARY, summary)
         return summary
 
 
-def goodness(results: dict[str, dict[str, Any]]) -> float:
-    """What makes one evaluation better than another: the mean accuracy over slices, or of text the mean loss, negated."""
-    of_text = all(math.isfinite(result.get("bits_per_byte", math.nan)) for result in results.values())
-    return sum(-result["loss"] if of_text else result["accuracy"] for result in results.values()) / len(results)
+def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
+    """The step of the best evaluation, by its mean over slices; the first of several alike."""
+    measure = measure_of(by_step.values())
+    return max(by_step, key=lambda step: measure.goodness(measure.mean(by_step[step])), default=None)
 
 
 def finished(folder: Path, steps: int) -> dict[str, Any] | None:

@@ -17,10 +17,10 @@ SLICES = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
 
 class Trainer:
-    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went."""
+    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went, `bits` how well on text."""
 
-    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None):
-        self.accuracy, self.diverges, self.stops_at = accuracy, diverges, stops_at
+    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None, bits=None):
+        self.accuracy, self.diverges, self.stops_at, self.bits = accuracy, diverges, stops_at, bits
         self.ran = []
 
     def __call__(self, experiment, folder, *, console=None):
@@ -40,6 +40,11 @@ class Trainer:
             name: {"accuracy": accuracy, "loss": 1 - accuracy, "chance": chance, "settings": {"length": 64, "pairs": SLICES[name]}}
             for name, accuracy in ends.items()
         }
+        if self.bits is not None:
+            bits = {"bits_per_byte": self.bits(experiment)}
+            final = {"held-out": bits | {"loss": 1.0, "accuracy": 0.5, "chance": None, "settings": {"length": 64}}}
+            lines = [line | bits if line["kind"] == "eval" else line for line in lines]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         summary = {"step": 100, "parameters": 12345, "state_bytes": 2048, "tokens_per_second": 1e5, "final": final, "best": final}
         if self.diverges(experiment):
             summary |= {"finished": False, "stopped": "step 7: no longer finite"}
@@ -87,11 +92,11 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "learning_curves.png",
-        "recall.png",
         "report.md",
         "results.csv",
         "results.json",
         "runs",
+        "slices.png",
     ]
 
 
@@ -100,7 +105,7 @@ def test_the_learning_rate_is_chosen_by_the_median_over_seeds(finished):
     assert (rows["softmax"]["rate"], rows["gla(heads=2)"]["rate"]) == (1e-2, 1e-3)
     two = rows["softmax"]["slices"]["pairs=2"]
     assert (two["median"], two["low"], two["high"]) == (0.7, 0.6, 0.8)
-    assert rows["gla(heads=2)"]["accuracy"]["median"] == pytest.approx(0.5 - 0.1 / 3)
+    assert rows["gla(heads=2)"]["score"]["median"] == pytest.approx(0.5 - 0.1 / 3)
     assert set(rows["softmax"]["rates"]) == {"0.001", "0.01"}
 
 
@@ -141,12 +146,12 @@ def test_the_terminal_shows_accuracy_chance_parameters_state_and_speed(finished)
 
 def test_the_report_shows_table_rates_pictures_and_origin(finished):
     text = (finished[0] / "report.md").read_text()
-    assert "12 of 12 runs" in text and "![" in text and "recall.png" in text and "jax " in text
+    assert "12 of 12 runs" in text and "![" in text and "slices.png" in text and "jax " in text
     assert "| `softmax` | 0.267 | **0.667** |" in text
 
 
 def test_pictures_are_png_of_a_readable_size(finished):
-    for name in ("recall.png", "learning_curves.png"):
+    for name in ("slices.png", "learning_curves.png"):
         data = (finished[0] / name).read_bytes()
         width, height = np.frombuffer(data[16:24], ">u4")
         assert data[:4] == b"\x89PNG" and width > 900 and height > 500
@@ -185,6 +190,27 @@ def test_a_comparison_in_which_everything_diverged_still_reports(tmp_path):
     trainer = Trainer(lambda *_: 0.5, diverges=lambda _: True)
     results = compare.run(comparison(model__layers=("softmax",)), tmp_path / "c", console=quiet(), run=trainer)
     assert results["rows"] == [] and (tmp_path / "c" / "report.md").exists()
+
+
+def test_text_is_compared_by_bits_per_byte_of_which_fewer_are_better(tmp_path):
+    """gla's large rate diverges, which counts as 8 bits, though what it reached is lower."""
+    table = {("softmax", 1e-3): 2.0, ("softmax", 1e-2): 2.5, ("gla", 1e-3): 1.75, ("gla", 1e-2): 1.5}
+    key = lambda experiment: (experiment.model.layers[0], experiment.optimizer.learning_rate)
+    trainer = Trainer(lambda *_: 0.5, diverges=lambda experiment: key(experiment) == ("gla", 1e-2), bits=lambda e: table[key(e)])
+    axes = comparison(model__layers=("softmax", "gla"), optimizer__learning_rate=(1e-3, 1e-2))
+    with Console(record=True, width=200, file=io.StringIO()) as console:
+        results = compare.run(axes, tmp_path / "c", console=console, run=trainer)
+    assert results["measure"] == "bits_per_byte"
+    assert {row["label"]: (row["rate"], row["score"]["median"]) for row in results["rows"]} == {
+        "softmax": (1e-3, 2.0),
+        "gla": (1e-3, 1.75),
+    }
+    report = (tmp_path / "c" / "report.md").read_text()
+    assert "Bits per byte after the last step" in report and "**1.750**" in report
+    assert "chance" not in report and "slices.png" not in report and not (tmp_path / "c" / "slices.png").exists()
+    assert "chance" not in console.export_text()
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "c" / "results.csv").read_text())))
+    assert [line["bits_per_byte"] for line in lines] == ["2.0", "2.5", "1.75"]
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):

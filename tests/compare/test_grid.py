@@ -232,7 +232,7 @@ def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path)
         return summary
 
     results = compare.run(NAMED, tmp_path / "c", console=Console(file=io.StringIO(), width=160), run=train)
-    assert {row["rate"] for row in results["rows"]} == {1e-2} and {row["accuracy"]["median"] for row in results["rows"]} == {0.995}
+    assert {row["rate"] for row in results["rows"]} == {1e-2} and {row["score"]["median"] for row in results["rows"]} == {0.995}
     assert [run["name"] for run in results["runs"]][:2] == [
         "0-small-attention-learning_rate=0.001",
         "1-small-attention-learning_rate=0.01",
@@ -279,6 +279,13 @@ def test_weight_decay_acts_where_decay_all_says(everything):
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, parameters), tx.init(parameters), parameters)
     np.testing.assert_allclose(updates["matrix"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], -0.05 if everything else 0.0, rtol=1e-6)
+
+
+def test_language_models_of_all_mixers_have_equal_parameters_and_tokens():
+    cells = compare.cells(config.load_file(ROOT / "configs" / "lm_mixers.py"))
+    assert len(cells) >= 10 and len({(cell.steps, cell.tokens) for cell in cells}) == 1
+    assert all(abs(cell.parameters / cells[0].parameters - 1) < 1e-3 for cell in cells)
+    assert len({experiment.task for cell in cells for experiment in cell.experiments}) == 1
 
 
 @pytest.mark.parametrize("name", ["mqar_figure2_cell", "mqar_equal_state", "parity"])

@@ -11,8 +11,9 @@ from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
-from seqzoo.compare.pictures import _places, decoding, recall, spread_out
+from seqzoo.compare.pictures import _places, decoding, slices, spread_out
 from seqzoo.compare.summary import Row, Spread
+from seqzoo.measure import ACCURACY
 
 
 def test_the_colours_are_all_different_and_those_of_mixers_that_exist():
@@ -48,10 +49,10 @@ def test_slices_stand_at_the_number_that_tells_them_apart():
     assert _places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
 
 
-def test_recall_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
+def test_accuracy_in_slices_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
     spread = {"pairs=2": Spread(0.9, 0.8, 1.0), "pairs=8": Spread(0.5, 0.4, 0.6)}
     row = Row("gla", 1e-3, {1e-3: 0.7}, Spread(0.7, 0.6, 0.8), spread, 10, 20, 1e5, ("0-gla",))
-    figure = recall([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, dict.fromkeys(spread, 1 / 128))
+    figure = slices([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(spread, 1 / 128))
     (axes,) = figure.axes
     curve, chance = axes.get_lines()
     assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == MIXERS["gla"]
@@ -62,7 +63,7 @@ def test_the_labels_of_many_curves_have_a_line_each():
     spread = {name: Spread(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
     names = [f"mixer{i}" for i in range(30)]
     rows = [Row(name, 1e-3, {1e-3: 1.0}, Spread(1.0, 1.0, 1.0), spread, 10, 20, 1e5, (name,)) for name in names]
-    figure = recall(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, dict.fromkeys(spread, 1 / 128))
+    figure = slices(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(spread, 1 / 128))
     figure.canvas.draw()
     labels = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines

@@ -1,0 +1,41 @@
+"""Twelve mixers as byte-level language models: equal parameters, equal tokens, the same held-out text; ranked by bits per byte.
+
+python train.py configs/lm_mixers.py                             # 24 runs: about an hour on two CPU cores; docs/language_models.md
+
+Each has 824,576 parameters to within a thousandth: what a mixer's own weights leave over goes to the width of the channel mixer.
+Each reads the same 1.6 million bytes of the standard library in the same order, at two learning rates.
+"""
+
+from seqzoo.config import Comparison, Experiment, Model, Optimizer, Run, Training
+
+# Mixer: hidden width of the SwiGLU beside it.
+MIXERS = {
+    "softmax(heads=2)": 344,
+    "linear(heads=2)": 344,
+    "retnet(heads=2)": 173,
+    "gla(heads=2)": 336,
+    "hgrn2(heads=2)": 343,
+    "mlstm(heads=2)": 342,
+    "mamba2": 165,
+    "deltanet(heads=2)": 339,
+    "gated_deltanet(heads=2)": 253,
+    "kda(heads=2)": 253,
+    "rwkv7(heads=2)": 233,
+    "rg_lru": 362,
+}
+
+config = Comparison(
+    base=Experiment(
+        model=Model(d_model=128, depth=4),
+        task="text(source='stdlib', length=512, batch_size=8, eval_batch_size=16, eval_tokens=262144)",
+        optimizer=Optimizer(warmup_steps=50),
+        training=Training(steps=400, eval_every=100, checkpoint_every=400, log_every=25, loss_chunk=128, keep=1),
+        run=Run(name="lm-mixers"),
+    ),
+    axes={
+        "mixer": {
+            mixer: {"model.layers": (mixer,), "model.channel": f"swiglu(hidden={hidden})"} for mixer, hidden in MIXERS.items()
+        },
+        "optimizer.learning_rate": (2e-3, 6e-3),
+    },
+)
