@@ -1,9 +1,9 @@
 """Twelve mixers as byte-level language models: equal parameters, equal tokens, the same held-out text; ranked by bits per byte.
 
-python train.py configs/lm_mixers.py                             # 24 runs: about an hour on two CPU cores; docs/language_models.md
+python train.py configs/lm_mixers.py                             # 24 runs: forty minutes on two CPU cores; docs/language_models.md
 
 Each has 824,576 parameters to within a thousandth: what a mixer's own weights leave over goes to the width of the channel mixer.
-Each reads the same 1.6 million bytes of the standard library in the same order, at two learning rates.
+Each reads the same million bytes of the standard library in the same order, at two learning rates.
 """
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Run, Training
@@ -27,9 +27,9 @@ MIXERS = {
 config = Comparison(
     base=Experiment(
         model=Model(d_model=128, depth=4),
-        task="text(source='stdlib', length=512, batch_size=8, eval_batch_size=16, eval_tokens=262144)",
+        task="text(source='stdlib', length=512, batch_size=8, eval_batch_size=16, eval_tokens=131072)",
         optimizer=Optimizer(warmup_steps=50),
-        training=Training(steps=400, eval_every=100, checkpoint_every=400, log_every=25, loss_chunk=128, keep=1),
+        training=Training(steps=256, eval_every=64, checkpoint_every=256, log_every=25, loss_chunk=128, keep=1),
         run=Run(name="lm-mixers"),
     ),
     axes={
