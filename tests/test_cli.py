@@ -55,6 +55,30 @@ def test_the_command_train_may_be_written_out(ran, file):
     assert ran("train", file) == [(tiny(), "mqar-softmax")]
 
 
+def test_a_sweep_is_the_comparison_of_all_combinations(ran, file, comparison):
+    sweeps = ("--sweep", "optimizer.learning-rate=1e-3,3e-3", "--sweep=model.layers=gla(heads=1, expand_v=2), softmax")
+    (chosen, _), *_ = ran(file, *sweeps, "--model.depth", 2)
+    axes = {"optimizer.learning_rate": (1e-3, 3e-3), "model.layers": (("gla(heads=1, expand_v=2)",), ("softmax",))}
+    assert chosen == Comparison(base=tiny(model__depth=2), axes=axes)
+    _, (chosen, _) = ran(comparison, "--sweep", "training.ema=None,0.9")
+    assert chosen.axes == {"model.layers": ("softmax", "linear"), "training.ema": (None, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("optimizer.learning_rate",), "wanted SETTING=VALUE,VALUE"),
+        (("optimizer.leaning_rate=1,2",), "Did you mean 'optimizer.learning_rate'"),
+        (("model.depth=1,two",), "found 'two'"),
+        (("training.seed=1,2", "--training.seed", "3"), "training.seed is given twice"),
+        (("training.seed=1,2", "--sweep", "training.seed=3"), "training.seed is given twice"),
+    ],
+)
+def test_a_sweep_over_what_is_no_setting_or_no_value_is_refused(ran, file, capsys, words, message):
+    assert ran(file, "--sweep", *words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_layers_split_at_top_level_commas(ran, file):
     (chosen, _), *_ = ran(file, "--model.layers", "gla, softmax(window=4, heads=2)")
     assert chosen.model.layers == ("gla", "softmax(window=4, heads=2)")

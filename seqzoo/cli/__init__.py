@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from seqzoo.cli import looking, runs, text
-from seqzoo.cli.shared import NAMES, Wrong, checked, fail
+from seqzoo.cli.shared import NAMES, Wrong, checked, fail, take
 
 __all__ = ["main"]
 
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError, distributed
 
     try:
-        how, arguments = _distributed(arguments)
+        given, arguments = take("--distributed", arguments)  # no setting, as it differs from process to process
+        how = given[-1] if given else "off"
         checked(lambda: distributed.initialise(how))
     except Wrong as error:
         return fail(error, 2)
@@ -42,19 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (Wrong, FileNotFoundError) as error:
         return fail(error, 2)
-
-
-def _distributed(arguments: list[str]) -> tuple[str, list[str]]:
-    """The value of --distributed, and the other arguments. It is no setting, as it differs from process to process."""
-    rest, how = [], "off"
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name != "--distributed":
-            rest.append(word)
-            continue
-        how = value if equals else next(words, "")
-    return how, rest
 
 
 _COMMANDS = (runs.train, runs.resume, runs.evaluate, looking.inspect, looking.plot, text.prepare, text.generate)

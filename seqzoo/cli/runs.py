@@ -7,17 +7,22 @@ from rich.console import Console
 from rich.table import Table
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, Wrong, checked, load, one_folder, parse
+from seqzoo.cli.shared import FLAGS, Wrong, checked, load, one_folder, parse, take
+from seqzoo.registry import split
 
-DRY_RUN, CHANGED = "--dry-run", "--changed"
+DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
 
 
 def train(arguments: list[str], console: Console) -> int:
-    """`train [CONFIG.py] [--settings] [--dry-run]`."""
+    """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`."""
     from seqzoo import compare, training
 
     dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
-    chosen = checked(lambda: parse(*load(arguments)))
+    sweeps, arguments = take(SWEEP, arguments)
+    loaded, words = checked(lambda: load(arguments))
+    chosen = checked(lambda: parse(loaded, words))
+    if sweeps:
+        chosen = checked(lambda: sweep(loaded, chosen, sweeps))
     if dry:
         checked(lambda: compare.show(chosen, console))
         return 0
@@ -27,6 +32,30 @@ def train(arguments: list[str], console: Console) -> int:
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = training.distributed.from_first(lambda: training.create_folder(run.folder, chosen.name))
     return start(chosen, folder, console)
+
+
+def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> config.Comparison:
+    """The comparison of every combination of the values swept over, and of the axes of a comparison.
+
+    Args:
+      loaded: as the config file has it.
+      chosen: with the command line's settings.
+      sweeps: "SETTING=VALUE,VALUE" each.
+    """
+    base, before = (each.base if isinstance(each, config.Comparison) else each for each in (chosen, loaded))
+    axes = dict(chosen.axes) if isinstance(chosen, config.Comparison) else {}
+    given, seen = config.difference(base, before), set()
+    for word in sweeps:
+        path, _, values = word.partition("=")
+        path = path.strip().replace("-", "_")
+        if not values.strip():
+            raise Wrong(f"{SWEEP} {word!r}: wanted SETTING=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3")
+        if path in given or path in seen:
+            raise Wrong(f"{path} is given twice, and is swept over; wanted {SWEEP} {path}=... alone, once")
+        seen.add(path)
+        typed = lambda value, path=path: config.settings(config.replace(base, {path: None if value == "None" else value}))[path]
+        axes[path] = tuple(map(typed, split(values)))
+    return config.Comparison(base=base, axes=axes)
 
 
 class Evaluation(config.Section):

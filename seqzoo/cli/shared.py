@@ -18,6 +18,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py CONFIG.py: train what the file's `config` describes
 - train.py train [CONFIG.py]: the same, in full
 - train.py [CONFIG.py] --dry-run: list what would be trained, with parameters, state bytes, steps and tokens; nothing is written
+- train.py [CONFIG.py] --sweep optimizer.learning_rate=1e-3,3e-3 --sweep model.layers=gla,softmax: every combination, in one table
 - train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be; with any other settings
   too, where they change the numbers only with --changed
 - train.py eval RUN [--mesh...] [--step N]: evaluate a run's latest checkpoint, or another, and print its slices
@@ -50,6 +51,19 @@ def checked(call):
 def fail(error: BaseException | str, code: int) -> int:
     Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def take(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The values of a flag, "--flag VALUE" or "--flag=VALUE", as often as it is given; and the other arguments."""
+    values, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == flag:
+            values.append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return values, rest
 
 
 def one_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
