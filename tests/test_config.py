@@ -119,6 +119,10 @@ def test_a_comparison_is_every_combination_the_last_axis_fastest():
         ({"model.layers": ("retent",)}, r"no mixer is called 'retent'. Did you mean 'retnet'\?"),
         ({"model.layers": "gla"}, "wanted a tuple of at least one value"),
         ({"model.layers": ()}, "wanted a tuple of at least one value"),
+        (
+            {"training.stop_after_steps": (None, 3)},
+            "training.stop_after_steps=3, but a comparison is of runs that are over; wanted None",
+        ),
     ],
 )
 def test_a_wrong_axis_is_refused_before_anything_runs(axes, says):

@@ -43,8 +43,9 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _every_experiment_is_valid(self):
-        for _ in self.experiments():
-            pass
+        for _, experiment in self.experiments():
+            if (after := experiment.training.stop_after_steps) is not None:
+                raise ValueError(f"training.stop_after_steps={after}, but a comparison is of runs that are over; wanted None")
         return self
 
     @property

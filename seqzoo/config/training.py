@@ -25,6 +25,9 @@ class Training(Section):
     stop_above: float | None = Field(None, ge=0, lt=1)
     """End as soon as an evaluation's accuracy, averaged over slices, is above this; None: never. The schedule stays that of all
     steps."""
+    stop_after_steps: int | None = Field(None, ge=1)
+    """End this start of the run, with a checkpoint, after so many steps of it; `train.py resume` goes on for as many again. The
+    schedule stays that of all steps. None: go on to the end."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints; there is one at the end as well."""
     checkpoint_minutes: float | None = Field(None, gt=0)
@@ -38,4 +41,6 @@ class Training(Section):
 
 
 # What a run may change on its way without changing a number of it.
-WEIGHTLESS = {f"training.{name}" for name in ("checkpoint_every", "checkpoint_minutes", "keep", "keep_best", "log_every")}
+WEIGHTLESS = {
+    f"training.{name}" for name in ("stop_after_steps", "checkpoint_every", "checkpoint_minutes", "keep", "keep_best", "log_every")
+}
