@@ -1,5 +1,7 @@
 """The section `optimizer`: how parameters change."""
 
+import itertools
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -50,6 +52,14 @@ class Optimizer(Section):
     """Variance, at the first step, of Gaussian noise on each number of the clipped gradient. Published: 0.01 to 1."""
     noise_decay: float = Field(0.55, ge=0)
     """The noise's variance is noise / (1 + step)^noise_decay."""
+    batches: str = "1"
+    """How many batches of the task, one step each, make an update: a number, or FROM_STEP:NUMBER, as in "0:1, 1000:2, 3000:4". The
+    update is that of all of them at once, by tokens; it comes at the last one's step, and has that step's learning rate."""
+    norm_test: float | None = Field(None, gt=0, lt=1)
+    """Take more batches for the next update where the gradient's standard deviation is above this part of its norm: the norm test
+    (Lau et al. 2024). `batches` is then where to begin, at least 2. Published: 0.1 to 0.5. None: `batches` alone decides."""
+    most_batches: int = Field(16, ge=2)
+    """How many batches an update has at most by the norm test, which takes powers of two."""
     skip_limit: int | None = Field(None, ge=1)
     """Leave out a step whose loss or gradient norm is not finite, and end the run at so many in a row; None: the first ends it."""
     skip_spikes: float | None = Field(None, gt=1)
@@ -62,6 +72,40 @@ class Optimizer(Section):
             raise ValueError(f"{value}: wanted both in [0, 1)")
         return value
 
+    @field_validator("batches")
+    @classmethod
+    def _from_step_to_number(cls, value):
+        parts = _numbers(value)
+        if (
+            not parts
+            or parts[0][0] != 0
+            or any(a >= b for (a, _), (b, _) in itertools.pairwise(parts))
+            or not all(n for _, n in parts)
+        ):
+            raise ValueError(
+                f"{value!r}: wanted a number of at least 1, or FROM_STEP:NUMBER from step 0 on, in order: '0:1, 1000:2, 3000:4'"
+            )
+        return value
+
+    @property
+    def numbers(self) -> tuple[tuple[int, int], ...]:
+        """`batches` as (first step, number) pairs."""
+        return _numbers(self.batches)
+
+    @model_validator(mode="after")
+    def _norm_test_has_an_estimate_and_room(self):
+        if self.norm_test is None:
+            return self
+        first = self.numbers[0][1]
+        if len(self.numbers) > 1 or first < 2:
+            raise ValueError(
+                f"batches={self.batches!r}, but norm_test={self.norm_test} takes the variance over the batches of an update, "
+                f"and sets their number itself; wanted one number of at least 2"
+            )
+        if self.most_batches.bit_count() != 1 or self.most_batches <= first:
+            raise ValueError(f"most_batches={self.most_batches}: wanted a power of two above batches={self.batches!r}")
+        return self
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self):
         idle = {  # setting: (what makes it idle, what would give it a use)
@@ -73,6 +117,8 @@ class Optimizer(Section):
             idle["final_fraction"] = ("schedule='rsqrt' without a cooldown", "a cooldown_fraction")
         if not self.noise:
             idle["noise_decay"] = (f"noise={self.noise}", "noise above 0")
+        if self.norm_test is None:
+            idle["most_batches"] = ("norm_test=None", "a norm_test")
         if self.skip_limit is None:
             idle["skip_spikes"] = ("skip_limit=None", "a skip_limit")
         for setting, (why, instead) in idle.items():
@@ -86,3 +132,11 @@ class Optimizer(Section):
         if self.schedule == "rsqrt" and not self.warmup_steps:
             raise ValueError("warmup_steps=0, but schedule='rsqrt' falls as sqrt(warmup_steps / step); wanted at least 1")
         return self
+
+
+def _numbers(batches: str) -> tuple[tuple[int, int], ...]:
+    """What `batches` says, "0:1, 1000:2" as ((0, 1), (1000, 2)), "4" as ((0, 4),); () of what is neither."""
+    parts = [re.fullmatch(r"\s*(?:(\d+):)?(\d+)\s*", part) for part in batches.split(",")]
+    if not all(parts) or (len(parts) > 1 and any(part[1] is None for part in parts)):
+        return ()
+    return tuple((int(part[1] or 0), int(part[2])) for part in parts)

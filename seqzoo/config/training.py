@@ -19,7 +19,7 @@ class Training(Section):
     z_loss: float = Field(0.0, ge=0)
     """Weight of the mean of log(Z)^2, Z the softmax's denominator, beside the cross-entropy."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay of a running mean of the parameters, which is what is then evaluated and loaded; None: none is kept."""
+    """Decay, at every step, of a running mean of the parameters, which is what is then evaluated and loaded; None: none is kept."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations; there is one at the end as well."""
     stop_above: float | None = Field(None, ge=0, lt=1)
