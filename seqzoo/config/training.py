@@ -38,6 +38,8 @@ class Training(Section):
     """Whether the checkpoint of the best evaluation stays as well: highest mean accuracy, or of text lowest mean loss."""
     log_every: int = Field(25, ge=1)
     """Steps between training lines in metrics.jsonl and, where the output is no terminal, on the console."""
+    watch: bool = False
+    """Whether these lines have norms by module, of gradient and parameters: embedding, mixer and channel of every layer, head."""
 
 
 # What a run may change on its way without changing a number of it.

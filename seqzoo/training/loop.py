@@ -14,7 +14,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.tasks.base import BatchSpec
-from seqzoo.training import distributed, feed, profiling, record, sinks
+from seqzoo.training import distributed, feed, profiling, record, sinks, watch
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints
 from seqzoo.training.clock import Clock
@@ -186,7 +186,9 @@ class _Loop:
         if self.pending is None:
             return
         (step, metrics, spec), self.pending = self.pending, None
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics = jax.device_get(metrics)
+        watched = metrics.pop("watched", {})
+        metrics = {name: float(value) for name, value in metrics.items()}
         if not self.acceptable(metrics):
             self.diverged(step, metrics)
         self.clock.tick(spec.batch * spec.length, flops=self.flops(spec))
@@ -200,6 +202,7 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
             more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
+            more |= {name: watch.by_layer(norms) for name, norms in watched.items()}
             self.record.train(step, **metrics, **more, **self.stamp())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
 

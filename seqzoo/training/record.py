@@ -29,8 +29,7 @@ class Record:
 
     def train(self, step: int, **numbers: Any) -> None:
         """A line of a training step. What is not finite, as of a step that was left out, is null."""
-        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-        self._append({"step": step, "kind": "train", **{name: finite(value) for name, value in numbers.items()}})
+        self._append({"step": step, "kind": "train", **_finite(numbers)})
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]], **stamp: float) -> None:
         """A line for each slice."""
@@ -95,6 +94,12 @@ class Record:
         }
         write_json(self.folder / SUMMARY, summary)
         return summary
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inside) for name, inside in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def goodness(results: dict[str, dict[str, Any]]) -> float:
