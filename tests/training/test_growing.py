@@ -128,7 +128,8 @@ def test_without_any_gradient_the_norm_test_asks_for_no_more():
 
 
 def test_a_run_that_stops_in_the_middle_of_an_update_goes_on_bitwise(digest, numbers, tmp_path):
-    experiment = tiny(optimizer__batches="2", optimizer__norm_test=0.9, optimizer__skip_limit=3, training__ema=0.9)
+    settings = dict(optimizer__batches="2", optimizer__norm_test=0.9, optimizer__skip_limit=3, training__ema=0.9)
+    experiment = tiny(**settings, training__eval_every=6)
     training.run(experiment, tmp_path / "whole", console=quiet())
     training.run(stopping(experiment, 3), tmp_path / "run", console=quiet())
     training.run(experiment, tmp_path / "run", console=quiet())
