@@ -220,7 +220,8 @@ def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_that_is_sa
 def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     short = ("--training.steps", "2")
-    assert cli.main([str(file), *short]) == 0
+    assert cli.main([str(file), *short, "--training.stop-after-steps", "1"]) == 0
+    assert "saved runs/mqar-softmax at step 1; continue with: train.py resume runs/mqar-softmax" in capsys.readouterr().out
     assert cli.main(["resume", "runs/mqar-softmax"]) == 0
     capsys.readouterr()
     assert cli.main(["eval", "runs/mqar-softmax"]) == 0

@@ -55,6 +55,20 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
             lambda: Optimizer(skip_spikes=5.0),
             "skip_spikes=5.0 has no use with skip_limit=None; wanted skip_spikes=None, or a skip_limit",
         ),
+        *(
+            (
+                lambda wrong=wrong: Optimizer(batches=wrong),
+                f"batches: '{wrong}': wanted a number of at least 1, or FROM_STEP:NUMBER",
+            )
+            for wrong in ("0", "", "two", "5:2", "0:1,9:0", "0:1,9:2,9:4", "1,9:2")
+        ),
+        (lambda: Optimizer(batches="0:2,9:4", norm_test=0.5), "batches='0:2,9:4', but norm_test=0.5 .*one number of at least 2"),
+        (lambda: Optimizer(norm_test=0.5), "batches='1', but norm_test=0.5 takes the variance over the batches of an update"),
+        (
+            lambda: Optimizer(batches="4", norm_test=0.5, most_batches=12),
+            "most_batches=12: wanted a power of two above batches='4'",
+        ),
+        (lambda: Optimizer(batches="4", most_batches=8), "most_batches=8 has no use with norm_test=None; wanted most_batches=16"),
         (lambda: Mesh(fsdp=-1, replica=-1), "at most one -1"),
         (lambda: Mesh(tensor=0), "wanted at least 1 each"),
         (lambda: Mesh(rules={"embd": "fsdp"}), r"no parameter axis is called 'embd'. Did you mean 'embed'\?"),
@@ -119,6 +133,10 @@ def test_a_comparison_is_every_combination_the_last_axis_fastest():
         ({"model.layers": ("retent",)}, r"no mixer is called 'retent'. Did you mean 'retnet'\?"),
         ({"model.layers": "gla"}, "wanted a tuple of at least one value"),
         ({"model.layers": ()}, "wanted a tuple of at least one value"),
+        (
+            {"training.stop_after_steps": (None, 3)},
+            "training.stop_after_steps=3, but a comparison is of runs that are over; wanted None",
+        ),
     ],
 )
 def test_a_wrong_axis_is_refused_before_anything_runs(axes, says):

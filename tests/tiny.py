@@ -26,6 +26,11 @@ def tiny(**values) -> Experiment:
     return replace(Experiment(), {**TINY, **{path.replace("__", "."): value for path, value in values.items()}})
 
 
+def stopping(experiment: Experiment, steps: int) -> Experiment:
+    """The same, but a start of it ends after so many steps."""
+    return replace(experiment, {"training.stop_after_steps": steps})
+
+
 def quiet() -> Console:
     """A console that is no terminal; `console.file.getvalue()` is what it printed."""
     return Console(file=io.StringIO(), width=200)

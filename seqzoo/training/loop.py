@@ -14,7 +14,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.tasks.base import BatchSpec
-from seqzoo.training import distributed, feed, profiling, record, sinks
+from seqzoo.training import distributed, feed, profiling, record, sinks, watch
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints
 from seqzoo.training.clock import Clock
@@ -40,7 +40,6 @@ def run(
     folder: str | Path,
     *,
     console: Console | None = None,
-    stop_at: int | None = None,
     mesh: config.Mesh | None = None,
     changed: bool = False,
 ) -> dict[str, Any]:
@@ -50,7 +49,6 @@ def run(
       experiment: what to train. Checked against task, model and devices before anything is written.
       folder: a new folder, or one that an earlier call with the same experiment left.
       console: where to print; None is standard output, of process 0 if there are several.
-      stop_at: stop, with a checkpoint, after this step; the schedule is that of the whole run.
       mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
       changed: whether a folder may go on with other settings than it began with; they are recorded.
     Returns:
@@ -71,7 +69,7 @@ def run(
     enter = lambda: folders.enter(folder, experiment, mesh, data=plan.task.fingerprint(), changed=changed)
     folder = distributed.from_first(enter)
     finished = distributed.from_first(lambda: record.finished(folder, experiment.training.steps))
-    return finished or _Loop(plan, folder, console).run(stop_at)
+    return finished or _Loop(plan, folder, console).run()
 
 
 def check(experiment: config.Experiment) -> None:
@@ -98,13 +96,14 @@ class _Loop:
         self.profiler = Profiler(plan.experiment.run.window, folder)
         self.pending = None  # (step, metrics on the devices, spec), dispatched and not yet read
 
-    def run(self, stop_at: int | None) -> dict[str, Any]:
-        """Steps until the end, `stop_at`, a signal, a number that is not finite, or a write that fails."""
+    def run(self) -> dict[str, Any]:
+        """Steps until the end, training.stop_after_steps, a signal, a number that is not finite, or a write that fails."""
         try:
             with self.checkpoints:
                 state = self.begin()
+                end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
                 with contextlib.closing(self.record), contextlib.closing(self.profiler):
-                    return self.train(state, self.settings.steps if stop_at is None else min(stop_at, self.settings.steps))
+                    return self.train(state, end)
         except WriteError as error:
             again = f"when that is mended, go on with: train.py resume {self.folder}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
@@ -157,9 +156,10 @@ class _Loop:
             self.checkpoints.wait()  # what follows says that it is there
             ended = self.step == self.settings.steps or self.above()
             summary = self.summarise(finished=ended and self.record.evaluated == self.step)
-            if signals.caught is not None and not summary["finished"]:
+            if not summary["finished"]:
                 self.say(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
-                raise Interrupted(signals.caught, self.step)
+                if signals.caught is not None:
+                    raise Interrupted(signals.caught, self.step)
         return summary
 
     def say(self, text: str) -> None:
@@ -186,7 +186,9 @@ class _Loop:
         if self.pending is None:
             return
         (step, metrics, spec), self.pending = self.pending, None
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics = jax.device_get(metrics)
+        watched = metrics.pop("watched", {})
+        metrics = {name: float(value) for name, value in metrics.items()}
         if not self.acceptable(metrics):
             self.diverged(step, metrics)
         self.clock.tick(spec.batch * spec.length, flops=self.flops(spec))
@@ -200,6 +202,7 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
             more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
+            more |= {name: watch.by_layer(norms) for name, norms in watched.items()}
             self.record.train(step, **metrics, **more, **self.stamp())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
 

@@ -34,6 +34,14 @@ class Metrics:
             file.write(text)
 
 
+def flat(numbers: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dicts in dicts as one: {"gradient_norms": {"layers": {"0": {"mixer": 1.0}}}} has "gradient_norms/layers/0/mixer"."""
+    found = {}
+    for name, value in numbers.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none if there is no such file. A last line that a crash tore is left out."""
     path = Path(path)

@@ -1,4 +1,4 @@
-"""From settings to an optax transformation: guard [ clip, add noise, update rule with weight decay ], times -learning rate."""
+"""From settings to an optax transformation: guard [ accumulate [ clip, add noise, update rule ] ], times -learning rate."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo import config, params
-from seqzoo.training import guard
+from seqzoo.training import growing, guard
 from seqzoo.training.adamp import scale_by_adamp
 from seqzoo.training.schedule import schedule
 
@@ -20,9 +20,10 @@ ADAFACTOR_CLIP = 1.0  # Shazeer & Stern 2018, section 6
 
 
 def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    """The optimizer. `update(gradient, state, parameters, value=loss)`; the loss is only for the guard.
+    """The optimizer. `update(gradient, state, parameters, value=loss)`; the loss is only for the guard. Where updates are made of
+    several batches, also weight=tokens and step=n, for `growing.accumulate`.
 
-        g      the gradient; over its global norm / clip_norm if that is above 1
+        g      the gradient, or the mean of `batches` of them; over its global norm / clip_norm if that is above 1
         g      + N(0, noise / (1 + step)^noise_decay) on every number (Neelakantan et al. 2015, arXiv:1511.06807); behind the
                clipping, as the noise of many parameters would else be all that is left of a gradient
         u      rule(g) + weight_decay * w, the latter where decay_mask or decay_all says
@@ -30,6 +31,10 @@ def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: in
 
     With skip_limit all of it is inside `guard.skip`, but for the rate, which goes on with the steps of the run. A skipped step's
     noise is drawn again for the next.
+
+    Where an update is made of several batches, a skipped one is none of them. Guard and rate go by steps, that is by batches;
+    clipping, noise, moments and weight decay by updates. An update has the rate of the step it is made at, and no larger one for
+    being of more batches.
 
     Args:
       settings: the section `optimizer`.
@@ -44,6 +49,8 @@ def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: in
     if settings.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     direction = optax.chain(*parts)
+    if settings.norm_test is not None or any(number > 1 for _, number in settings.numbers):
+        direction = growing.accumulate(direction, settings.numbers, settings.norm_test, settings.most_batches)
     if settings.skip_limit is not None:
         direction = guard.skip(direction, settings.skip_spikes)
     return optax.chain(direction, optax.scale_by_learning_rate(schedule(settings, steps)))

@@ -29,8 +29,7 @@ class Record:
 
     def train(self, step: int, **numbers: Any) -> None:
         """A line of a training step. What is not finite, as of a step that was left out, is null."""
-        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-        self._append({"step": step, "kind": "train", **{name: finite(value) for name, value in numbers.items()}})
+        self._append({"step": step, "kind": "train", **_finite(numbers)})
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]], **stamp: float) -> None:
         """A line for each slice."""
@@ -97,6 +96,12 @@ def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
     """The step of the best evaluation, by its mean over slices; the first of several alike."""
     measure = measure_of(by_step.values())
     return max(by_step, key=lambda step: measure.goodness(measure.mean(by_step[step])), default=None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inside) for name, inside in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def finished(folder: Path, steps: int) -> dict[str, Any] | None:

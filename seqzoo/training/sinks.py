@@ -85,7 +85,8 @@ def check(names: Sequence[str]) -> None:
 def scalars(line: Line) -> dict[str, float]:
     """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; what is no number has no curve."""
     prefix = f"eval/{line['slice']}" if line["kind"] == "eval" else line["kind"]
-    return {f"{prefix}/{key}": value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+    numbers = metrics.flat(line).items()
+    return {f"{prefix}/{key}": value for key, value in numbers if key != "step" and isinstance(value, int | float)}
 
 
 class TensorBoard:

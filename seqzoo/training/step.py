@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from seqzoo.backbone import ModelState
 from seqzoo.tasks.base import Slice
-from seqzoo.training import feed, guard, losses, optimizer
+from seqzoo.training import feed, growing, guard, losses, optimizer, watch
 from seqzoo.training.state import Plan, State
 
 Batch = dict[str, Array]
@@ -41,7 +41,8 @@ def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
     """(state, spec, batch=None) -> (state after one step, metrics). The state is donated; each spec compiles once.
 
     Without a batch the task makes it on the devices, of the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
-    all micro-batches together; a batch without any weight has loss 0.
+    all micro-batches together; a batch without any weight has loss 0. With training.watch the metrics have "watched": norms by
+    module, of the gradient and of the parameters it was taken at.
     """
     settings = plan.experiment
     rate = optimizer.schedule(settings.optimizer, settings.training.steps)
@@ -52,8 +53,12 @@ def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
         batch = feed.on_device(plan, spec, state["step"]) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
         gradient, metrics, carry = gradients(plan, state["params"], batch, state.get("carry"), key)
-        updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"], value=metrics["loss"])
+        about = {"value": metrics["loss"], "weight": jnp.sum(batch["weights"]), "step": state["step"]}
+        updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"], **about)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
+        metrics |= growing.progress(state["opt_state"], opt_state)
+        if settings.training.watch:
+            metrics["watched"] = {"gradient_norms": watch.norms(gradient), "parameter_norms": watch.norms(state["params"])}
         if settings.optimizer.skip_limit is not None:
             metrics["skipped"], metrics["skipped_in_a_row"] = guard.skipped(opt_state)
             if carry is not None:  # what a step that is left out found may hold what is not finite
@@ -62,7 +67,7 @@ def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
         after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
         if carry is not None:
             after["carry"] = carry
-        if "ema" in state:
+        if "ema" in state:  # by steps, not updates: its horizon in tokens stays as batches grow (Busbridge et al. 2023, 2307.13813)
             after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
         return after, metrics
 

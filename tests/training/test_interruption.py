@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import quiet, tiny
+from tiny import quiet, stopping, tiny
 
 from seqzoo import config, training
 from seqzoo.training import metrics
@@ -55,11 +55,13 @@ def whole(tmp_path_factory):
 
 def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, digest, numbers, tmp_path):
     folder, wanted, _ = whole
-    experiment, console = tiny(**EXPERIMENT), quiet()
-    stopped = training.run(experiment, tmp_path / "run", console=console, stop_at=3)
+    experiment, console = stopping(tiny(**EXPERIMENT), 3), quiet()
+    stopped = training.run(experiment, tmp_path / "run", console=console)
     assert (stopped["finished"], stopped["step"]) == (False, 3)
+    assert f"saved {tmp_path / 'run'} at step 3; continue with: train.py resume" in console.file.getvalue()
     summary = training.run(experiment, tmp_path / "run", console=console)
-    assert "resuming" in console.file.getvalue() and "at step 3" in console.file.getvalue()
+    assert f"resuming {tmp_path / 'run'} at step 3" in console.file.getvalue()
+    assert console.file.getvalue().count("continue with") == 1
     assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
     assert numbers(tmp_path / "run") == numbers(folder)
     timeless = lambda found: {k: v for k, v in found.items() if k not in ("tokens_per_second", "seconds")}
@@ -69,7 +71,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, dige
 def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(whole, digest, numbers, tmp_path):
     folder, _, _ = whole
     experiment, console = tiny(**EXPERIMENT), quiet()
-    training.run(experiment, tmp_path / "run", console=console, stop_at=4)
+    training.run(stopping(experiment, 4), tmp_path / "run", console=console)
     spoil(tmp_path / "run", 4)
     training.run(experiment, tmp_path / "run", console=console)
     printed = console.file.getvalue()
@@ -79,7 +81,7 @@ def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(
 
 
 def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch(tmp_path):
-    training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet(), stop_at=2)
+    training.run(stopping(tiny(**EXPERIMENT), 2), tmp_path / "run", console=quiet())
     spoil(tmp_path / "run", 2)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(training.CheckpointError, match=r"no checkpoint in .* loads"):
@@ -204,10 +206,10 @@ def test_a_run_goes_on_over_eight_four_and_one_devices_cut_along_other_axes(tmp_
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     training.run(experiment, whole, console=quiet())
     meshes = [config.Mesh(replica=2, fsdp=4), config.Mesh(fsdp=1, seq=2, tensor=2), config.Mesh(fsdp=1)]
-    for mesh, stop_at in zip(meshes, (2, 4, 6), strict=True):
-        summary = training.run(experiment, moved, console=quiet(), stop_at=stop_at, mesh=mesh)
-        assert summary["step"] == stop_at
-    assert config.load_json(moved / "config.json") == experiment
+    for mesh, step in zip(meshes, (2, 4, 6), strict=True):
+        summary = training.run(stopping(experiment, 2), moved, console=quiet(), mesh=mesh)
+        assert summary["step"] == step
+    assert config.load_json(moved / "config.json") == stopping(experiment, 2)
     environment = json.loads((moved / "environment.json").read_text())
     assert [each["mesh"]["tensor"] for each in environment["resumed"]] == [2, 1]
     for one, other in zip(numbers(whole), numbers(moved), strict=True):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quiet, tiny
+from tiny import quiet, stopping, tiny
 from tolerances import assert_close
 
 from seqzoo import sharding, training
@@ -160,11 +160,11 @@ def test_threads_read_ahead_and_every_process_its_own_rows():
 def test_a_run_from_files_resumes_bitwise_and_on_other_devices_to_rounding(values, digest, numbers, tmp_path):
     experiment = tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), "model__dropout": 0.1, **values})
     training.run(experiment, tmp_path / "whole", console=quiet())
-    training.run(experiment, tmp_path / "cut", console=quiet(), stop_at=3)
+    training.run(stopping(experiment, 3), tmp_path / "cut", console=quiet())
     training.run(experiment, tmp_path / "cut", console=quiet())
     assert digest(experiment, tmp_path / "cut") == digest(experiment, tmp_path / "whole")
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
-    training.run(experiment, tmp_path / "other", console=quiet(), stop_at=3)
+    training.run(stopping(experiment, 3), tmp_path / "other", console=quiet())
     mesh = experiment.mesh.model_copy(update={"fsdp": 2, "seq": 4})
     training.run(experiment, tmp_path / "other", console=quiet(), mesh=mesh)
     for one, other in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "other"), strict=True):
@@ -191,7 +191,7 @@ def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
-    training.run(experiment, tmp_path / "run", console=quiet(), stop_at=2)
+    training.run(stopping(experiment, 2), tmp_path / "run", console=quiet())
     monkeypatch.setattr(counting, "FINGERPRINT", ["sha256:1"])
     with pytest.raises(ValueError, match="counting was sha256:0 and is sha256:1; wanted the same contents, or a new folder"):
         training.run(experiment, tmp_path / "run", console=quiet())
@@ -203,7 +203,7 @@ def test_the_best_evaluations_checkpoint_stays_beside_the_latest(tmp_path, monke
     monkeypatch.setattr("seqzoo.training.loop.evaluator", scripted)
     values = dict(training__keep=1, training__keep_best=True, training__eval_every=2, training__checkpoint_every=3)
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",), training__steps=9, **values)
-    training.run(experiment, tmp_path / "run", console=quiet(), stop_at=7)
+    training.run(stopping(experiment, 7), tmp_path / "run", console=quiet())
     training.run(experiment, tmp_path / "run", console=quiet())
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4, 9]
     assert training.evaluate_run(tmp_path / "run", step=4)[0] == 4
@@ -228,13 +228,13 @@ def test_a_checkpoint_says_what_made_it(tmp_path):
 
 def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path):
     folder = tmp_path / "run"
-    training.run(tiny(), folder, console=quiet(), stop_at=4)
+    training.run(stopping(tiny(), 4), folder, console=quiet())
     longer = tiny(training__steps=8, training__log_every=2)
     with pytest.raises(ValueError, match=r"training\.steps is 6 there, 8 here\); wanted .* or --changed"):
         training.run(longer, folder, console=quiet())
     assert training.run(longer, folder, console=quiet(), changed=True)["step"] == 8
     changed = json.loads((folder / "environment.json").read_text())["resumed"][-1]["changed"]
-    assert changed == {"training.steps": [6, 8], "training.log_every": [1, 2]}
+    assert changed == {"training.steps": [6, 8], "training.stop_after_steps": [4, None], "training.log_every": [1, 2]}
     assert training.open_run(folder) == longer
     training.run(tiny(training__steps=8, training__keep=1), folder, console=quiet())
     assert training.run(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, "a finished run goes on too"

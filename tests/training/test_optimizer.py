@@ -268,8 +268,9 @@ def test_noise_is_drawn_by_seed_and_step():
     assert all(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02 for a, b in pairs)
 
 
-# Wide enough for Adafactor to keep rows and columns; guard and noise have leaves in the state too.
+# Wide enough for Adafactor to keep rows and columns; guard, noise and accumulation have leaves in the state too.
 WIDE = dict(model__d_model=128, optimizer__warmup_steps=0, optimizer__noise=1e-4, optimizer__skip_limit=2)
+WIDE |= dict(optimizer__batches="0:1, 9:2")
 
 
 def on_host(state):

@@ -141,11 +141,16 @@ def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keep
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_path):
-    settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2)
+    settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2, training__watch=True)
     summary = training.run(tiny(task="poisoned(at=3, until=5)", **settings), tmp_path / "run", console=quiet())
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     assert summary["finished"] and [line["skipped"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
-    assert [line["loss"] is None for line in lines] == [line["skipped_in_a_row"] > 0 for line in lines]
+    for number in (lambda line: line["loss"], lambda line: line["gradient_norms"]["layers"]["0"]["mixer"]):
+        assert [number(line) is None for line in lines] == [line["skipped_in_a_row"] > 0 for line in lines]
+    for name in ("gradient_norms", "parameter_norms"):
+        assert metrics.flat(lines[0][name]).keys() == {"embedding", "layers/0/mixer", "layers/0/mixer_norm", "norm"}
+    whole = np.linalg.norm(list(metrics.flat(lines[0]["gradient_norms"]).values()))
+    np.testing.assert_allclose(whole, lines[0]["gradient_norm"], rtol=1e-5)
     wanted = r"step 6: 3 steps in a row were left out \(optimizer\.skip_limit\) .*last good checkpoint is .*/[46]\."
     with pytest.raises(training.Diverged, match=wanted):
         training.run(tiny(task="poisoned(at=3)", **settings), tmp_path / "other", console=quiet())

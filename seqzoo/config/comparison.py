@@ -1,0 +1,73 @@
+"""Many experiments that differ along axes."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import tyro
+from pydantic import field_validator, model_validator
+
+from seqzoo import tasks
+from seqzoo.config.experiment import Experiment, replace
+from seqzoo.fields import Axes, Section, tuples
+
+
+class Comparison(Section):
+    """One experiment for every combination of values on named axes."""
+
+    # The empty name puts the base's settings at the top of the command line, where an Experiment has them.
+    base: Annotated[Experiment, tyro.conf.arg(name="")] = Experiment()
+    """What all of them share."""
+    axes: Axes
+    """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}. Settings that
+    change together make an axis of names: {"size": {"small": {"model.depth": 2, "model.d_model": 64}, "large": {...}}}; where two
+    such axes set the same, the later one counts."""
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _named_axes_with_values(cls, value):
+        for path, values in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(values, Mapping):
+                if not values or not all(isinstance(each, Mapping) and each for each in values.values()):
+                    raise ValueError(f"{path!r} has {values!r}, wanted {{name: {{setting: value}}}} with at least one of each")
+            elif isinstance(values, str) or not isinstance(values, tuple | list) or not values:
+                raise ValueError(f"{path!r} has {values!r}, wanted a tuple of at least one value")
+        return tuples(value)
+
+    @model_validator(mode="after")
+    def _no_axis_hides_another(self):
+        for path in self.axes:
+            if path not in self.named and (others := [name for name, paths in self.named.items() if path in paths]):
+                raise ValueError(f"{path} is an axis, and {', '.join(map(repr, others))} sets it too; wanted one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _every_experiment_is_valid(self):
+        for _, experiment in self.experiments():
+            if (after := experiment.training.stop_after_steps) is not None:
+                raise ValueError(f"training.stop_after_steps={after}, but a comparison is of runs that are over; wanted None")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The comparison's name: `base.run.name`, or one made from the task."""
+        return self.base.run.name or f"{tasks.registry.check(self.base.task).name}-comparison"
+
+    @property
+    def named(self) -> dict[str, set[str]]:
+        """The axes of names, each with the settings that any of its names sets."""
+        return {axis: set().union(*values.values()) for axis, values in self.axes.items() if isinstance(values, Mapping)}
+
+    @property
+    def varied(self) -> set[str]:
+        """Every setting that an axis sets."""
+        return set().union(*self.named.values(), self.axes.keys() - self.named.keys())
+
+    def experiments(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
+        """Each combination as ({axis: value or name}, experiment), the last axis varying fastest."""
+        for values in itertools.product(*self.axes.values()):
+            point = dict(zip(self.axes, values, strict=True))
+            changed = {}
+            for axis, value in point.items():
+                changed |= self.axes[axis][value] if axis in self.named else {axis: value}
+            yield point, replace(self.base, changed)

@@ -1,0 +1,76 @@
+"""One model on one task: the sections together, and their settings by dotted path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import field_validator
+
+from seqzoo import mixers, tasks
+from seqzoo.config.mesh import Mesh
+from seqzoo.config.model import Model
+from seqzoo.config.optimizer import Optimizer
+from seqzoo.config.run import Run
+from seqzoo.config.training import Training
+from seqzoo.fields import ConfigError, Section
+from seqzoo.registry import did_you_mean
+
+
+class Experiment(Section):
+    """One model trained on one task."""
+
+    model: Model = Model()
+    """The network."""
+    task: str = "mqar"
+    """Where batches come from: a task with settings, "mqar(vocab_size=256, length=64)"."""
+    optimizer: Optimizer = Optimizer()
+    """How parameters change."""
+    training: Training = Training()
+    """How long, and how often to look."""
+    mesh: Mesh = Mesh()
+    """Which devices do what."""
+    run: Run = Run()
+    """Where the run is kept."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value):
+        tasks.registry.create(value)  # the task's own conditions, not only its names
+        return str(tasks.registry.check(value))
+
+    @property
+    def name(self) -> str:
+        """The run's name: `run.name`, or one made from task and mixers."""
+        layers = "-".join(dict.fromkeys(mixers.registry.check(spec).name for spec in self.model.layers))
+        return self.run.name or f"{tasks.registry.check(self.task).name}-{layers}"
+
+
+def settings(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted path: {"model.depth": 2, ...}."""
+    flat = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        flat |= settings(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": value}
+    return flat
+
+
+def replace(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """A copy with the settings at some dotted paths replaced, and everything checked again."""
+    tree = experiment.model_dump()
+    known = settings(experiment)
+    for path, value in values.items():
+        if path not in known:
+            last = {full.split(".")[-1]: full for full in known}.get(path.split(".")[-1], path)
+            near = did_you_mean(last, known)
+            raise ConfigError(f"no setting is called {path!r}.{near} Settings: {', '.join(known)}")
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return Experiment(**tree)
+
+
+def difference(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two experiments differ, those of where the run is kept left out: {path: (one's, other's)}."""
+    a, b = settings(one), settings(other)
+    return {path: (a[path], b[path]) for path in a if a[path] != b[path] and not path.startswith("run.")}

@@ -1,0 +1,48 @@
+"""Norms by module, for those who watch which part of a model a run is about to lose."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def norms(tree: dict[str, Any]) -> dict[str, Any]:
+    """The norm of every module of a tree like a LanguageModel's parameters, on the devices; float32 or better.
+
+    A module is what the model names ("embedding", "norm", "head") and, in its stack, what a block names ("mixer", "channel" and the
+    norms before them), with all that is in it. Layers that a scan runs have one array with a number for each. Cost: one pass.
+    """
+
+    def stacked(period, axes):
+        return {place: {name: _norm(part, axes) for name, part in block.items()} for place, block in period.items()}
+
+    found = {name: _norm(part) for name, part in tree.items() if name != "stack"}
+    found["stack"] = {name: stacked(period, int(name == "periods")) for name, period in tree["stack"].items()}
+    return found
+
+
+def _norm(tree: Any, axes: int = 0) -> Array:
+    """The norm of all numbers together, for every index of the first `axes` axes."""
+
+    def square(leaf):
+        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.sum(leaf * leaf, range(axes, leaf.ndim))
+
+    return jnp.sqrt(sum(map(square, jax.tree.leaves(tree))))
+
+
+def by_layer(found: dict[str, Any]) -> dict[str, Any]:
+    """What `norms` gave, read back, as floats: {"embedding": 1.0, "layers": {"0": {"mixer": 2.0, "channel": 3.0}, ...}, ...}."""
+    periods, rest = (found["stack"].get(name, {}) for name in ("periods", "rest"))
+    place = lambda name: int(name.partition("_")[0])  # in the pattern of layers: blocks are called "0_gla", "1_softmax"
+    layers = {}
+    for name, parts in periods.items():
+        for part, numbers in parts.items():
+            for index, number in enumerate(numbers):
+                layers.setdefault(index * len(periods) + place(name), {})[part] = float(number)
+    behind = len(layers)
+    for name, parts in rest.items():
+        layers[behind + place(name)] = {part: float(number) for part, number in parts.items()}
+    outside = {name: float(number) for name, number in found.items() if name != "stack"}
+    return {**outside, "layers": {str(layer): layers[layer] for layer in sorted(layers)}}

@@ -1,0 +1,34 @@
+"""Norms by module: which numbers stand where, as a training line has them and as its copies do. test_run.py has a run with them."""
+
+import math
+
+import jax
+import numpy as np
+from tiny import tiny
+
+from seqzoo import training
+from seqzoo.training import metrics, sinks, watch
+
+
+def norm(*trees):
+    return math.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(trees)))
+
+
+def test_every_module_of_every_layer_has_its_norms():
+    """Layers 0 to 3 are run by a scan of two periods, layer 4 by itself."""
+    values = dict(model__layers=("softmax(heads=2)", "linear(heads=2)"), model__depth=5, model__channel="gelu", model__tied=False)
+    parameters = training.initialise(training.prepare(tiny(**values)))["params"]
+    found = watch.by_layer(jax.device_get(jax.jit(watch.norms)(parameters)))
+
+    periods, rest = parameters["stack"]["periods"], parameters["stack"]["rest"]
+    take = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
+    layers = [take(periods[name], index) for index in (0, 1) for name in ("0_softmax", "1_linear")] + [rest["0_softmax"]]
+    parts = ("mixer", "mixer_norm", "channel", "channel_norm")
+    wanted = {f"layers/{i}/{part}": norm(layer[part]) for i, layer in enumerate(layers) for part in parts}
+    wanted |= {name: norm(parameters[name]) for name in ("embedding", "norm", "head")}
+    flat = metrics.flat(found)
+    assert flat.keys() == wanted.keys()
+    np.testing.assert_allclose([flat[name] for name in wanted], list(wanted.values()), rtol=1e-6)
+    np.testing.assert_allclose(norm(found), norm(parameters), rtol=1e-6)
+    line = {"step": 1, "kind": "train", "parameter_norms": found}
+    assert sinks.scalars(line) == {f"train/parameter_norms/{name}": number for name, number in flat.items()}
