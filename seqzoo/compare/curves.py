@@ -18,8 +18,8 @@ def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
 
     Args:
       folders: of runs and comparisons.
-      metric: a name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm" and others; "position_loss" draws that of
-        the last evaluation.
+      metric: a name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm" and others, of training.watch
+        "gradient_norms/layers/0/mixer"; "position_loss" draws that of the last evaluation.
       x: "step", "tokens" or "seconds".
     Returns:
       A matplotlib figure.
@@ -31,7 +31,7 @@ def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
 
     runs = find(folders)
     names = labels(runs)
-    lines = {names[path]: metrics.read(path / "metrics.jsonl") for path in runs}
+    lines = {names[path]: [metrics.flat(line) | line for line in metrics.read(path / "metrics.jsonl")] for path in runs}
     _check(lines, metric, x)
     return pictures.by_position(_last_by_position(lines)) if metric == POSITIONS else pictures.curves(lines, metric, x)
 
