@@ -137,7 +137,8 @@ class ModelState(NamedTuple):
     def row_axes(self) -> "ModelState":
         """Which axis of each leaf counts the rows: the second where layers are stacked, else the first."""
         ones, zeros = (lambda tree, axis=axis: jax.tree.map(lambda _: axis, tree) for axis in (1, 0))
-        return ModelState(StackState(ones(self.stack.periods), zeros(self.stack.rest)), 0, 0)
+        apart = isinstance(self.stack.periods, tuple)
+        return ModelState(StackState((zeros if apart else ones)(self.stack.periods), zeros(self.stack.rest)), 0, 0)
 
 
 class LanguageModel(nnx.Module):
