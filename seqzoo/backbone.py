@@ -26,8 +26,19 @@ STACKS = ("scan", "loop")
 class StackState(NamedTuple):
     """The state of a Stack: `periods` has a leading axis over the periods, `rest` has none; either is () where there is none."""
 
-    periods: Any
+    periods: Any  # or a tuple, see `apart`
     rest: Any
+
+    def apart(self) -> "StackState":
+        """The same in a tuple of one state for each period. A Stack takes that too, runs a loop, and returns such a tuple.
+
+        A loop over tokens then changes each cache in its place, while `lax.scan` would write a new stack of them at every token. It
+        costs what the scan over layers spares: compile time that grows with depth, and in such a loop XLA holds a copy of the
+        parameters, layer by layer.
+        """
+        leaves = jax.tree.leaves(self.periods)
+        count = leaves[0].shape[0] if leaves else 0
+        return self._replace(periods=tuple(_at(i, self.periods) for i in range(count)))
 
 
 class Stack(nnx.Module):
@@ -77,7 +88,13 @@ class Stack(nnx.Module):
         if self.periods is not None:
             per_period = None if key is None else jax.random.split(keys[0], self.count)
             step = lambda carry, xs: run(xs[0], carry, xs[1], xs[2])
-            carry, periods = _iterate(step, carry, (self.periods, periods, per_period), self.count, self.stack)
+            if isinstance(periods, tuple):
+                carry, periods = _loop(step, carry, lambda i: (_at(i, self.periods), periods[i], _at(i, per_period)), self.count)
+            elif self.stack == "scan":
+                carry, periods = jax.lax.scan(step, carry, (self.periods, periods, per_period))
+            else:
+                carry, periods = _loop(step, carry, lambda i: _at(i, (self.periods, periods, per_period)), self.count)
+                periods = jax.tree.map(lambda *leaves: jnp.stack(leaves), *periods)
         if self.rest is not None:
             carry, rest = run(self.rest, carry, rest, keys[1])
         return carry[0], None if state == (None, None) else StackState(periods, rest)
@@ -97,15 +114,17 @@ class Stack(nnx.Module):
         return periods + (0 if self.rest is None else self.rest.flops(batch, length))
 
 
-def _iterate(step, carry, xs, count, how):
-    """`lax.scan(step, carry, xs)`, or the same as a Python loop."""
-    if how == "scan":
-        return jax.lax.scan(step, carry, xs)
+def _loop(step, carry, xs, count):
+    """`lax.scan` over xs(0) to xs(count - 1) as a Python loop: (carry, the tuple of the outputs)."""
     outputs = []
     for i in range(count):
-        carry, y = step(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+        carry, y = step(carry, xs(i))
         outputs.append(y)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return carry, tuple(outputs)
+
+
+def _at(i, tree):
+    return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
 class ModelState(NamedTuple):
@@ -118,7 +137,8 @@ class ModelState(NamedTuple):
     def row_axes(self) -> "ModelState":
         """Which axis of each leaf counts the rows: the second where layers are stacked, else the first."""
         ones, zeros = (lambda tree, axis=axis: jax.tree.map(lambda _: axis, tree) for axis in (1, 0))
-        return ModelState(StackState(ones(self.stack.periods), zeros(self.stack.rest)), 0, 0)
+        apart = isinstance(self.stack.periods, tuple)
+        return ModelState(StackState((zeros if apart else ones)(self.stack.periods), zeros(self.stack.rest)), 0, 0)
 
 
 class LanguageModel(nnx.Module):

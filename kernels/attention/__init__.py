@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.attention import blocks, reference, ring
-from seqzoo.kernels.attention.cache import Cache, cached_tokens, empty_cache, overflown, written
+from seqzoo.kernels.attention import blocks, reference, ring, spread
+from seqzoo.kernels.attention.cache import Cache, behind, cached_tokens, empty_cache, overflown, written
 from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
 from seqzoo.kernels.common import dispatch, documents, pieces, placement
 
 __all__ = ["Cache", "attention", "empty_cache"]
 
-IMPLEMENTATIONS = {"reference": reference.attend, "blocks": blocks.attend}
+IMPLEMENTATIONS = {"reference": reference.attend, "blocks": blocks.attend, "spread": spread.attend}
 WHOLE_MATRIX = 2**20  # cells of the matrix of scores up to which it is the fastest form; measured on CPU
 FEW_QUERIES = 16  # so few queries read each key once: no block would be reused
 
@@ -55,9 +55,10 @@ def attention(
         no state. Its capacity s is at least the window; without a window s is the longest document that fits.
       initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
       segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
-      implementation: "reference" (the whole matrix of scores), "blocks" (memory linear in t, own backward), or None: "reference"
-        for few queries (decoding) and small matrices, else "blocks". A mesh that cuts time asks for "blocks", which then go round
-        a ring of devices (`ring.py`); "reference" gathers time.
+      implementation: "reference" (the whole matrix of scores), "spread" (the same, of keys and values that stay as they lie, at
+        hk and hv times the products), "blocks" (memory linear in t, own backward), or None: "spread" for one query behind a cache
+        (decoding), "reference" for a few and for small matrices, else "blocks". A mesh that cuts time asks for "blocks", which
+        then go round a ring of devices (`ring.py`); the others gather time.
     Returns:
       (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
       window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
@@ -84,10 +85,13 @@ def attention(
     if initial_state is not None:
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
         cache = (old_keys, old_values, cached_tokens(initial_state, window))
-    layout = placement.plan("attention", b=b, t=1 if implementation == "reference" else t, h=(h, k.shape[2], v.shape[2]))
+    layout = placement.plan(
+        "attention", b=b, t=1 if implementation in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2])
+    )
     cells = t * (t + (0 if cache is None else cache[0].shape[1]))
     small = layout.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
-    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, "reference" if small else "blocks")
+    default = "spread" if t == 1 and initial_state is not None else "reference" if small else "blocks"
+    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, default)
     words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
     # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.
     reach = layout.pieces if window is None or segment_ids is not None else 1 - (1 - window) // (t // layout.pieces)
@@ -107,6 +111,8 @@ def attention(
     lost = overflown(initial_state, tokens, window)
     if lost is not None:
         o = jnp.where(lost[:, :, None, None], jnp.nan, o)
+    if not layout.manual:  # on a mesh the partitioner would move o for it
+        tokens = behind(o, tokens)
     return o, written(initial_state, k, v, tokens, length, window, whole=segment_ids is None)
 
 

@@ -55,6 +55,17 @@ def overflown(cache: Cache, tokens: Tokens, window: int | None) -> Array | None:
     return None if window is not None else (tokens.document >= 0) & (tokens.index >= cache.keys.shape[1])
 
 
+def behind(o: Array, tokens: Tokens) -> Tokens:
+    """`tokens` as they are, but XLA takes them to follow from o [b, t, h, v]: it writes the cache once the old one has been read.
+
+    Only then a loop keeps one cache, changed in its place; else XLA copies it, to read the old one while it makes the new. An
+    `optimization_barrier` would say the same, but XLA on CPUs drops it before it decides on copies.
+    """
+    bits = lax.bitcast_convert_type(lax.stop_gradient(o[:, :, 0, 0]).astype(jnp.float32), jnp.int32)
+    below = -1 - lax.shift_right_logical(bits, jnp.int32(1))  # less than any index, whatever o is, NaN included
+    return tokens._replace(index=jnp.maximum(tokens.index, below))
+
+
 def written(cache: Cache, k: Array, v: Array, tokens: Tokens, length: Array, window: int | None, whole: bool) -> Cache:
     """The cache after a call.
 

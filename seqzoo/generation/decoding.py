@@ -19,7 +19,7 @@ class Progress(NamedTuple):
     """Where a generation stands."""
 
     logits: Array  # [b, vocab_size], of the next token
-    state: ModelState  # after the token before it
+    state: ModelState  # after the token before it, layers apart: decoding writes each cache where it lies
     ended: Array  # [b] bool, rows that have produced a stop id
     step: Array  # [] int32, tokens produced
 
@@ -37,7 +37,7 @@ def prefill(model: LanguageModel, rows: list[np.ndarray], *, chunk: int, max_len
     state = _empty(model, len(rows), max_length, None if dtype is None else jnp.dtype(dtype))
     for at in range(0, tokens.shape[1], chunk):
         logits, state = read(model, state, tokens[:, at : at + chunk], real[:, at : at + chunk])
-    return Progress(logits, state, jnp.zeros((len(rows),), bool), jnp.int32(0))
+    return Progress(logits, _apart(state), jnp.zeros((len(rows),), bool), jnp.int32(0))
 
 
 def blocks(
@@ -68,6 +68,11 @@ def blocks(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _empty(model, batch, max_length, dtype):
     return model.init_state(batch, max_length, dtype)
+
+
+@jax.jit
+def _apart(state):
+    return state._replace(stack=state.stack.apart())
 
 
 @functools.partial(jax.jit, donate_argnums=1)

@@ -141,13 +141,24 @@ def test_the_state_is_handed_from_block_to_block_and_never_copied(model):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
 
 
-def needed(model, max_length):
-    """(bytes of the state, bytes that decoding needs in all) where documents may have max_length tokens."""
+def planned(model, max_length):
+    """(bytes of the state, what the compiled loop needs) where documents may have max_length tokens."""
     progress = jax.eval_shape(lambda: decoding.prefill(model, [np.ones(4)], chunk=4, max_length=max_length))
     stop, limit = jax.ShapeDtypeStruct((0,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    planned = decoding.decode.lower(model, progress, GREEDY, stop, limit, top_k=None, block=32).compile().memory_analysis()
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(progress.state))
-    return state, planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
+    compiled = decoding.decode.lower(model, progress, GREEDY, stop, limit, top_k=None, block=32).compile()
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(progress.state)), compiled.memory_analysis()
+
+
+def needed(model, max_length):
+    """(bytes of the state, bytes that decoding needs in all)."""
+    state, plan = planned(model, max_length)
+    return state, plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
+
+def test_no_token_copies_a_cache():
+    """Beside the caches, written where they lie, there is room for a few rows of scores, but not for the keys of one layer."""
+    state, plan = planned(build("softmax(heads=2)", depth=2), 100_000)
+    assert plan.temp_size_in_bytes < state / 4
 
 
 def test_decoding_behind_100k_tokens_takes_the_memory_of_1k_unless_a_cache_grows():

@@ -37,7 +37,7 @@ def test_bfloat16_stays_within_its_tolerance(scores, bias):
     cotangent = np.random.default_rng(1).normal(size=(2, 70, 4, 5)).astype(np.float32)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, cotangent)]
     exact = value_and_gradients(*(x.astype(jnp.float32) for x in rounded), scores=scores, bias=bias, implementation="reference")
-    for implementation in IMPLEMENTATIONS:
+    for implementation in (*IMPLEMENTATIONS, "spread"):
         results = value_and_gradients(*rounded, scores=scores, bias=bias, implementation=implementation)
         assert {x.dtype.name for x in jax.tree.leaves(results)} == {"bfloat16"}
         assert_close(results, exact, tolerance=RELATIVE["bfloat16"], what=implementation)
@@ -47,7 +47,7 @@ def test_bfloat16_stays_within_its_tolerance(scores, bias):
 def test_plain_softmax_is_that_of_jax(t):
     q, k, v = inputs(t=t, heads=(4, 2, 2), widths=(8, 8), dtype=np.float32)
     wanted = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    for implementation in (*IMPLEMENTATIONS, None):
+    for implementation in (*IMPLEMENTATIONS, "spread", None):
         assert_close(attention(q, k, v, implementation=implementation)[0], wanted, what=f"{implementation}")
 
 
