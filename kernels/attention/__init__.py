@@ -56,9 +56,9 @@ def attention(
       initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
       segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
       implementation: "reference" (the whole matrix of scores), "spread" (the same, of keys and values that stay as they lie, at
-        hk and hv times the products), "blocks" (memory linear in t, own backward), or None: "spread" for one query behind a cache
-        (decoding), "reference" for a few and for small matrices, else "blocks". A mesh that cuts time asks for "blocks", which
-        then go round a ring of devices (`ring.py`); the others gather time.
+        hk and hv times the products), "blocks" (memory linear in t, own backward), or None: on CPUs "spread" for one query behind
+        a cache (decoding), "reference" for few queries and small matrices, else "blocks". A mesh that cuts time asks for "blocks",
+        which then go round a ring of devices (`ring.py`); the others gather time.
     Returns:
       (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
       window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
@@ -90,7 +90,8 @@ def attention(
     )
     cells = t * (t + (0 if cache is None else cache[0].shape[1]))
     small = layout.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
-    default = "spread" if t == 1 and initial_state is not None else "reference" if small else "blocks"
+    decoding = t == 1 and initial_state is not None and dispatch.on_cpu()
+    default = "spread" if decoding else "reference" if small else "blocks"
     attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, default)
     words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
     # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.

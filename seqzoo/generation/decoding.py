@@ -19,7 +19,7 @@ class Progress(NamedTuple):
     """Where a generation stands."""
 
     logits: Array  # [b, vocab_size], of the next token
-    state: ModelState  # after the token before it, layers apart: decoding writes each cache where it lies
+    state: ModelState  # after the token before it
     ended: Array  # [b] bool, rows that have produced a stop id
     step: Array  # [] int32, tokens produced
 
@@ -37,7 +37,9 @@ def prefill(model: LanguageModel, rows: list[np.ndarray], *, chunk: int, max_len
     state = _empty(model, len(rows), max_length, None if dtype is None else jnp.dtype(dtype))
     for at in range(0, tokens.shape[1], chunk):
         logits, state = read(model, state, tokens[:, at : at + chunk], real[:, at : at + chunk])
-    return Progress(logits, _apart(state), jnp.zeros((len(rows),), bool), jnp.int32(0))
+    if _outweighs(state.stack, model.stack):
+        state = _apart(state)
+    return Progress(logits, state, jnp.zeros((len(rows),), bool), jnp.int32(0))
 
 
 def blocks(
@@ -68,6 +70,15 @@ def blocks(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _empty(model, batch, max_length, dtype):
     return model.init_state(batch, max_length, dtype)
+
+
+def _outweighs(state, parameters) -> bool:
+    """Whether a token's time goes to the state: then layers are held apart, and each one's cache is changed where it lies.
+
+    Else the scan over layers may copy the states, which is less than reading the parameters, and compiles as fast at any depth.
+    """
+    weigh = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return weigh(state) > weigh(parameters)
 
 
 @jax.jit

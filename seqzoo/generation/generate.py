@@ -73,8 +73,9 @@ def generate(
       ValueError: an empty or foreign prompt, a setting outside its range, or more tokens than max_length or the model's learned
         positions have room for. FloatingPointError: the model answers a prompt with NaN.
     Cost: one step of the model for each token, which reads each cache once, as far as it is allocated. Memory is that of the state
-      and of one chunk, constant for recurrent mixers, and a copy of the blocks' parameters. Compiled, in a time that grows with
-      depth, once for each b, chunk, block, top_k, number of stop ids, and for growing caches max_length.
+      and of one chunk, constant for recurrent mixers; where caches outweigh the blocks' parameters, also a copy of these. Compiled
+      once for each b, chunk, block, top_k, number of stop ids, and for growing caches max_length; where caches outweigh, in a time
+      that grows with depth.
     """
     vocab_size, _ = model.sizes
     rows = [_ids(f"prompts[{i}]", prompt, vocab_size) for i, prompt in enumerate(prompts)]

@@ -74,7 +74,9 @@ def enrolled(early):
 
 every = enrolled(mixers.names())
 # By default one mixer of each folder, which is one of each op, and one whose first values travel through the layers.
-one_of_each_op = enrolled({*{mixers.registry.get(name).__module__.split(".")[-2]: name for name in mixers.names()}.values(), "rwkv7"})
+one_of_each_op = enrolled(
+    {*{mixers.registry.get(name).__module__.split(".")[-2]: name for name in mixers.names()}.values(), "rwkv7"}
+)
 CUTS = (
     1,
     7,
