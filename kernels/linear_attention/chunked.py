@@ -18,6 +18,7 @@ from jax import lax
 
 from ..common import dispatch
 from ..common.products import product
+from ..common.varying import zeros
 from . import inside, states
 
 
@@ -26,36 +27,39 @@ def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
     and u [b, t, h, v] or None without a low-rank term."""
     cut = _cut(q, v, transition, chunk)
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
+    inputs = jax.tree.map(cut.filled, (q, k, v, transition))
+    us = None if transition.a is None or not save else zeros(inputs[2], dtype=state.dtype)
 
-    def step(s, rows):
-        o, last, u = run(*rows, None, s)
-        return last, (o.astype(v.dtype), (s, u) if save else None)
+    def step(carry, i):
+        s, o, us = carry
+        o_i, last, u = run(*jax.tree.map(lambda x: cut.block(x, i), inputs), None, s)
+        return (last, cut.put(o, o_i, i), us if us is None else cut.put(us, u, i)), s if save else None
 
-    last, (o, kept) = lax.scan(step, cut.together(state), jax.tree.map(cut.blocks, (q, k, v, transition)))
-    if save:
-        starts, u = kept
-        kept = cut.apart(starts, state), None if u is None else cut.tokens(u, v)
-    return cut.tokens(o, v), cut.apart(last, state), kept
+    (last, o, us), starts = lax.scan(step, (cut.together(state), zeros(inputs[2]), us), jnp.arange(cut.count))
+    real = lambda x: None if x is None else x[:, : cut.length]
+    return real(o), cut.apart(last, state), (cut.apart(starts, state), real(us)) if save else None
 
 
 def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk):
     """(dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
     cut, (starts, u) = _cut(q, v, transition, chunk), kept
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
+    inputs, others = jax.tree.map(cut.filled, ((q, k, v, transition), (d_o, u)))
 
-    def step(r, inputs):
-        rows, d_rows, u, s = inputs
+    def step(carry, block):
+        (r, gradients), (i, s) = carry, block
+        rows, (d_rows, u) = jax.tree.map(lambda x: cut.block(x, i), (inputs, others))
         _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], u, rows_and_s[-1])[:2], *rows, s)
-        *gradients, r = pull((d_rows.astype(s.dtype), r))
-        return r, tuple(gradients)
+        *of_block, r = pull((d_rows.astype(s.dtype), r))
+        return (r, jax.tree.map(lambda whole, x: cut.put(whole, x, i), gradients, tuple(of_block))), None
 
-    inputs = *jax.tree.map(cut.blocks, ((q, k, v, transition), d_o, u)), cut.together(starts)
-    r, gradients = lax.scan(step, cut.together(d_last), inputs, reverse=True)
-    return *jax.tree.map(cut.tokens, gradients, (q, k, v, transition)), cut.apart(r, d_last)
+    carry = cut.together(d_last), jax.tree.map(zeros, inputs)
+    (r, gradients), _ = lax.scan(step, carry, (jnp.arange(cut.count), cut.together(starts)), reverse=True)
+    return *jax.tree.map(lambda x: x[:, : cut.length], gradients), cut.apart(r, d_last)
 
 
 class _Cut(NamedTuple):
-    """Tokens [b, t, heads, ...] <-> blocks of chunks [blocks, z, c, width], z = chunks, rows, groups; and states alike."""
+    """Tokens [b, t, heads, ...] <-> blocks of chunks [z, c, width], z = chunks, rows, groups; and states alike."""
 
     length: int
     groups: int  # of heads that share queries, keys and their products: n, or all h
@@ -63,18 +67,24 @@ class _Cut(NamedTuple):
     chunks: int  # in a block
     count: int  # of blocks
 
-    def blocks(self, x):
-        """[b, t, n or h, ...] -> [blocks, z, c, width], the heads of a group side by side."""
-        groups, rest = min(x.shape[2], self.groups), self.count * self.chunks * self.chunk - self.length
-        x = jnp.pad(x, [(0, rest if axis == 1 else 0) for axis in range(x.ndim)])  # such tokens write nothing and keep everything
-        x = x.reshape(x.shape[0], -1, self.chunk, groups, math.prod(x.shape[2:]) // groups)
-        return jnp.moveaxis(x, (1, 3), (0, 2)).reshape(self.count, -1, self.chunk, x.shape[-1])
+    def filled(self, x):
+        """With tokens up to whole blocks, which write nothing and keep everything."""
+        rest = self.count * self.chunks * self.chunk - self.length
+        return jnp.pad(x, [(0, rest if axis == 1 else 0) for axis in range(x.ndim)])
 
-    def tokens(self, x, like):
-        """The inverse of `blocks`, to the shape of `like`."""
-        groups = min(like.shape[2], self.groups)
-        x = x.reshape(-1, like.shape[0], groups, self.chunk, x.shape[-1])
-        return jnp.moveaxis(x, (0, 2), (1, 3)).reshape(like.shape[0], -1, *like.shape[2:])[:, : self.length]
+    def block(self, x, i):
+        """Block i of [b, t, n or h, ...] -> [z, c, width], the heads of a group side by side."""
+        groups, tokens = min(x.shape[2], self.groups), self.chunks * self.chunk
+        x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, axis=1)
+        x = x.reshape(x.shape[0], self.chunks, self.chunk, groups, math.prod(x.shape[2:]) // groups)
+        return jnp.moveaxis(x, (1, 3), (0, 2)).reshape(-1, self.chunk, x.shape[-1])
+
+    def put(self, whole, x, i):
+        """The inverse of `block`: with x as block i."""
+        groups, tokens = min(whole.shape[2], self.groups), self.chunks * self.chunk
+        x = jnp.moveaxis(x.reshape(self.chunks, whole.shape[0], groups, *x.shape[1:]), (0, 2), (1, 3))
+        x = x.reshape(whole.shape[0], tokens, *whole.shape[2:]).astype(whole.dtype)
+        return lax.dynamic_update_slice_in_dim(whole, x, i * tokens, axis=1)
 
     def together(self, state):
         """[..., b, h, k, v] -> [..., b groups, k, r v]."""
