@@ -23,21 +23,24 @@ from . import inside, states
 
 
 def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
-    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of blocks [blocks, b, h, k, v],
-    and u [b, t, h, v] or None without a low-rank term."""
+    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of every `between` tokens
+    [..., b, h, k, v], and u [b, t, h, v] or None without a low-rank term."""
     cut = _cut(q, v, transition, chunk)
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
     inputs = jax.tree.map(cut.filled, (q, k, v, transition))
+    every = between(q, v, transition, chunk)
     us = None if transition.a is None or not save else zeros(inputs[2], dtype=state.dtype)
 
     def step(carry, i):
         s, o, us = carry
-        o_i, last, u = run(*jax.tree.map(lambda x: cut.block(x, i), inputs), None, s)
-        return (last, cut.put(o, o_i, i), us if us is None else cut.put(us, u, i)), s if save else None
+        o_i, last, before, u = run(*jax.tree.map(lambda x: cut.block(x, i), inputs), states.Known(), s)
+        starts = before if every == chunk else s[None]
+        return (last, cut.put(o, o_i, i), us if us is None else cut.put(us, u, i)), starts if save else None
 
     (last, o, us), starts = lax.scan(step, (cut.together(state), zeros(inputs[2]), us), jnp.arange(cut.count))
     real = lambda x: None if x is None else x[:, : cut.length]
-    return real(o), cut.apart(last, state), (cut.apart(starts, state), real(us)) if save else None
+    kept = (cut.apart(starts.reshape(-1, *starts.shape[2:]), state), real(us)) if save else None
+    return real(o), cut.apart(last, state), kept
 
 
 def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk):
@@ -48,13 +51,20 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
 
     def step(carry, block):
         (r, gradients), (i, s) = carry, block
-        rows, (d_rows, u) = jax.tree.map(lambda x: cut.block(x, i), (inputs, others))
-        _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], u, rows_and_s[-1])[:2], *rows, s)
+        rows, of_others = jax.tree.map(lambda x: cut.block(x, i), (inputs, others))
+        (d_rows, u), s = lax.optimization_barrier(
+            (of_others, s)
+        )  # or XLA on CPUs copies them once for every shape they are read in
+        known = states.Known(s if len(s) > 1 else None, u)
+        _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], known, rows_and_s[-1])[:2], *rows, s[0])
         *of_block, r = pull((d_rows.astype(s.dtype), r))
         return (r, jax.tree.map(lambda whole, x: cut.put(whole, x, i), gradients, tuple(of_block))), None
 
+    starts = cut.together(starts)
+    rest = -len(starts) % cut.count  # of chunks without tokens
+    starts = jnp.pad(starts, ((0, rest), (0, 0), (0, 0), (0, 0))).reshape(cut.count, -1, *starts.shape[1:])
     carry = cut.together(d_last), jax.tree.map(zeros, inputs)
-    (r, gradients), _ = lax.scan(step, carry, (jnp.arange(cut.count), cut.together(starts)), reverse=True)
+    (r, gradients), _ = lax.scan(step, carry, (jnp.arange(cut.count), starts), reverse=True)
     return *jax.tree.map(lambda x: x[:, : cut.length], gradients), cut.apart(r, d_last)
 
 
@@ -75,7 +85,7 @@ class _Cut(NamedTuple):
     def block(self, x, i):
         """Block i of [b, t, n or h, ...] -> [z, c, width], the heads of a group side by side."""
         groups, tokens = min(x.shape[2], self.groups), self.chunks * self.chunk
-        x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, axis=1)
+        x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, axis=1, allow_negative_indices=False)
         x = x.reshape(x.shape[0], self.chunks, self.chunk, groups, math.prod(x.shape[2:]) // groups)
         return jnp.moveaxis(x, (1, 3), (0, 2)).reshape(-1, self.chunk, x.shape[-1])
 
@@ -84,7 +94,7 @@ class _Cut(NamedTuple):
         groups, tokens = min(whole.shape[2], self.groups), self.chunks * self.chunk
         x = jnp.moveaxis(x.reshape(self.chunks, whole.shape[0], groups, *x.shape[1:]), (0, 2), (1, 3))
         x = x.reshape(whole.shape[0], tokens, *whole.shape[2:]).astype(whole.dtype)
-        return lax.dynamic_update_slice_in_dim(whole, x, i * tokens, axis=1)
+        return lax.dynamic_update_slice_in_dim(whole, x, i * tokens, axis=1, allow_negative_indices=False)
 
     def together(self, state):
         """[..., b, h, k, v] -> [..., b groups, k, r v]."""
@@ -99,8 +109,16 @@ class _Cut(NamedTuple):
         return jnp.moveaxis(x, -2, -3).reshape(*state.shape[:-3], b, h, k, v)
 
 
-def block(q, v, chunk):
-    """Tokens between saved states: some chunks, spread evenly over the blocks."""
+def between(q, v, transition, chunk):
+    """Tokens between saved states: a block, or beside a low-rank term a chunk, which saves finding the states of its chunks again,
+    where they take no more memory than q, k, v and u. Not on accelerators, which have less of it, and products for little."""
+    width, value_width = q.shape[3], v.shape[3]
+    few = width * value_width <= 2 * chunk * (width + value_width)
+    return chunk if dispatch.on_cpu() and transition.a is not None and few else _block(q, v, chunk)
+
+
+def _block(q, v, chunk):
+    """Tokens in a block: some chunks, spread evenly over the blocks."""
     chunks, most = -(-q.shape[1] // chunk), 32
     if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each, and no more than 16 chunks
         numbers = v.shape[0] * v.shape[2] * max(q.shape[3], v.shape[3]) * chunk
@@ -110,7 +128,7 @@ def block(q, v, chunk):
 
 
 def _cut(q, v, transition, chunk):
-    length, tokens = q.shape[1], block(q, v, chunk)
+    length, tokens = q.shape[1], _block(q, v, chunk)
     return _Cut(length, q.shape[2] if _shared(transition) else v.shape[2], chunk, tokens // chunk, -(-length // tokens))
 
 
@@ -122,8 +140,8 @@ def _shared(transition):
 def _one_block(shared, precision, scale, exclusive):
     dot = functools.partial(product, precision=precision)
 
-    def run(q, k, v, transition, u, s):
-        """(o, the state after the block, u), all in the state's dtype; a u of None is found, if there is one."""
+    def run(q, k, v, transition, known, s):
+        """(o, the state after the block, those before its chunks, u), all in the state's dtype."""
         q, k, v, transition = jax.tree.map(lambda x: x.astype(s.dtype), (q, k, v, transition))
         per_head = lambda x: None if x is None else jnp.repeat(x, v.shape[0] // x.shape[0], axis=0)
         q, k, transition = per_head(q), per_head(k), transition._replace(a=per_head(transition.a), b=per_head(transition.b))
@@ -132,9 +150,10 @@ def _one_block(shared, precision, scale, exclusive):
         by_chunk = functools.partial(jax.tree.map, lambda x: x.reshape(-1, s.shape[0], *x.shape[1:]))
         at_once = functools.partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:]))
         written = None if parts.written is None else dot("zck,zcv->zkv", *parts.written)
-        last, before, u = states.follow(*by_chunk((parts.decay, parts.low_rank, written, u)), s)
-        before, u = at_once((before, u))
-        return scale * parts.output(dot("zck,zkv->zcv", parts.reads, before), u), last, u
+        known = known._replace(u=by_chunk(known.u))
+        last, before, u = states.follow(*by_chunk((parts.decay, parts.low_rank, written)), known, s)
+        reads = dot("zck,zkv->zcv", parts.reads, at_once(before))
+        return scale * parts.output(reads, at_once(u)), last, before, at_once(u)
 
     return run
 
