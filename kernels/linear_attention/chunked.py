@@ -52,9 +52,8 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
     def step(carry, block):
         (r, gradients), (i, s) = carry, block
         rows, of_others = jax.tree.map(lambda x: cut.block(x, i), (inputs, others))
-        (d_rows, u), s = lax.optimization_barrier(
-            (of_others, s)
-        )  # or XLA on CPUs copies them once for every shape they are read in
+        # Held together, or XLA on CPUs copies them once for every shape that they are read in.
+        (d_rows, u), s = lax.optimization_barrier((of_others, s))
         known = states.Known(s if len(s) > 1 else None, u)
         _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], known, rows_and_s[-1])[:2], *rows, s[0])
         *of_block, r = pull((d_rows.astype(s.dtype), r))
