@@ -3,9 +3,9 @@ r"""Chunks of tokens by matrix products: what accelerators are built for.
 `inside.py` says what a chunk's tokens give each other and what they do to a state. What they write is a product of matrices,
 `states.py` says how the states at the starts of chunks follow from each other, and what they read is a product again: of all that,
 only the recurrence of states is sequential. A few chunks at a time, a block, so that what lies between the steps stays small.
-Backward: blocks in reverse, each differentiated by JAX from the state saved at its start and its u.
+Backward: blocks in reverse, each differentiated by JAX from the states that `between` chose to save, and its u.
 Cost per head and chunk of c tokens: 2 c^2 (k + v) + 4 c k v multiply-adds, about twice that with a low-rank term, and its inverse;
-memory beyond the inputs one state per head and block, and u.
+memory beyond the inputs one state per head and block (beside a low-rank term on CPUs, where small, per chunk), and u.
 """
 
 import functools
