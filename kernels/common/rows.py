@@ -5,9 +5,9 @@ from jax import Array, lax
 
 def row(x: Array, t: Array, axis: int = 1) -> Array:
     """Row t of axis 1, or of another."""
-    return lax.dynamic_index_in_dim(x, t, axis=axis, keepdims=False)
+    return lax.dynamic_index_in_dim(x, t, axis=axis, keepdims=False, allow_negative_indices=False)
 
 
 def put(x: Array, value: Array, t: Array, axis: int = 1) -> Array:
     """x with row t of axis 1, or of another, set to value, in x's dtype."""
-    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=axis)
+    return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=axis, allow_negative_indices=False)

@@ -3,9 +3,9 @@ r"""Chunks of tokens by matrix products: what accelerators are built for.
 `inside.py` says what a chunk's tokens give each other and what they do to a state. What they write is a product of matrices,
 `states.py` says how the states at the starts of chunks follow from each other, and what they read is a product again: of all that,
 only the recurrence of states is sequential. A few chunks at a time, a block, so that what lies between the steps stays small.
-Backward: blocks in reverse, each differentiated by JAX from the state saved at its start and its u.
+Backward: blocks in reverse, each differentiated by JAX from the states that `between` chose to save, and its u.
 Cost per head and chunk of c tokens: 2 c^2 (k + v) + 4 c k v multiply-adds, about twice that with a low-rank term, and its inverse;
-memory beyond the inputs one state per head and block, and u.
+memory beyond the inputs one state per head and block (beside a low-rank term on CPUs, where small, per chunk), and u.
 """
 
 import functools
@@ -18,44 +18,57 @@ from jax import lax
 
 from ..common import dispatch
 from ..common.products import product
+from ..common.varying import zeros
 from . import inside, states
 
 
 def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
-    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of blocks [blocks, b, h, k, v],
-    and u [b, t, h, v] or None without a low-rank term."""
+    """(o, last state, what `backward` needs of both or None unless `save`): states at the starts of every `between` tokens
+    [..., b, h, k, v], and u [b, t, h, v] or None without a low-rank term."""
     cut = _cut(q, v, transition, chunk)
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
+    inputs = jax.tree.map(cut.filled, (q, k, v, transition))
+    every = between(q, v, transition, chunk)
+    us = None if transition.a is None or not save else zeros(inputs[2], dtype=state.dtype)
 
-    def step(s, rows):
-        o, last, u = run(*rows, None, s)
-        return last, (o.astype(v.dtype), (s, u) if save else None)
+    def step(carry, i):
+        s, o, us = carry
+        o_i, last, before, u = run(*jax.tree.map(lambda x: cut.block(x, i), inputs), states.Known(), s)
+        starts = before if every == chunk else s[None]
+        return (last, cut.put(o, o_i, i), us if us is None else cut.put(us, u, i)), starts if save else None
 
-    last, (o, kept) = lax.scan(step, cut.together(state), jax.tree.map(cut.blocks, (q, k, v, transition)))
-    if save:
-        starts, u = kept
-        kept = cut.apart(starts, state), None if u is None else cut.tokens(u, v)
-    return cut.tokens(o, v), cut.apart(last, state), kept
+    (last, o, us), starts = lax.scan(step, (cut.together(state), zeros(inputs[2]), us), jnp.arange(cut.count))
+    real = lambda x: None if x is None else x[:, : cut.length]
+    kept = (cut.apart(starts.reshape(-1, *starts.shape[2:]), state), real(us)) if save else None
+    return real(o), cut.apart(last, state), kept
 
 
 def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk):
     """(dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the cotangents of o and the last state."""
     cut, (starts, u) = _cut(q, v, transition, chunk), kept
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
+    inputs, others = jax.tree.map(cut.filled, ((q, k, v, transition), (d_o, u)))
 
-    def step(r, inputs):
-        rows, d_rows, u, s = inputs
-        _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], u, rows_and_s[-1])[:2], *rows, s)
-        *gradients, r = pull((d_rows.astype(s.dtype), r))
-        return r, tuple(gradients)
+    def step(carry, block):
+        (r, gradients), (i, s) = carry, block
+        rows, of_others = jax.tree.map(lambda x: cut.block(x, i), (inputs, others))
+        # Held together, or XLA on CPUs copies them once for every shape that they are read in.
+        (d_rows, u), s = lax.optimization_barrier((of_others, s))
+        known = states.Known(s if len(s) > 1 else None, u)
+        _, pull = jax.vjp(lambda *rows_and_s: run(*rows_and_s[:-1], known, rows_and_s[-1])[:2], *rows, s[0])
+        *of_block, r = pull((d_rows.astype(s.dtype), r))
+        return (r, jax.tree.map(lambda whole, x: cut.put(whole, x, i), gradients, tuple(of_block))), None
 
-    inputs = *jax.tree.map(cut.blocks, ((q, k, v, transition), d_o, u)), cut.together(starts)
-    r, gradients = lax.scan(step, cut.together(d_last), inputs, reverse=True)
-    return *jax.tree.map(cut.tokens, gradients, (q, k, v, transition)), cut.apart(r, d_last)
+    starts = cut.together(starts)
+    rest = -len(starts) % cut.count  # of chunks without tokens
+    starts = jnp.pad(starts, ((0, rest), (0, 0), (0, 0), (0, 0))).reshape(cut.count, -1, *starts.shape[1:])
+    carry = cut.together(d_last), jax.tree.map(zeros, inputs)
+    (r, gradients), _ = lax.scan(step, carry, (jnp.arange(cut.count), starts), reverse=True)
+    return *jax.tree.map(lambda x: x[:, : cut.length], gradients), cut.apart(r, d_last)
 
 
 class _Cut(NamedTuple):
-    """Tokens [b, t, heads, ...] <-> blocks of chunks [blocks, z, c, width], z = chunks, rows, groups; and states alike."""
+    """Tokens [b, t, heads, ...] <-> blocks of chunks [z, c, width], z = chunks, rows, groups; and states alike."""
 
     length: int
     groups: int  # of heads that share queries, keys and their products: n, or all h
@@ -63,18 +76,24 @@ class _Cut(NamedTuple):
     chunks: int  # in a block
     count: int  # of blocks
 
-    def blocks(self, x):
-        """[b, t, n or h, ...] -> [blocks, z, c, width], the heads of a group side by side."""
-        groups, rest = min(x.shape[2], self.groups), self.count * self.chunks * self.chunk - self.length
-        x = jnp.pad(x, [(0, rest if axis == 1 else 0) for axis in range(x.ndim)])  # such tokens write nothing and keep everything
-        x = x.reshape(x.shape[0], -1, self.chunk, groups, math.prod(x.shape[2:]) // groups)
-        return jnp.moveaxis(x, (1, 3), (0, 2)).reshape(self.count, -1, self.chunk, x.shape[-1])
+    def filled(self, x):
+        """With tokens up to whole blocks, which write nothing and keep everything."""
+        rest = self.count * self.chunks * self.chunk - self.length
+        return jnp.pad(x, [(0, rest if axis == 1 else 0) for axis in range(x.ndim)])
 
-    def tokens(self, x, like):
-        """The inverse of `blocks`, to the shape of `like`."""
-        groups = min(like.shape[2], self.groups)
-        x = x.reshape(-1, like.shape[0], groups, self.chunk, x.shape[-1])
-        return jnp.moveaxis(x, (0, 2), (1, 3)).reshape(like.shape[0], -1, *like.shape[2:])[:, : self.length]
+    def block(self, x, i):
+        """Block i of [b, t, n or h, ...] -> [z, c, width], the heads of a group side by side."""
+        groups, tokens = min(x.shape[2], self.groups), self.chunks * self.chunk
+        x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, axis=1, allow_negative_indices=False)
+        x = x.reshape(x.shape[0], self.chunks, self.chunk, groups, math.prod(x.shape[2:]) // groups)
+        return jnp.moveaxis(x, (1, 3), (0, 2)).reshape(-1, self.chunk, x.shape[-1])
+
+    def put(self, whole, x, i):
+        """The inverse of `block`: with x as block i."""
+        groups, tokens = min(whole.shape[2], self.groups), self.chunks * self.chunk
+        x = jnp.moveaxis(x.reshape(self.chunks, whole.shape[0], groups, *x.shape[1:]), (0, 2), (1, 3))
+        x = x.reshape(whole.shape[0], tokens, *whole.shape[2:]).astype(whole.dtype)
+        return lax.dynamic_update_slice_in_dim(whole, x, i * tokens, axis=1, allow_negative_indices=False)
 
     def together(self, state):
         """[..., b, h, k, v] -> [..., b groups, k, r v]."""
@@ -89,8 +108,16 @@ class _Cut(NamedTuple):
         return jnp.moveaxis(x, -2, -3).reshape(*state.shape[:-3], b, h, k, v)
 
 
-def block(q, v, chunk):
-    """Tokens between saved states: some chunks, spread evenly over the blocks."""
+def between(q, v, transition, chunk):
+    """Tokens between saved states: a block, or beside a low-rank term a chunk, which saves finding the states of its chunks again,
+    where they take no more memory than q, k, v and u. Not on accelerators, which have less of it, and products for little."""
+    width, value_width = q.shape[3], v.shape[3]
+    few = width * value_width <= 2 * chunk * (width + value_width)
+    return chunk if dispatch.on_cpu() and transition.a is not None and few else _block(q, v, chunk)
+
+
+def _block(q, v, chunk):
+    """Tokens in a block: some chunks, spread evenly over the blocks."""
     chunks, most = -(-q.shape[1] // chunk), 32
     if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each, and no more than 16 chunks
         numbers = v.shape[0] * v.shape[2] * max(q.shape[3], v.shape[3]) * chunk
@@ -100,7 +127,7 @@ def block(q, v, chunk):
 
 
 def _cut(q, v, transition, chunk):
-    length, tokens = q.shape[1], block(q, v, chunk)
+    length, tokens = q.shape[1], _block(q, v, chunk)
     return _Cut(length, q.shape[2] if _shared(transition) else v.shape[2], chunk, tokens // chunk, -(-length // tokens))
 
 
@@ -112,8 +139,8 @@ def _shared(transition):
 def _one_block(shared, precision, scale, exclusive):
     dot = functools.partial(product, precision=precision)
 
-    def run(q, k, v, transition, u, s):
-        """(o, the state after the block, u), all in the state's dtype; a u of None is found, if there is one."""
+    def run(q, k, v, transition, known, s):
+        """(o, the state after the block, those before its chunks, u), all in the state's dtype."""
         q, k, v, transition = jax.tree.map(lambda x: x.astype(s.dtype), (q, k, v, transition))
         per_head = lambda x: None if x is None else jnp.repeat(x, v.shape[0] // x.shape[0], axis=0)
         q, k, transition = per_head(q), per_head(k), transition._replace(a=per_head(transition.a), b=per_head(transition.b))
@@ -122,9 +149,10 @@ def _one_block(shared, precision, scale, exclusive):
         by_chunk = functools.partial(jax.tree.map, lambda x: x.reshape(-1, s.shape[0], *x.shape[1:]))
         at_once = functools.partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:]))
         written = None if parts.written is None else dot("zck,zcv->zkv", *parts.written)
-        last, before, u = states.follow(*by_chunk((parts.decay, parts.low_rank, written, u)), s)
-        before, u = at_once((before, u))
-        return scale * parts.output(dot("zck,zkv->zcv", parts.reads, before), u), last, u
+        known = known._replace(u=by_chunk(known.u))
+        last, before, u = states.follow(*by_chunk((parts.decay, parts.low_rank, written)), known, s)
+        reads = dot("zck,zkv->zcv", parts.reads, at_once(before))
+        return scale * parts.output(reads, at_once(u)), last, before, at_once(u)
 
     return run
 

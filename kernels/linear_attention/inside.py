@@ -173,14 +173,21 @@ def _in_four(dot):
 
 def inverse(m):
     """(I - M)^{-1} [z, c, c] of a strictly lower M, with one step of Newton's iteration to make good the rounding."""
-    dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     own, scores = _blocks(m)
     whole = jnp.ones_like(own)
     for score in scores:
         first, second = _halves(whole)
-        whole = _lower(first, second, dot(dot(second, score), first))
+        whole = _lower(first, second, _matmul(_matmul(second, score), first))
     whole = whole[:, 0]
-    return whole + dot(whole, jnp.eye(m.shape[-1], dtype=m.dtype)[None] - whole + dot(m, whole))
+    return whole + _matmul(whole, jnp.eye(m.shape[-1], dtype=m.dtype)[None] - whole + _matmul(m, whole))
+
+
+def _matmul(x, y):
+    """x y of square matrices; tiny ones as sums: a product of 4 x 4 costs XLA on CPUs a call of a library, each."""
+    size = x.shape[-1]
+    if size > 4:
+        return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+    return sum(x[..., :, i : i + 1] * y[..., i : i + 1, :] for i in range(size))
 
 
 @jax.custom_vjp
@@ -199,10 +206,11 @@ def _totals_forward(g):
 
 
 def _totals_backward(totals, d):
-    """Of a product of exponentials, to each exponent: the product times its gradient. JAX's own nests a `concatenate` per level."""
+    """Of a product of exponentials, to each exponent: the product times its gradient. JAX's own nests a `concatenate` per level.
+    Held together, or XLA on CPUs does all of it once more where it is stored."""
     z, c, _, width = totals[0].shape
     each = (jnp.broadcast_to(x * dx, (z, x.shape[1], c // x.shape[1], width)) for x, dx in zip(totals, d, strict=True))
-    return (sum(x.reshape(z, c, width) for x in each),)
+    return (lax.optimization_barrier(sum(x.reshape(z, c, width) for x in each)),)
 
 
 _totals.defvjp(_totals_forward, _totals_backward)
@@ -285,6 +293,8 @@ def _repeat_forward(x, axis, size):
 
 
 def _repeat_backward(axis, size, _, d):
+    if axis == -2 and size <= 16:  # one pass over few rows; held together, or each reader adds them up again
+        return (lax.optimization_barrier(sum(d[..., i : i + 1, :] for i in range(size))),)
     ones, spec = jnp.ones((size, 1), d.dtype), "...rw,ri->...iw" if axis == -2 else "...wr,ri->...wi"
     return (jnp.einsum(spec, d, ones, precision="highest"),)
 

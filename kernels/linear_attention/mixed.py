@@ -7,5 +7,5 @@ backward = chunked.backward
 
 def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
     """As `loop.forward`, with what `chunked.backward` wants."""
-    every = chunked.block(q, v, chunk)
+    every = chunked.between(q, v, transition, chunk)
     return loop.forward(q, k, v, transition, state, scale=scale, exclusive=exclusive, chunk=every, save=save)

@@ -8,6 +8,7 @@ only what goes from state to state, and all else is done for all chunks at once.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,17 @@ from .inside import LowRank, inverse, spread
 _dot = functools.partial(product, precision=lax.Precision.HIGHEST)  # states keep all their digits
 
 
-def follow(decay: Array | None, low_rank: LowRank | None, written: Array | None, u: Array | None, s: Array):
-    """The state after the last chunk, those before each, and each chunk's u. A u that is known already saves finding it."""
+class Known(NamedTuple):
+    """What an earlier pass over the same chunks found, and need not be found again; None: not kept."""
+
+    before: Array | None = None  # the states before each chunk [n, z, k, v], only beside a u
+    u: Array | None = None  # [n, z, c, v]
+
+
+def follow(decay: Array | None, low_rank: LowRank | None, written: Array | None, known: Known, s: Array):
+    """The state after the last chunk, those before each, and each chunk's u."""
     if low_rank is not None:
-        return _corrected(decay, low_rank, written, u, s)
+        return _corrected(decay, low_rank, written, known, s)
     return *(_sums(written, s) if decay is None else _faded_sums(decay, written, s)), None
 
 
@@ -59,28 +67,36 @@ _faded_sums.defvjp(_faded_sums_forward, _faded_sums_backward)
 
 
 @jax.custom_vjp
-def _corrected(decay, low_rank, written, u, s):
+def _corrected(decay, low_rank, written, known, s):
     """All of the formula above."""
-    return _corrected_forward(decay, low_rank, written, u, s)[0]
+    return _corrected_forward(decay, low_rank, written, known, s)[0]
 
 
-def _corrected_forward(decay, low_rank, written, u, s):
-    scores, reads, rest, keys = low_rank
+def _corrected_forward(decay, low_rank, written, known, s):
+    (scores, reads, rest, keys), (before, u) = low_rank, known
     inverses = inverse(scores.reshape(-1, *scores.shape[2:])).reshape(scores.shape)
     found = _dot("nzij,nzjk->nzik", inverses, reads)
+
+    def after(s, u, chunk):
+        decay, written, keys = chunk
+        s = _faded(decay, s) + _dot("zck,zcv->zkv", keys, u)
+        return s if written is None else s + written
+
+    chunks = decay, written, keys
     if u is None:
 
         def step(s, chunk):
-            decay, written, keys, found, own = chunk
+            found, own, *rest = chunk
             u = own + _dot("zck,zkv->zcv", found, s)
-            after = _faded(decay, s) + _dot("zck,zcv->zkv", keys, u)
-            return after if written is None else after + written, (s, u)
+            return after(s, u, rest), (s, u)
 
         own = _dot("nzij,nzjv->nziv", inverses, rest)
-        last, (before, u) = _scan(step, s, (decay, written, keys, found, own))
-    else:
+        last, (before, u) = _scan(step, s, (found, own, *chunks))
+    elif before is None:
         of_u = _dot("nzck,nzcv->nzkv", keys, u)
-        last, before, _ = follow(decay, None, of_u if written is None else written + of_u, None, s)
+        last, before, _ = follow(decay, None, of_u if written is None else written + of_u, known, s)
+    else:
+        last = after(before[-1], u[-1], jax.tree.map(lambda x: x[-1], chunks))
     return (last, before, u), (decay, low_rank, inverses, found, written, before, u)
 
 
@@ -98,7 +114,7 @@ def _corrected_backward(residuals, cotangents):
     # To M as if all of it were free: it comes with zeros on and above its diagonal, which take no gradient.
     d_scores, d_reads = _dot("nziv,nzjv->nzij", d_rest, u), _dot("nzcv,nzkv->nzck", d_rest, before)
     d_low_rank = LowRank(d_scores, d_reads, d_rest, _dot("nzcv,nzkv->nzck", u, after))
-    return _to_decay(decay, before, after), d_low_rank, None if written is None else after, None, first
+    return _to_decay(decay, before, after), d_low_rank, None if written is None else after, Known(), first
 
 
 _corrected.defvjp(_corrected_forward, _corrected_backward)

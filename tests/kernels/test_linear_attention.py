@@ -95,6 +95,12 @@ def test_rows_shorter_than_a_chunk_are_the_references(form, length):
     assert_close(everything(arrays, implementation=form), exact(arrays))
 
 
+@pytest.mark.parametrize(("form", "decay"), [("mixed", "delta"), ("chunked", "low rank")])
+def test_states_too_large_to_be_kept_for_every_chunk_are_found_again(form, decay):
+    arrays = draw(decay, batch=1, length=70, k=24, v=16)
+    assert_close(everything(arrays, implementation=form, chunk_size=4), exact(arrays))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("decay", "groups"), [("head", 1), ("head", 8), ("channel", 8), ("value", 8)])
 def test_gradients_of_many_wide_heads_are_the_same_in_both_forms(decay, groups):
