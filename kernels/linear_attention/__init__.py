@@ -81,7 +81,7 @@ def linear_attention(
     Sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`: the defaults
     of GPUs (TF32) and TPUs (bfloat16) are 1e-3 off. With narrower inputs they run at the default, which on no platform rounds more
     than bfloat16 does.
-    Backward: own rule; residuals are the inputs, the states every chunk or few, O(t/c k v) and never O(t k v), and with an a what it
+    Backward: own rule; residuals are the inputs, the states every chunk or few, O(t/c k v), never O(t k v), and with an a what it
     found, O(t v). The gradient of log_decay sums products of decays with what they scale, never differences of running sums.
     Cost: time O(t k v) ("loop") or O(t c (k + v) + t k v) ("chunked"); the state is h k v numbers per row, whatever t.
     Source: Katharopoulos et al., 2020, arXiv:2006.16236; chunks and channel decay: Yang et al., 2023, arXiv:2312.06635; head decay:
