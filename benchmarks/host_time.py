@@ -83,7 +83,7 @@ def turns(settings: Settings) -> tuple[training.Plan, dict[str, list[float]]]:
         with tempfile.TemporaryDirectory() as folder:
             run = loop._Loop(plan, Path(folder), Console(file=io.StringIO()))
             run.compiled[plan.task.spec(0)] = step
-            run.run(None)
+            run.run()
 
     seconds = {"empty": [], "loop": []}
     for _ in range(settings.turns):
