@@ -31,7 +31,7 @@ def _backward(spec, precision, arguments, d):
     (of_x, of_y), (_, _, of_d) = spec.partition("->")[0].split(","), spec.partition("->")
     x, y = arguments
     d_x = _product(f"{of_d},{of_y}->{of_x}", d, y, precision)
-    if dispatch.on_cpu() and max(d.shape[-2:]) <= 16:
+    if of_d[-2:].isalpha() and dispatch.on_cpu() and max(d.shape[-2:]) <= 16:
         # XLA would fold the transposition into the product, and calls a library for each small product of columns by columns.
         d, of_d = lax.optimization_barrier(jnp.swapaxes(d, -1, -2)), of_d[:-2] + of_d[:-3:-1]
     return d_x, _product(f"{of_x},{of_d}->{of_y}", x, d, precision)
