@@ -54,7 +54,7 @@ def whole(model):
     return pulled(model, model.init_state(2), jnp.asarray(TOKENS), jnp.asarray(IDS), weights())
 
 
-@pytest.mark.parametrize("cut", [1, 4, 6, 12, 23])
+@pytest.mark.parametrize("cut", [1, 6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (4, 12, 23))])
 def test_rwkv_in_a_backbone_pieces_in_turn_give_the_whole(model, whole, cut):
     """Values and state, at a document's border, in padding and inside a document."""
     run = jax.jit(lambda tokens, ids, state: model(tokens, state=state, segment_ids=ids))

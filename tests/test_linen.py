@@ -13,7 +13,7 @@ import seqzoo.linen
 from seqzoo import mixers
 
 B, T, D = 2, 12, 32
-FIRST = ("softmax", "mamba2", "lru", "rwkv6")  # a cache, tails, two planes, and a depth; the wrapper knows no mixer by name
+FIRST = ("softmax", "lru", "rwkv6")  # a cache, two planes, a tail and a depth; the wrapper knows no mixer by name
 ALONE = {"rwkv7": "rwkv7(first_value=False)"}  # otherwise it has parameters that wait for the values of an earlier layer
 every = pytest.mark.parametrize(
     "spec", [pytest.param(ALONE.get(name, name), marks=() if name in FIRST else pytest.mark.slow) for name in mixers.names()]

@@ -288,7 +288,7 @@ def test_language_models_of_all_mixers_have_equal_parameters_and_tokens():
     assert len({experiment.task for cell in cells for experiment in cell.experiments}) == 1
 
 
-@pytest.mark.parametrize("name", ["mqar_figure2_cell", "mqar_equal_state", "parity"])
+@pytest.mark.parametrize("name", ["mqar_figure2_cell", "mqar_equal_state", "parity", "lm_mixers"])
 def test_a_recorded_run_is_that_of_its_config(name):
     record = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
     assert Comparison.model_validate(record["config"]) == config.load_file(ROOT / "configs" / f"{name}.py")

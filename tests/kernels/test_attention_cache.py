@@ -46,8 +46,18 @@ def continued(q, k, v, cache, last, ids, *, window, scores, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("scores,window,capacity", [("softmax", None, 40), ("softmax", 7, 10), ("sigmoid", 7, 7)])
+@pytest.mark.parametrize(
+    "scores,window,capacity,implementation",
+    [
+        ("softmax", None, 40, "reference"),
+        ("softmax", 7, 10, "blocks"),
+        ("sigmoid", 7, 7, "blocks"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("softmax", None, 40, "blocks"), ("softmax", 7, 10, "reference"), ("sigmoid", 7, 7, "reference"))
+        ),
+    ],
+)
 def test_a_row_cut_anywhere_gives_what_it_gives_whole_and_the_slots_are_right(scores, window, capacity, implementation):
     q, k, v = inputs(dtype=np.float32)
     wanted = oracle(q, k, v, scores=scores, window=window, segment_ids=PACKED)

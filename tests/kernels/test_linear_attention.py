@@ -153,7 +153,13 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(
+    "decay",
+    [
+        d if d in ("constant", "channel", "all", "gated delta", "low rank") else pytest.param(d, marks=pytest.mark.slow)
+        for d in DECAYS
+    ],
+)
 def test_packed_documents_give_what_each_gives_alone(form, decay):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
     weights = scan_cases.projection((arrays["v"], arrays["initial_state"]))

@@ -105,7 +105,7 @@ def test_not_even_a_nan_at_padding_reaches_anything(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("cut", [1, 12, 20])
+@pytest.mark.parametrize("cut", [1, 20, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_row_cut_anywhere_gives_what_the_whole_row_gives(form, cut):
     op = functools.partial(selective_scan, implementation=form)
     scan_cases.assert_a_cut_changes_nothing(op, draw(batch=3, length=37), PER_TOKEN, cut)
