@@ -200,6 +200,7 @@ def test_a_run_that_was_cut_off_at_the_evaluation_that_ends_it_ends_there(unstop
     assert (summary["finished"], summary["early"], summary["step"]) == (True, True, step)
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_only_equals_the_threshold_does_not_end_a_run(unstopped, tmp_path):
     best = max(unstopped.values())
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": min(best, 0.999)})

@@ -157,6 +157,7 @@ def test_bfloat16_is_accumulated_in_float32_and_the_tail_keeps_the_states_dtype(
         assert_close(last, wanted[1], tolerance=0)
 
 
+@pytest.mark.slow
 def test_vmap_checkpoint_and_scan_compose():
     x, weight, bias, tail = draw(2, 21, dtype=np.float32)
     ids = jnp.asarray(IDS[:2], jnp.int32)

@@ -226,7 +226,8 @@ def test_trailing_dimensions_are_free_and_the_state_starts_at_zero(shape):
     assert_close(h.reshape(2, 7, -1), flat[0])
 
 
-@pytest.mark.parametrize("form", ["chunked", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["chunked", "loop"])
 def test_vmap_checkpoint_and_scan_compose(form):
     op = functools.partial(linear_recurrence, implementation=form)
     scan_cases.assert_vmap_checkpoint_and_scan_compose(op, draw(length=11), "b")

@@ -78,7 +78,7 @@ def test_nothing_is_lost_behind_a_large_decay():
     assert_close(maximum[0, 8:, 0], 1 - 1e-3 * np.arange(56), tolerance=1e-6)
 
 
-@pytest.mark.parametrize("cut", [1, 13, 36])
+@pytest.mark.parametrize("cut", [13, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (1, 36))])
 def test_pieces_in_turn_give_the_whole(cut):
     x, decay, first = inputs()
     whole = running_maximum(x, log_decay=decay, initial_state=first, initial_segment=CARRIED, segment_ids=IDS)

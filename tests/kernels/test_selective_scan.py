@@ -122,7 +122,8 @@ def test_leaving_out_the_skip_and_the_state_means_zeros():
     assert_close(selective_scan(**arrays), selective_scan(**arrays, **zeros))
 
 
-@pytest.mark.parametrize("form", ["chunked", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["chunked", "loop"])
 def test_vmap_checkpoint_and_scan_compose(form):
     op = functools.partial(selective_scan, implementation=form)
     scan_cases.assert_vmap_checkpoint_and_scan_compose(op, draw(length=18), "x")

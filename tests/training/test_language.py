@@ -73,7 +73,10 @@ def test_with_time_cut_each_device_scores_its_own_piece():
     assert "all-gather" not in run.as_text()
 
 
-@pytest.mark.parametrize("values", [{}, {"training__z_loss": 0.1, "training__loss_chunk": 3}, STREAM], ids=["plain", "z", "stream"])
+Z_LOSS = pytest.param({"training__z_loss": 0.1, "training__loss_chunk": 3}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("values", [{}, Z_LOSS, STREAM], ids=["plain", "z", "stream"])
 def test_micro_batches_add_up_to_the_batch_however_the_weights_lie(values):
     found = []
     for count in (1, 4):

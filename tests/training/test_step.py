@@ -84,7 +84,14 @@ def test_loss_and_accuracy_are_weighted_means_over_tokens():
     assert_close(step.sums(batch, step.score(plan, state["params"], batch)[0]), wanted)
 
 
-@pytest.mark.parametrize("eight", [dict(replica=2, fsdp=4), dict(fsdp=2, seq=2, tensor=2), dict(seq=8)], ids=str)
+@pytest.mark.parametrize(
+    "eight",
+    [
+        dict(fsdp=2, seq=2, tensor=2),
+        *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in (dict(replica=2, fsdp=4), dict(seq=8))),
+    ],
+    ids=str,
+)
 def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
     """And XLA finds a way from every layout to the next without gathering whole arrays, or it would say so."""
     losses = {}
