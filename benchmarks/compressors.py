@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from seqzoo import tasks, training
+from seqzoo import data, tasks, training
 from seqzoo.training import metrics
 
 COMPRESSORS = {
@@ -44,8 +44,8 @@ class Settings:
 def documents(task) -> list[bytes]:
     """The held-out documents' text."""
     split, separator = task.corpus.splits["held_out"], task.corpus.separator
-    if task.vocab_size != 257:
-        raise ValueError(f"the run's corpus has {task.vocab_size} tokens; wanted one of bytes, which has 257")
+    if task.vocab_size != (bytes_only := data.Bytes.vocab_size):
+        raise ValueError(f"the run's corpus has {task.vocab_size} tokens; wanted one of bytes, which has {bytes_only}")
     tokens = split.tokens[0 : len(split.tokens)]
     ends = np.flatnonzero(tokens == separator)
     found = [tokens[begin + 1 : end].astype(np.uint8).tobytes() for begin, end in itertools.pairwise(ends)]
@@ -58,6 +58,8 @@ def main(settings: Settings) -> None:
     """Compresses, prints a table and writes the JSON."""
     experiment = training.open_run(settings.run)
     task = tasks.registry.create(experiment.task)
+    if not isinstance(task, tasks.Text):
+        raise ValueError(f"the run's task is {experiment.task}; wanted text")
     if task.eval_tokens is not None:
         raise ValueError(f"the run scored eval_tokens={task.eval_tokens} of its held-out text; wanted None, all of it")
     texts = documents(task)

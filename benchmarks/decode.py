@@ -1,6 +1,6 @@
 """Tokens per second of decoding against the length of the context, for every mixer in one backbone of equal width.
 
-    python -m benchmarks.decode                                     # all mixers, up to 65,536 tokens: a quarter of an hour
+    python -m benchmarks.decode                                     # all mixers, up to 65,536 tokens; minutes
     python -m benchmarks.decode --mixers softmax gla --contexts 256 1024
 
 Each model really reads a context of random tokens, as `seqzoo.generate` does, and then produces `steps` more, greedily, in one

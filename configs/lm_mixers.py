@@ -1,6 +1,6 @@
 """Twelve mixers as byte-level language models: equal parameters, equal tokens, the same held-out text; ranked by bits per byte.
 
-python train.py configs/lm_mixers.py                             # 24 runs: forty minutes on two CPU cores; docs/language_models.md
+python train.py configs/lm_mixers.py                           # 24 runs: an hour or two on two CPU cores; docs/language_models.md
 
 Each has 824,576 parameters to within a thousandth: what a mixer's own weights leave over goes to the width of the channel mixer.
 Each reads the same million bytes of the standard library in the same order, at two learning rates.

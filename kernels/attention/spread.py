@@ -1,8 +1,7 @@
 """Attention by its definition, for few queries: keys and values are read as they lie, and nothing of their size is made.
 
-What a row has cached is one matrix, [s, hk k]. Products head by head would transpose it first, which in decoding takes longer than
-everything else; so a query stands in the channels of its head, among zeros, and meets all channels. The price is hk times the
-multiplications; for one query a row they hide behind reading the keys.
+What a row has cached is one matrix, [s, hk k]. Products head by head make XLA on CPUs transpose it first; so a query
+stands in the channels of its head, among zeros, and meets all channels. The price is hk times the multiplications.
 Cost: O(b h t s (hk k + hv v)) time, O(b h t s) memory.
 """
 

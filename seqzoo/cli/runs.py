@@ -35,7 +35,7 @@ def train(arguments: list[str], console: Console) -> int:
 
 
 def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> config.Comparison:
-    """The comparison of every combination of the values swept over, and of the axes of a comparison.
+    """The comparison of every combination of the values swept over, and of the axes of a comparison, those swept over replaced.
 
     Args:
       loaded: as the config file has it.
@@ -51,7 +51,7 @@ def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> co
         if not values.strip():
             raise Wrong(f"{SWEEP} {word!r}: wanted SETTING=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3")
         if path in given or path in seen:
-            raise Wrong(f"{path} is given twice, and is swept over; wanted {SWEEP} {path}=... alone, once")
+            raise Wrong(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
         seen.add(path)
         typed = lambda value, path=path: config.settings(config.replace(base, {path: None if value == "None" else value}))[path]
         axes[path] = tuple(map(typed, split(values)))
