@@ -28,10 +28,10 @@ from rich.table import Table
 
 from benchmarks import measure
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
 from seqzoo.compare import pictures
 from seqzoo.generation import decoding
 from seqzoo.generation.sampling import GREEDY
+from seqzoo.model import LanguageModel
 
 DECODE = jax.jit(decoding.decode.__wrapped__, static_argnames=("top_k", "block"))  # nothing is donated: rounds share their start
 

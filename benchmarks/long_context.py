@@ -21,8 +21,9 @@ import tyro  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
-from seqzoo import mixers, sharding, training  # noqa: E402
+from seqzoo import mixers, training  # noqa: E402
 from seqzoo.config import Experiment, replace  # noqa: E402
+from seqzoo.model import sharding  # noqa: E402
 from seqzoo.training import feed, step  # noqa: E402
 
 

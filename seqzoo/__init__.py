@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def load(run):
-    """The trained model of a run folder: its latest checkpoint that loads, as a `seqzoo.backbone.LanguageModel`.
+    """The trained model of a run folder: its latest checkpoint that loads, as a `seqzoo.model.LanguageModel`.
 
     Args:
       run: path of a folder that training wrote.

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seqzoo import config, params, tasks
-from seqzoo.backbone import LanguageModel
+from seqzoo import config, tasks
 from seqzoo.compare.output import say, whole
+from seqzoo.model import LanguageModel, params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from published import sigmoid, wide
 from tolerances import RELATIVE, assert_close
 
 from seqzoo import channels
-from seqzoo.backbone import LanguageModel
 from seqzoo.kernels.common import placement
+from seqzoo.model import LanguageModel
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)

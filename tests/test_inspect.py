@@ -7,9 +7,10 @@ import jax
 import pytest
 from tiny import quiet, tiny
 
-from seqzoo import cli, config, inspect, params, tasks, training
+from seqzoo import cli, config, inspect, tasks, training
 from seqzoo.config import Comparison
 from seqzoo.mixers import state_bytes
+from seqzoo.model import params
 
 MIXED = tiny(model__layers=("gla(heads=2)", "softmax(heads=2)"), model__depth=5, model__channel="gelu", model__tied=False)
 

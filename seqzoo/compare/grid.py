@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seqzoo import config, params, tasks
+from seqzoo import config, tasks
 from seqzoo.compare.colours import colour
 from seqzoo.compare.output import whole
 from seqzoo.compare.summary import label_of
 from seqzoo.mixers import state_bytes
+from seqzoo.model import params
 
 
 class Cell(NamedTuple):

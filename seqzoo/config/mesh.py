@@ -2,8 +2,8 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from seqzoo import sharding
 from seqzoo.fields import Rules, Section
+from seqzoo.model import sharding
 from seqzoo.registry import did_you_mean
 
 

@@ -5,9 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from seqzoo import channels, mixers
-from seqzoo.backbone import REMAT, STACKS
-from seqzoo.blocks import NORMS
 from seqzoo.fields import Layers, Section
+from seqzoo.model import NORMS, REMAT, STACKS
 from seqzoo.registry import split
 
 DType = Literal["float32", "bfloat16", "float16"]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seqzoo import mixers, params
-from seqzoo.backbone import LanguageModel
+from seqzoo import mixers
 from seqzoo.convert.checkpoint import Checkpoint, ConvertError
 from seqzoo.convert.family import Plan, plan
 from seqzoo.convert.rules import Rule
+from seqzoo.model import LanguageModel, params
 
 SHOWN = 8  # problems listed of each kind: a file of another model has them all
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from seqzoo.backbone import LanguageModel, ModelState
 from seqzoo.generation.sampling import Sampling, choose
+from seqzoo.model import LanguageModel, ModelState
 
 NONE = -1  # in place of a token: the row had ended
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from seqzoo.backbone import LanguageModel
 from seqzoo.generation import decoding
 from seqzoo.generation.decoding import NONE
 from seqzoo.generation.sampling import GREEDY, Sampling
+from seqzoo.model import LanguageModel
 
 
 class Generated(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from seqzoo.backbone import LanguageModel
 from seqzoo.config import Generation
 from seqzoo.generation.generate import generate
+from seqzoo.model import LanguageModel
 
 UNKNOWN = "\ufffd".encode()  # what stands for bytes that are no text, such as the first half of a character
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}  # of control characters

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from seqzoo import sharding
+from seqzoo.model import sharding
 from seqzoo.tasks.base import BatchSpec, Slice
 from seqzoo.training.state import Plan
 

@@ -9,7 +9,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from seqzoo import config, params
+from seqzoo import config
+from seqzoo.model import params
 from seqzoo.training import growing, guard
 from seqzoo.training.adamp import scale_by_adamp
 from seqzoo.training.schedule import schedule

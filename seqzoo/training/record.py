@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from seqzoo import params
 from seqzoo.measure import ACCURACY, measure_of
 from seqzoo.mixers import state_bytes
+from seqzoo.model import params
 from seqzoo.training import distributed, sinks
 from seqzoo.training import metrics as files
 from seqzoo.training.state import Plan

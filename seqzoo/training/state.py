@@ -13,8 +13,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from seqzoo import config, params, sharding, tasks
-from seqzoo.backbone import LanguageModel, ModelState
+from seqzoo import config, tasks
+from seqzoo.model import LanguageModel, ModelState, params, sharding
 from seqzoo.tasks.base import Task
 from seqzoo.training import moments, optimizer
 

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.sharding import NamedSharding
 
-from seqzoo.backbone import ModelState
+from seqzoo.model import ModelState
 from seqzoo.tasks.base import Slice
 from seqzoo.training import feed, growing, guard, losses, optimizer, watch
 from seqzoo.training.state import Plan, State

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from seqzoo import config
-from seqzoo.backbone import LanguageModel
+from seqzoo.model import LanguageModel
 from seqzoo.training import distributed
 from seqzoo.training import folder as folders
 from seqzoo.training.checkpoint import Checkpoints

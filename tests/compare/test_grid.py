@@ -14,8 +14,8 @@ from rich.console import Console
 from tiny import quiet, tiny
 
 from seqzoo import cli, compare, config, training
-from seqzoo.backbone import LanguageModel
 from seqzoo.config import Comparison
+from seqzoo.model import LanguageModel
 from seqzoo.training import metrics, optimizer
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from tolerances import assert_close
 
 import seqzoo
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
 from seqzoo.generation import decoding
 from seqzoo.generation.sampling import GREEDY
+from seqzoo.model import LanguageModel
 
 VOCAB, WIDTH = 23, 32
 HYBRID = ("softmax(window=5, heads=2)", "mamba(state=4)", "sigmoid(heads=2)")

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
 from seqzoo.mixers import accounting
+from seqzoo.model import LanguageModel
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mqar.md").read_text()
 

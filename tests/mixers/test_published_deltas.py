@@ -9,8 +9,8 @@ from published import B, D, T, affine, built, low_rank, rms_norm, sigmoid, silu,
 from tolerances import assert_close
 
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.model import LanguageModel
 from seqzoo.nn.delta import delta_rule
 
 

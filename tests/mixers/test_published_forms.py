@@ -8,7 +8,7 @@ from published import B, D, T, affine, built, matrix_memory, rms_norm, sigmoid, 
 from tolerances import assert_close
 
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
+from seqzoo.model import LanguageModel
 
 
 @pytest.mark.parametrize(("heads", "f"), [(1, 8), (4, 16)])

@@ -9,7 +9,7 @@ from published import B, D, T, affine, built, sigmoid, split, wide
 from tolerances import assert_close
 
 from seqzoo import mixers
-from seqzoo.backbone import LanguageModel
+from seqzoo.model import LanguageModel
 
 EPS = 1e-6
 

@@ -11,7 +11,8 @@ from flax import nnx
 from published import B, D, T, affine, built, recurrent, sigmoid, silu, wide
 from tolerances import assert_close
 
-from seqzoo import mixers, params
+from seqzoo import mixers
+from seqzoo.model import params
 
 erf = np.vectorize(math.erf)
 

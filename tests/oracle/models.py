@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from seqzoo import convert
-from seqzoo.backbone import LanguageModel
+from seqzoo.model import LanguageModel
 
 VOCAB = 97
 FAMILIES = {  # class of the model, and its settings beside the vocabulary

@@ -12,9 +12,10 @@ import pytest
 from tiny import quiet, stopping, tiny
 from tolerances import assert_close
 
-from seqzoo import sharding, training
+from seqzoo import training
 from seqzoo.config import Experiment
-from seqzoo.sharding import ShardingError
+from seqzoo.model import sharding
+from seqzoo.model.sharding import ShardingError
 from seqzoo.training import feed, losses, metrics, step
 
 STREAM = dict(task="counting(stateful=True)", model__layers=("gla(heads=2)",))

@@ -11,9 +11,9 @@ from flax import nnx
 from tiny import quiet, tiny
 from tolerances import assert_close
 
-from seqzoo import mixers, nn, params, training
-from seqzoo.backbone import LanguageModel
+from seqzoo import mixers, nn, training
 from seqzoo.config import Optimizer
+from seqzoo.model import LanguageModel, params
 from seqzoo.training import adamp, optimizer
 
 NAMES = ("adamw", "adamp", "lamb", "lion", "sgd", "adafactor", "muon")

@@ -9,8 +9,9 @@ from flax import nnx
 from tiny import tiny
 from tolerances import assert_close
 
-from seqzoo import params, sharding, tasks, training
-from seqzoo.sharding import RULES, ShardingError
+from seqzoo import tasks, training
+from seqzoo.model import params, sharding
+from seqzoo.model.sharding import RULES, ShardingError
 from seqzoo.training import step
 
 SHARDED = dict(mesh__replica=2, mesh__fsdp=4)

@@ -9,8 +9,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AxisType, NamedSharding
 
-from seqzoo import params
 from seqzoo.kernels.common import placement
+from seqzoo.model import params
 
 AXES = placement.AXES
 BATCH_AXES = placement.BATCH

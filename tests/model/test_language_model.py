@@ -9,7 +9,7 @@ from flax import nnx
 from law import dots
 from tolerances import RELATIVE, assert_close
 
-from seqzoo.backbone import LanguageModel
+from seqzoo.model import LanguageModel
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}

@@ -8,9 +8,9 @@ from flax import nnx
 from jax import Array
 
 from seqzoo import channels, mixers
+from seqzoo.model.sharding import constrain
 from seqzoo.nn import LayerNorm, RMSNorm, dropout
 from seqzoo.registry import choice
-from seqzoo.sharding import constrain
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 NORM_AT = ("input", "output")
