@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from law import dots
-from published import sigmoid, wide
-from tolerances import RELATIVE, assert_close
 
+from helpers.law import dots
+from helpers.published import sigmoid, wide
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo import channels
 from seqzoo.kernels.common import placement
 from seqzoo.model import LanguageModel

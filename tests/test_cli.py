@@ -1,8 +1,8 @@
 """The command line: what it runs, what it refuses, and that nothing is written then."""
 
 import pytest
-from tiny import TINY, tiny
 
+from helpers.tiny import TINY, tiny
 from seqzoo import cli, compare, config, data, quickstart, tasks, training
 from seqzoo.config import Comparison, Experiment
 

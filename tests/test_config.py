@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo import compare, config, quickstart, training
 from seqzoo.config import Comparison, ConfigError, Experiment, Mesh, Model, Optimizer, Run, Training
 

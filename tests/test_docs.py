@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tolerances import assert_close
+
+from helpers.tolerances import assert_close
 
 PAGE = Path(__file__).parents[1] / "docs" / "one_layer.md"
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 
 B, T, D, LAYERS = 8, 16, 16, 3

@@ -5,8 +5,8 @@ import os
 
 import jax
 import pytest
-from tiny import quiet, tiny
 
+from helpers.tiny import quiet, tiny
 from seqzoo import cli, config, inspect, tasks, training
 from seqzoo.config import Comparison
 from seqzoo.mixers import state_bytes

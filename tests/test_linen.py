@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from tolerances import assert_close
 
 import seqzoo.linen
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 
 B, T, D = 2, 12, 32

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo.mixers import table
 
 ROOT = Path(__file__).parents[1]

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo import cli
 from seqzoo.compare import curves
 from seqzoo.compare.colours import colour

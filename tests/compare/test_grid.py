@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from rich.console import Console
-from tiny import quiet, tiny
 
+from helpers.tiny import quiet, tiny
 from seqzoo import cli, compare, config, training
 from seqzoo.config import Comparison
 from seqzoo.model import LanguageModel

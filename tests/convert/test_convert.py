@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import RELATIVE, assert_close
 
+from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo import convert
 from seqzoo.convert import filling
-
-from .folders import MAMBA, mamba_tensors, write
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (2, 9))
 FIRST = "backbone.layers.0.mixer."

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import assert_close
 
+from helpers.checkpoint_folders import write
+from helpers.tolerances import assert_close
 from seqzoo import convert, mixers
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.family import plan
-
-from .folders import write
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 11}
 HGRN2 = SMALL | {"model_type": "hgrn2", "expand_ratio": 8, "intermediate_size": 24}

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.checkpoint_folders import write
 from seqzoo import convert
 from seqzoo.convert import filling
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.family import plan
-
-from .folders import write
 
 SMALL = {"hidden_size": 16, "vocab_size": 11, "intermediate_size": 24}
 QWEN = SMALL | {"model_type": "qwen3_5_text", "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6}

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import assert_close
 
 import seqzoo
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.generation import decoding
 from seqzoo.generation.sampling import GREEDY

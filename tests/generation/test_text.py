@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tiny import TINY, quiet
 
+from helpers.tiny import TINY, quiet
 from seqzoo import cli, config, training
 from seqzoo.generation import text
 from seqzoo.tasks.mqar import MQAR

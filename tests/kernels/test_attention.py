@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
 
+from helpers.attention_cases import IMPLEMENTATIONS, PACKED, SCORES, ids_of, inputs, oracle, value_and_gradients
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.kernels.attention import attention, empty_cache
-
-from .attention_cases import IMPLEMENTATIONS, PACKED, SCORES, ids_of, inputs, oracle, value_and_gradients
 
 
 @pytest.mark.parametrize("window", [None, 9])

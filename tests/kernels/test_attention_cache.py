@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
 
+from helpers.attention_cases import IMPLEMENTATIONS, PACKED, ids_of, inputs, oracle
+from helpers.scan_cases import carried_on
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.kernels.attention import Cache, attention, empty_cache
-
-from .attention_cases import IMPLEMENTATIONS, PACKED, ids_of, inputs, oracle
-from .scan_cases import carried_on
 
 
 def simulated_cache(k, v, ids, capacity, wraps):

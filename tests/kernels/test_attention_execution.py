@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_close
 
+from helpers.attention_cases import IMPLEMENTATIONS, PACKED, inputs, value_and_gradients
+from helpers.tolerances import assert_close
 from seqzoo.kernels.attention import attention, blocks, empty_cache
 from seqzoo.kernels.attention.pairs import Settings, Tokens, dropout_words, kept
-
-from .attention_cases import IMPLEMENTATIONS, PACKED, inputs, value_and_gradients
 
 
 def visited(document, index, window=None, carried=0, block=32):

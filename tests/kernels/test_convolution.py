@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
 
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.kernels.convolution import short_convolution
 
 WIDTH = 4

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_close
 
+from helpers.scan_cases import FORMS
+from helpers.tolerances import assert_close
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.nn.delta import delta_rule
-
-from .scan_cases import FORMS
 
 B, H, K, V = 1, 2, 8, 5
 

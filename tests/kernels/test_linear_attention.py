@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close, rms
 
+from helpers import scan_cases
+from helpers.scan_cases import FORMS, IDS, VIOLENT
+from helpers.tolerances import RELATIVE, assert_close, rms
 from seqzoo.kernels.common import documents
 from seqzoo.kernels.linear_attention import linear_attention
-
-from . import scan_cases
-from .scan_cases import FORMS, IDS, VIOLENT
 
 # "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
 # "gated delta" (per head) take away what the key finds; "low rank" has an a and a b of their own, under a decay per channel.

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_close
 
+from helpers import scan_cases
+from helpers.scan_cases import FORMS, IDS, VIOLENT
+from helpers.tolerances import assert_close
 from seqzoo.kernels.linear_recurrence import linear_recurrence
-
-from . import scan_cases
-from .scan_cases import FORMS, IDS, VIOLENT
 
 LENGTH = 53  # chunked: 11 chunks of 5, the last one short
 PER_TOKEN = ("a", "b")

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import moved
-from tolerances import RELATIVE, assert_close
 
+from helpers.collectives import moved
+from helpers.scan_cases import IDS, VIOLENT, carried_on
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.kernels import explain
 from seqzoo.kernels.common import placement
 from seqzoo.kernels.common.maximum import running_maximum
-
-from .scan_cases import IDS, VIOLENT, carried_on
 
 B, T = IDS.shape
 H = 4

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import moved
-from tolerances import assert_close
 
+from helpers.collectives import moved
+from helpers.tolerances import assert_close
 from seqzoo.kernels import explain
 from seqzoo.kernels.attention import attention
 from seqzoo.kernels.common import placement

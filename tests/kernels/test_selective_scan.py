@@ -5,12 +5,11 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_close
 
+from helpers import scan_cases
+from helpers.scan_cases import FORMS, IDS, VIOLENT
+from helpers.tolerances import assert_close
 from seqzoo.kernels.selective_scan import selective_scan
-
-from . import scan_cases
-from .scan_cases import FORMS, IDS, VIOLENT
 
 LENGTH = 53  # loop: 4 blocks of 16; chunked: 11 chunks of 5; neither divides
 PER_TOKEN = ("x", "dt", "B", "C")

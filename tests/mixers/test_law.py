@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
-from tolerances import RELATIVE, assert_close, error
 
+from helpers.law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
+from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import mixers
 from seqzoo.kernels import explain
 from seqzoo.kernels.common import placement

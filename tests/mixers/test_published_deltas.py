@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from published import B, D, T, affine, built, low_rank, rms_norm, sigmoid, silu, split, wide
-from tolerances import assert_close
 
+from helpers.published import B, D, T, affine, built, low_rank, rms_norm, sigmoid, silu, split, wide
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.model import LanguageModel

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from published import B, D, T, affine, built, matrix_memory, rms_norm, sigmoid, silu, split, wide
-from tolerances import assert_close
 
+from helpers.published import B, D, T, affine, built, matrix_memory, rms_norm, sigmoid, silu, split, wide
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.model import LanguageModel
 

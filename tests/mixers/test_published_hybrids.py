@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from published import B, D, T, affine, built, rms_norm, sigmoid, split, wide
-from tolerances import assert_close
 
+from helpers.published import B, D, T, affine, built, rms_norm, sigmoid, split, wide
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 from flax import nnx
-from published import B, D, T, affine, built, recurrent, sigmoid, silu, wide
-from tolerances import assert_close
 
+from helpers.published import B, D, T, affine, built, recurrent, sigmoid, silu, wide
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.model import params
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from flax import nnx
-from published import B, D, T, affine, built, low_rank, matrix_memory, rms_norm, sigmoid, silu, split, wide
-from tolerances import assert_close
 
+from helpers.published import B, D, T, affine, built, low_rank, matrix_memory, rms_norm, sigmoid, silu, split, wide
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from law import dots
-from tolerances import RELATIVE, assert_close
 
+from helpers.law import dots
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.model import LanguageModel
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24

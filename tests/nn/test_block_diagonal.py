@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 from flax import nnx
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo.nn import BlockDiagonal
 
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tolerances import RELATIVE, assert_close
 
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.nn import exponential_gates, over_larger
 
 INF = np.inf

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
 
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.nn import complementary, positive, share
 
 X = np.array([-1e4, -200.0, -30.0, -3.0, -0.0, 0.0, 3.0, 30.0, 200.0, 1e4])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo.nn import Linear
 
 LAYER = Linear(6, 5, bias=True, rngs=nnx.Rngs(0))

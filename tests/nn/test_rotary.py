@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.nn import rotate
 

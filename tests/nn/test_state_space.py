@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_close
 
+from helpers.tolerances import assert_close
 from seqzoo.nn import hippo_normal, zero_order_hold
 
 

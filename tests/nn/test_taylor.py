@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
 
+from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.nn import taylor, taylor_width
 
 

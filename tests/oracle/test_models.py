@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from tolerances import assert_close, error
 
+from helpers.tolerances import assert_close, error
 from seqzoo import convert
 
 from .models import FAMILIES, Pair, advance, gradients, greedy, pair, saved, tokens

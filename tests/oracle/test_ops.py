@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import error, rms
 
+from helpers import comparing
+from helpers.tolerances import error, rms
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.nn.delta import delta_product, delta_rule
-
-from . import comparing
 
 pytestmark = pytest.mark.oracle
 

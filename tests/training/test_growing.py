@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import quiet, stopping, tiny
-from tolerances import assert_close
 
+from helpers.tiny import quiet, stopping, tiny
+from helpers.tolerances import assert_close
 from seqzoo import training
 from seqzoo.config import Optimizer
 from seqzoo.training import growing, guard, optimizer

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import quiet, stopping, tiny
 
+from helpers.tiny import quiet, stopping, tiny
 from seqzoo import config, training
 from seqzoo.training import metrics
 from seqzoo.writing import WriteError, write_text

@@ -4,14 +4,14 @@ import functools
 import json
 import math
 
-import counting
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quiet, stopping, tiny
-from tolerances import assert_close
 
+from helpers import counting
+from helpers.tiny import quiet, stopping, tiny
+from helpers.tolerances import assert_close
 from seqzoo import training
 from seqzoo.config import Experiment
 from seqzoo.model import sharding

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import quiet, tiny
-from tolerances import assert_close
 
+from helpers.tiny import quiet, tiny
+from helpers.tolerances import assert_close
 from seqzoo import mixers, nn, training
 from seqzoo.config import Optimizer
 from seqzoo.model import LanguageModel, params

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 from rich.console import Console
-from tiny import quiet
 
+from helpers.tiny import quiet
 from seqzoo.training import distributed, folder, metrics
 from seqzoo.training.progress import Reporter
 from seqzoo.training.signals import StopSignals

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo import config, training
 from seqzoo.training import metrics
 

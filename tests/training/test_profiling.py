@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo import training
 from seqzoo.training import WriteError, profiling
 

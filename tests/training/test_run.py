@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quiet, tiny
 
 import seqzoo
+from helpers.tiny import quiet, tiny
 from seqzoo import config, tasks, training
 from seqzoo.tasks.base import BatchSpec, Slice
 from seqzoo.training import metrics

@@ -8,8 +8,8 @@ import types
 from pathlib import Path
 
 import pytest
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo.training import metrics, sinks
 
 

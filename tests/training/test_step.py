@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import moved
 from flax import nnx
-from tiny import tiny
-from tolerances import assert_close
 
+from helpers.collectives import moved
+from helpers.tiny import tiny
+from helpers.tolerances import assert_close
 from seqzoo import tasks, training
 from seqzoo.model import params, sharding
 from seqzoo.model.sharding import RULES, ShardingError

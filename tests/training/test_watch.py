@@ -4,8 +4,8 @@ import math
 
 import jax
 import numpy as np
-from tiny import tiny
 
+from helpers.tiny import tiny
 from seqzoo import training
 from seqzoo.training import metrics, sinks, watch
 

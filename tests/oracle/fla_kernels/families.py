@@ -1,7 +1,8 @@
 """Tiny models of flash-linear-attention, and how far ours may be from them."""
 
 import pytest
-from tolerances import RELATIVE
+
+from helpers.tolerances import RELATIVE
 
 from ..models import perturbed
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from tolerances import assert_close
+
+from helpers.tolerances import assert_close
 
 from ..models import greedy, tokens
 from .families import FAMILIES, MARKS, bar, pair

@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import error
 
+from helpers import comparing
+from helpers.tolerances import error
 from seqzoo.kernels.linear_attention import linear_attention
-
-from .. import comparing
 
 pytestmark = pytest.mark.fla
 

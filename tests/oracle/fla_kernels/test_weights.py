@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from tolerances import RELATIVE, assert_close
+
+from helpers.tolerances import RELATIVE, assert_close
 
 from ..models import gradients, tokens
 from .families import FAMILIES, GRADIENT_BAR, MARKS, bar, pair

@@ -9,7 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tolerances import RELATIVE, assert_close, rms
+
+from helpers.tolerances import RELATIVE, assert_close, rms
 
 FORMS = ["loop", "chunked"]
 VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token

@@ -9,7 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tolerances import assert_close, rms
+
+from helpers.tolerances import assert_close, rms
 
 
 def _weights(outputs):

@@ -1,0 +1,1 @@
+"""Helpers of the tests: tolerances, the law's instrument, tiny experiments, test cases of kernels."""
