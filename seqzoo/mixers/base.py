@@ -1,6 +1,6 @@
 """The contract of a mixer, and the registry that holds every mixer to it."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -8,14 +8,6 @@ from jax import Array
 
 from seqzoo.kernels.common import documents
 from seqzoo.registry import Registry
-
-LAWS = {  # what tests/mixers/test_law.py proves of every mixer, unless its class says `exemptions = {law: reason}`
-    "causality": "no output depends on a later input",
-    "split": "pieces in turn, of any lengths, give the whole",
-    "packing": "a packed document gives what it gives alone",
-    "placement": "rows, time and heads cut over a mesh of devices change nothing",
-    "precision": "float32 is within 1e-5 of float64 step by step",
-}
 
 State = Any  # a NamedTuple of arrays, with `segment` [b] int32 among them
 
@@ -29,9 +21,6 @@ class Mixer(nnx.Module):
     The law: for any split of x along time, running the pieces in turn while passing the state gives the y and the final state of
     running x whole. `tests/mixers/test_law.py` holds every registered mixer to it, and to causality, packing and precision.
     """
-
-    # Laws that a mixer cannot keep, each with the reason; the README's table shows them.
-    exemptions: ClassVar[dict[str, str]] = {}
 
     def __call__(
         self,

@@ -5,23 +5,17 @@ import inspect
 from flax import nnx
 
 from seqzoo import mixers
-from seqzoo.mixers.base import LAWS
 
 WIDTH = 64
 LENGTHS = (64, 4096)
 
 
 def markdown() -> str:
-    """One row per mixer: source, parameters and decode state of a layer of width 64, and the laws it keeps."""
+    """One row per mixer: source, and parameters and decode state of a layer of width 64."""
     states = [f"state after {length:,} tokens" for length in LENGTHS]
-    head = ["mixer", "source", "parameters", *states, *LAWS]
+    head = ["mixer", "source", "parameters", *states]
     rows = [head, ["---"] * len(head), *(_row(name) for name in mixers.names())]
-    notes = [
-        f"\n`{name}` is exempt from {law}: {reason}"
-        for name in mixers.names()
-        for law, reason in mixers.registry.get(name).exemptions.items()
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n" + "".join(notes)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _row(name: str) -> list[str]:
@@ -30,8 +24,7 @@ def _row(name: str) -> list[str]:
     parameters = sum(leaf.size for leaf in nnx.to_flat_state(nnx.state(mixer, nnx.Param)).leaves)
     states = [f"{mixers.state_bytes(mixer, length):,} B" for length in LENGTHS]
     source = inspect.getdoc(factory).split("(")[1].split(")")[0]
-    laws = ["exempt" if law in factory.exemptions else "yes" for law in LAWS]
-    return [f"`{name}`", source, f"{parameters:,}", *states, *laws]
+    return [f"`{name}`", source, f"{parameters:,}", *states]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One law for every mixer. Registering a mixer enrols it here; nothing else does, and nothing is left out but by an exemption."""
+"""One law for every mixer. Registering a mixer enrols it here; nothing else does, and there are no exemptions."""
 
 import jax
 import jax.extend
@@ -12,7 +12,6 @@ from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import mixers
 from seqzoo.kernels import explain
 from seqzoo.kernels.common import placement
-from seqzoo.mixers.base import LAWS
 
 # Settings that change what a state holds or which terms there are.
 VARIANTS = (
@@ -84,15 +83,6 @@ CUTS = (
 )  # behind leading padding, at a document's border, inside padding, inside a document, before trailing padding
 
 
-def holds(law, spec):
-    """Skips a law that the mixer's class names as an exemption (the README's table shows those)."""
-    assert law in LAWS
-    name = mixers.registry.check(spec).name
-    reason = mixers.registry.get(name).exemptions.get(law)
-    if reason:
-        pytest.skip(f"{name} is exempt from {law}: {reason}")
-
-
 def without_padding(pulled, ids=IDS):
     """Outputs mean something at real tokens only."""
     real = jnp.asarray(ids != 0)[..., None]
@@ -102,7 +92,6 @@ def without_padding(pulled, ids=IDS):
 @every
 def test_float32_whole_equals_float64_step_by_step(spec):
     """Values, final state, and the gradients of parameters, inputs and initial state, over packed documents and padding."""
-    holds("precision", spec)
     it = subject(spec)
     x, dy, dstate = it.random(3)
     dy = jnp.where(jnp.asarray(IDS != 0)[..., None], dy, 0)
@@ -115,7 +104,6 @@ def test_float32_whole_equals_float64_step_by_step(spec):
 
 @every
 def test_no_output_depends_on_a_later_input(spec):
-    holds("causality", spec)
     it = subject(spec)
     x, dy, dstate = it.random(4)
     silent = [jnp.zeros_like(leaf) for leaf in dstate]
@@ -131,7 +119,6 @@ def test_no_output_depends_on_a_later_input(spec):
 @pytest.mark.parametrize("cut", CUTS)
 def test_running_the_pieces_in_turn_gives_the_whole(spec, cut):
     """Values, final state, and gradients through the state. Where in its padded row a piece lies must make no difference."""
-    holds("split", spec)
     it = subject(spec)
     x, dy, dstate = it.random(3)
     silent = [jnp.zeros_like(leaf) for leaf in dstate]
@@ -158,7 +145,6 @@ def test_running_the_pieces_in_turn_gives_the_whole(spec, cut):
 @every
 def test_a_document_packed_behind_others_gives_what_it_gives_alone(spec):
     """Values, and gradients of inputs; behind any state of another document, too."""
-    holds("packing", spec)
     it = subject(spec)
     x, dy, dstate = it.random(3)
     silent = [jnp.zeros_like(leaf) for leaf in dstate]
@@ -183,7 +169,6 @@ MESH = jax.make_mesh((1, 2, 2, 2), placement.AXES, axis_types=(jax.sharding.Axis
 @placed
 def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     """Values, final state and all gradients over packed documents, behind a state, on 2 x 2 x 2 devices."""
-    holds("placement", spec)
     it = subject(spec)
     x, dy, dstate = it.random(3)
     tokens = jax.NamedSharding(MESH, jax.P(placement.BATCH, placement.TIME))
@@ -292,12 +277,6 @@ def test_pieces_of_their_true_lengths_give_the_whole(spec, cut):
     first, middle = run(x[:, :cut], it.carried)
     rest, last = run(x[:, cut:], middle)
     assert_close((jnp.concatenate([first, rest], axis=1), last), (y, state), what=f"{spec} cut at {cut}")
-
-
-@pytest.mark.parametrize("name", mixers.names())
-def test_an_exemption_names_a_law_and_gives_its_reason(name):
-    for law, reason in mixers.registry.get(name).exemptions.items():
-        assert law in LAWS and len(reason) > 20, f"{name}: {law!r}: {reason!r}"
 
 
 def test_windowed_flops_count_the_pairs_that_are_seen():
