@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.rivals import Pair, Peer, Side, Size
-from seqzoo.kernels import explain
+from seqzoo.kernels.common import explain
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.selective_scan import selective_scan
 from seqzoo.mixers.linear_attention.linear import with_ones

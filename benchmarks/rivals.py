@@ -21,7 +21,7 @@ from flax import nnx
 
 from benchmarks import measure
 from seqzoo import convert
-from seqzoo.kernels import explain
+from seqzoo.kernels.common import explain
 
 VOCABULARY = 256
 DEPTH = 2

@@ -1,23 +1,24 @@
-"""What is installed is what lies on disk, and importing a layer costs no more than JAX, Flax and einops."""
+"""Distributions hold the sources on disk as real files, and importing a layer brings in no more than JAX, Flax and einops."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tomllib
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 
 def python(code: str, *, cwd: Path, executable: str | Path = sys.executable, path: tuple[Path, ...] = ()) -> str:
-    """What a fresh interpreter prints; `path` becomes its PYTHONPATH, and nothing of ours is inherited."""
+    """Output of a fresh interpreter; `path` becomes its PYTHONPATH, and nothing of ours is inherited."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS")}
     environment = inherited | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, path))}
     command = [str(executable), "-c", textwrap.dedent(code)]
@@ -26,45 +27,32 @@ def python(code: str, *, cwd: Path, executable: str | Path = sys.executable, pat
     return done.stdout
 
 
-def folders(top: Path) -> set[str]:
-    """Dotted names, relative to `top`, of the folders under it that hold Python files."""
-    files = (p for p in top.rglob("*.py") if "__pycache__" not in p.parts)
-    return {".".join(p.parent.relative_to(top).parts) for p in files}
-
-
-def sources() -> dict[str, Path]:
-    """Every package that should be installed, with its folder."""
-    inside = {
-        ".".join(filter(None, ("seqzoo", name))): ROOT / "seqzoo" / Path(*name.split(".")) for name in folders(ROOT / "seqzoo")
-    }
-    ops = {f"seqzoo.kernels.{name}": ROOT / "kernels" / Path(*name.split(".")) for name in folders(ROOT / "kernels")}
-    return inside | ops
+def files() -> dict[str, Path]:
+    """Every source file that should be installed, by its installed path."""
+    own = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "seqzoo").rglob("*.py")}
+    ops = {f"seqzoo/{p.relative_to(ROOT).as_posix()}": p for p in (ROOT / "kernels").rglob("*.py")}
+    return {name: path for name, path in (own | ops).items() if "__pycache__" not in path.parts}
 
 
 def modules() -> set[str]:
     """Every module that should be importable."""
-    found = set()
-    for package, folder in sources().items():
-        found |= {package if file.stem == "__init__" else f"{package}.{file.stem}" for file in folder.glob("*.py")}
-    return found
+    return {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files()}
 
 
-def test_the_listed_packages_are_the_folders_on_disk():
-    listed = SETUPTOOLS["packages"]
-    assert sorted(listed) == listed, "keep the list sorted"
-    assert set(listed) == set(sources())
-    assert all((folder / "__init__.py").is_file() for folder in sources().values())
+def packages() -> set[str]:
+    """Every folder that holds source files, as a dotted name."""
+    return {name.rpartition("/")[0].replace("/", ".") for name in files()}
 
 
-def test_each_op_is_mapped_to_its_folder():
-    ops = {
-        name: folder.relative_to(ROOT).as_posix() for name, folder in sources().items() if folder.is_relative_to(ROOT / "kernels")
-    }
-    assert SETUPTOOLS["package-dir"] == {"seqzoo": "seqzoo"} | ops
+def test_every_folder_of_source_files_is_a_package():
+    assert {name.rpartition("/")[0].replace("/", ".") for name in files() if name.endswith("/__init__.py")} == packages()
 
 
-def test_the_folder_kernels_is_no_package_of_its_own():
-    assert not (ROOT / "kernels" / "__init__.py").exists()
+def test_the_ops_have_one_import_path_through_a_relative_link():
+    link = ROOT / "seqzoo" / "kernels"
+    assert link.is_symlink(), "wanted a symbolic link to ../kernels (git config core.symlinks true)"
+    assert link.readlink() == Path("../kernels")
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would hide another project's package called kernels"
 
 
 def test_the_version_is_written_once_or_equal():
@@ -87,7 +75,7 @@ def test_importing_the_mixers_brings_in_nothing_beyond_jax_flax_and_einops(tmp_p
 
 
 def test_importing_the_ops_brings_in_nothing_beyond_jax(tmp_path):
-    ops = sorted(name for name in sources() if name.startswith("seqzoo.kernels."))
+    ops = sorted(name for name in packages() if name.startswith("seqzoo.kernels."))
     code = NEWLY_IMPORTED.format(allowed="import jax", ours=f"import {', '.join(ops)}")
     assert python(code, cwd=tmp_path, path=(ROOT,)).split() == ["seqzoo"]
 
@@ -103,7 +91,7 @@ def test_a_foreign_package_called_kernels_is_not_shadowed_from_the_checkout(tmp_
     # The empty first entry of sys.path is the working directory: the checkout comes before the foreign package.
     owner, ours = python(code, cwd=ROOT, path=(tmp_path,)).splitlines()
     assert owner == "another project"
-    assert Path(ours) == ROOT / "kernels" / "attention" / "__init__.py"
+    assert Path(ours).resolve() == ROOT / "kernels" / "attention" / "__init__.py"
 
 
 @pytest.mark.slow
@@ -112,12 +100,20 @@ def test_the_installed_wheel_imports_whole_from_elsewhere_beside_a_foreign_kerne
     source.mkdir()
     elsewhere.mkdir()
     for name in ("seqzoo", "kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     # Without --wheel, the wheel is built from the source distribution, so that is complete as well.
     subprocess.run([sys.executable, "-m", "build", "--outdir", dist, source], check=True, cwd=elsewhere)
     (wheel,) = dist.glob("*.whl")
+    (source_distribution,) = dist.glob("*.tar.gz")
+    wanted = {*files(), "seqzoo/py.typed"}
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == wanted
+    with tarfile.open(source_distribution) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive if not member.isdir()}
+    assert all(member.isreg() for member in members.values()), "links are no files elsewhere"
+    assert wanted <= set(members)
 
     clean = tmp_path / "clean"
     venv.create(clean, with_pip=True, symlinks=True)

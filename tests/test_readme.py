@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tables import mixers as table
 from helpers.tolerances import assert_close
-from seqzoo.mixers import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,8 +20,8 @@ def test_the_code_runs_and_the_pieces_give_the_whole(code):
 
 
 def test_the_table_of_mixers_is_that_of_the_registry():
-    """Regenerate it with `python -m seqzoo.mixers.table`."""
-    shown = README.split("<!-- mixers: python -m seqzoo.mixers.table -->\n")[1].split("<!-- end of mixers -->")[0]
+    """Regenerate it with `python -m benchmarks.tables.mixers`."""
+    shown = README.split("<!-- mixers: python -m benchmarks.tables.mixers -->\n")[1].split("<!-- end of mixers -->")[0]
     assert shown.strip() == table.markdown().strip()
 
 

@@ -1,1 +1,5 @@
-"""What every op shares: the document rules and the choice of an implementation."""
+"""Parts that the ops share, and `explain`: the implementation and the sharding that each op inside a function chooses."""
+
+from seqzoo.kernels.common.notes import explain
+
+__all__ = ["explain"]

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import choose
-from seqzoo.kernels import explain
-from seqzoo.kernels.common import dispatch
+from seqzoo.kernels.common import dispatch, explain
 from seqzoo.kernels.linear_attention import IMPLEMENTATIONS, linear_attention
 
 TABLE = {"cpu": {"head": {(1, 8, 8): ("f", "small"), (64, 8, 8): ("f", "many"), (1, 128, 128): ("f", "wide")}}}

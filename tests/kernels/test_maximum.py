@@ -8,8 +8,7 @@ import pytest
 from helpers.collectives import moved
 from helpers.scan_cases import IDS, VIOLENT, carried_on
 from helpers.tolerances import RELATIVE, assert_close
-from seqzoo.kernels import explain
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import explain, placement
 from seqzoo.kernels.common.maximum import running_maximum
 
 B, T = IDS.shape

@@ -9,9 +9,8 @@ import pytest
 
 from helpers.collectives import moved
 from helpers.tolerances import assert_close
-from seqzoo.kernels import explain
 from seqzoo.kernels.attention import attention
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import explain, placement
 from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence

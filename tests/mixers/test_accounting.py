@@ -6,24 +6,24 @@ import jax
 import pytest
 from flax import nnx
 
+from benchmarks.tables import states
 from seqzoo import mixers
-from seqzoo.mixers import accounting
 from seqzoo.model import LanguageModel
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mqar.md").read_text()
 
 
-@pytest.mark.parametrize("account", accounting.ACCOUNTS, ids=lambda account: account.spec)
+@pytest.mark.parametrize("account", states.ACCOUNTS, ids=lambda account: account.spec)
 @pytest.mark.parametrize(("d_model", "length"), [(64, 1024), (128, 256)])
 def test_published_and_carried_bytes_differ_by_the_terms_that_are_named(account, d_model, length):
     numbers = account.published(d_model, length) + sum(term(d_model, length) for term in account.terms.values())
-    assert accounting.carried(account.spec, d_model, length) == 4 * numbers
+    assert states.carried(account.spec, d_model, length) == 4 * numbers
 
 
 def test_every_layer_with_a_published_formula_is_in_the_table():
     """Zoology and Based count these; they have no formula for the other mixers."""
     published = {"softmax", "base_conv", "based", "gla", "deltanet", "gated_deltanet", "rwkv7", "mamba", "mamba2"}
-    assert {mixers.registry.check(account.spec).name for account in accounting.ACCOUNTS} == published
+    assert {mixers.registry.check(account.spec).name for account in states.ACCOUNTS} == published
 
 
 @pytest.mark.parametrize(("d_model", "f", "published"), [(48, 8, 9_396), (128, 16, 80_484)])
@@ -41,6 +41,6 @@ def test_the_published_bytes_of_based_are_ours_with_every_difference_named(d_mod
 
 
 def test_the_table_is_that_of_the_states():
-    """Regenerate it with `python -m seqzoo.mixers.accounting`."""
-    shown = PAGE.split("<!-- states: python -m seqzoo.mixers.accounting -->\n")[1].split("<!-- end of states -->")[0]
-    assert shown.strip() == accounting.markdown().strip()
+    """Regenerate it with `python -m benchmarks.tables.states`."""
+    shown = PAGE.split("<!-- states: python -m benchmarks.tables.states -->\n")[1].split("<!-- end of states -->")[0]
+    assert shown.strip() == states.markdown().strip()

@@ -10,8 +10,7 @@ from flax import nnx
 from helpers.law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
 from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import mixers
-from seqzoo.kernels import explain
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import explain, placement
 
 # Settings that change what a state holds or which terms there are.
 VARIANTS = (

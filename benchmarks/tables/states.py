@@ -1,4 +1,4 @@
-"""Decode memory as published and as carried: `python -m seqzoo.mixers.accounting` prints the table of docs/mqar.md.
+"""Decode memory as published and as carried: `python -m benchmarks.tables.states` prints the table of docs/mqar.md.
 
 Zoology and Based (Arora et al. 2023, arXiv:2312.04927; 2024, arXiv:2402.18668) count the numbers in a state by a formula for each
 mixer, times 4 bytes. Ours are counted on the state itself. A row here holds the formula and every term by which the two differ, so

@@ -1,4 +1,4 @@
-"""The README's table of mixers, read off the registry: `python -m seqzoo.mixers.table` prints it."""
+"""The README's table of mixers, read off the registry: `python -m benchmarks.tables.mixers` prints it."""
 
 import inspect
 
