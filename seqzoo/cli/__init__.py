@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from seqzoo.cli import looking, runs, text
+from seqzoo.cli import inspect, plot, runs, text
 from seqzoo.cli.shared import NAMES, Wrong, checked, fail, take
 
 __all__ = ["main"]
@@ -45,5 +45,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, 2)
 
 
-_COMMANDS = (runs.train, runs.resume, runs.evaluate, looking.inspect, looking.plot, text.prepare, text.generate)
+_COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate)
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = dict(zip(NAMES, _COMMANDS, strict=True))

@@ -92,7 +92,7 @@ def load(arguments: list[str]) -> tuple[config.Config, list[str]]:
         return config.load_file(path), arguments[1:]
     if QUICKSTART.is_file():
         return config.load_file(QUICKSTART), arguments
-    from seqzoo import quickstart  # where there is no checkout
+    from seqzoo.cli import quickstart  # in the working directory there is no checkout
 
     return quickstart.config, arguments
 

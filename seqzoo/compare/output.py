@@ -16,7 +16,7 @@ from rich.text import Text
 
 from seqzoo import config
 from seqzoo.compare.colours import colour
-from seqzoo.compare.summary import RATE, SEED, Row, Run, Spread, chances, measured_by, summarise
+from seqzoo.compare.summary import RATE, SEED, Row, Run, Spread, chances, objective_of_runs, summarise
 
 REPORT = "report.md"
 CURVES = "learning_curves.png"
@@ -38,15 +38,15 @@ def whole(console: Console, table: Table) -> None:
 
 def write_numbers(folder: Path, comparison: config.Comparison, runs: Sequence[Run]) -> dict[str, Any]:
     """Writes results.json, results.csv and report.md, each whole or not at all. Returns what is in results.json."""
+    from seqzoo.data.atomic_io import write_json, write_text
     from seqzoo.training import environment
-    from seqzoo.writing import write_json, write_text
 
     rows, levels = summarise(runs), chances(runs)
     results = {
         "name": comparison.name,
         "environment": environment(),
         "config": comparison.model_dump(mode="json"),
-        "measure": measured_by(runs).name,
+        "objective": objective_of_runs(runs).name,
         "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
         "rows": [_plain(row) for row in rows],
         "runs": [
@@ -65,27 +65,27 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> None:
     from seqzoo.compare import pictures
     from seqzoo.training import metrics
 
-    rows, measure, levels = summarise(runs), measured_by(runs), chances(runs)
+    rows, objective, levels = summarise(runs), objective_of_runs(runs), chances(runs)
     if not rows:
         return
     lines = {name: metrics.read(folder / "runs" / name / "metrics.jsonl") for row in rows for name in row.runs}
-    pictures.save(pictures.learning_curves(rows, lines, measure, levels), folder / CURVES)
+    pictures.save(pictures.learning_curves(rows, lines, objective, levels), folder / CURVES)
     settings = {name: result["settings"] for run in runs if run.finished for name, result in run.summary["final"].items()}
     if len(settings) > 1:
-        pictures.save(pictures.slices(rows, settings, measure, levels), folder / SLICES)
+        pictures.save(pictures.slices(rows, settings, objective, levels), folder / SLICES)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
     """One line per finished run and slice."""
-    measure = measured_by(runs)
+    objective = objective_of_runs(runs)
     axes = list(dict.fromkeys(path for run in runs for path in run.point))
     lines = [
         {
             **{"run": run.name, "label": run.label, "learning_rate": run.rate, "seed": run.seed},
             **{path: run.point[path] for path in axes if path not in (RATE, SEED)},
-            **{"slice": name, measure.name: result[measure.name], "loss": result["loss"], "chance": result["chance"]},
+            **{"slice": name, objective.name: result[objective.name], "loss": result["loss"], "chance": result["chance"]},
             **{f"slice.{key}": value for key, value in result["settings"].items()},
-            f"best_{measure.name}": run.summary["best"].get(name, result)[measure.name],
+            f"best_{objective.name}": run.summary["best"].get(name, result)[objective.name],
             **{key: run.summary[key] for key in ("parameters", "state_bytes", "tokens_per_second", "step")},
         }
         for run in runs
@@ -102,7 +102,7 @@ def as_csv(runs: Sequence[Run]) -> str:
 def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
     """The rows for a terminal: accuracy or bits per byte in each slice, the best in bold, and the chance level where there is one;
     ± is half the way from the lowest to the highest seed."""
-    levels, measure = chances(runs), measured_by(runs)
+    levels, objective = chances(runs), objective_of_runs(runs)
     several = len({run.rate for run in runs}) > 1
     result = Table(
         title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
@@ -113,7 +113,7 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
     for name in (*(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
         result.add_column(name, justify="right", no_wrap=True)
     medians = {name: [row.slices[name].median for row in rows if name in row.slices] for name in levels}
-    best = {name: max(found, key=measure.goodness, default=None) for name, found in medians.items()}
+    best = {name: max(found, key=objective.sort_key, default=None) for name, found in medians.items()}
     for row in rows:
         cells = [Text.assemble(("● ", colour(row.label)), row.label)]
         for name in levels:
@@ -134,7 +134,7 @@ def report(
     environment: dict[str, Any],
 ) -> str:
     """The comparison in Markdown."""
-    finished, title = sum(run.finished for run in runs), measured_by(runs).title
+    finished, title = sum(run.finished for run in runs), objective_of_runs(runs).title
     several = len({run.rate for run in runs}) > 1
     columns = ["", *levels, *(["learning rate"] if several else []), "parameters", "state bytes", "tokens/s"]
     lines = [f"# {comparison.name}", "", f"{finished} of {len(runs)} runs have a result. {caption(runs)}", ""]
@@ -183,7 +183,7 @@ def report(
 def caption(runs: Sequence[Run]) -> str:
     """How the numbers of a row came about."""
     seeds, rates = len({run.seed for run in runs}), len({run.rate for run in runs})
-    parts = [f"{measured_by(runs).title.capitalize()} after the last step"]
+    parts = [f"{objective_of_runs(runs).title.capitalize()} after the last step"]
     if seeds > 1:
         parts.append(f"median of {seeds} seeds (lowest-highest, or ± half of that range)")
     if rates > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from seqzoo.compare.colours import Style, styles
 from seqzoo.compare.summary import Row
-from seqzoo.measure import ACCURACY, Measure
+from seqzoo.training.objective import ACCURACY, Objective
 
 INK, FAINT = "#333333", "#8a8a8a"
 LABEL_INCHES = 0.21  # of one label at the end of a curve
@@ -16,14 +16,14 @@ LETTER_INCHES = 0.085  # of a label, on average
 
 
 def learning_curves(
-    rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], measure: Measure, chances: Mapping[str, float | None]
+    rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], objective: Objective, chances: Mapping[str, float | None]
 ):
-    """Training loss and the evaluations' mean measure against steps: median over seeds, in a band from lowest to highest.
+    """Training loss and the evaluations' mean objective against steps: median over seeds, in a band from lowest to highest.
 
     Args:
       rows: what to draw.
       lines: the metrics.jsonl of every run that `rows` names.
-      measure: what evaluations are compared by.
+      objective: what evaluations are compared by.
       chances: chance level of each slice.
     Returns:
       A matplotlib figure.
@@ -34,13 +34,13 @@ def learning_curves(
     for row in rows:
         runs = [lines[name] for name in row.runs]
         _curve(left, [_points(run, "train", "loss", "step") for run in runs], looks[row.label])
-        end = _curve(right, [_points(run, "eval", measure.name, "step") for run in runs], looks[row.label], marked=True)
+        end = _curve(right, [_points(run, "eval", objective.name, "step") for run in runs], looks[row.label], marked=True)
         if end:
             ends[row.label] = end
     left.set(xlabel="step", xlim=(0, None), ylim=(0, None))
     left.set_title("Training loss", fontsize=11.5, color=INK)
-    right.set(xlabel="step", xlim=(0, None), **_limits(measure))
-    right.set_title(f"{measure.title.capitalize()}, mean over slices", fontsize=11.5, color=INK)
+    right.set(xlabel="step", xlim=(0, None), **_limits(objective))
+    right.set_title(f"{objective.title.capitalize()}, mean over slices", fontsize=11.5, color=INK)
     _chance(right, _level(chances))
     _end_labels(right, ends, looks)
     return figure
@@ -94,13 +94,15 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     return figure
 
 
-def slices(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], measure: Measure, chances: Mapping[str, float | None]):
-    """The measure in each slice, against the number of pairs, or whatever other number sets the slices apart.
+def slices(
+    rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], objective: Objective, chances: Mapping[str, float | None]
+):
+    """The objective in each slice, against the number of pairs, or whatever other number sets the slices apart.
 
     Args:
       rows: what to draw.
       settings: what sets each slice apart.
-      measure: what evaluations are compared by.
+      objective: what evaluations are compared by.
       chances: chance level of each slice.
     Returns:
       A matplotlib figure.
@@ -128,8 +130,8 @@ def slices(rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], measu
         axes.set_xticks(sorted(set(places.values())), [f"{place:g}" for place in sorted(set(places.values()))])
         axes.minorticks_off()
         axes.set_xlabel({"pairs": "key-value pairs to remember", "length": "tokens"}.get(name, name))
-    axes.set(**_limits(measure))
-    axes.set_title(f"{measure.title.capitalize()} after training", fontsize=11.5, color=INK)
+    axes.set(**_limits(objective))
+    axes.set_title(f"{objective.title.capitalize()} after training", fontsize=11.5, color=INK)
     _chance(axes, _level(chances) if len(set(chances.values())) == 1 else math.nan)
     _end_labels(axes, ends, looks)
     return figure
@@ -201,9 +203,9 @@ def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> 
     return {here[0][x]: fmean(line[metric] for line in here) for here in by_step.values()}
 
 
-def _limits(measure: Measure) -> dict[str, tuple[float, float]]:
-    """All of the axis, with room for marks, where the measure has ends."""
-    return {"ylim": (-0.06, 1.03)} if measure == ACCURACY else {}
+def _limits(objective: Objective) -> dict[str, tuple[float, float]]:
+    """All of the axis, with room for marks, where the objective has ends."""
+    return {"ylim": (-0.06, 1.03)} if objective == ACCURACY else {}
 
 
 def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = False) -> tuple[float, float] | None:

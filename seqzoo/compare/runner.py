@@ -68,7 +68,7 @@ def run(
 
 def _enter(folder: Path, comparison: config.Comparison) -> Path:
     """Opens the folder and records the comparison in it."""
-    from seqzoo.writing import write_text
+    from seqzoo.data.atomic_io import write_text
 
     path = folder / "config.json"
     if path.exists():

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from seqzoo.config import Comparison
-from seqzoo.measure import Measure, measure_of
+from seqzoo.training.objective import Objective, objective_of
 
 RATE = "optimizer.learning_rate"
 SEED = "training.seed"
@@ -79,9 +79,9 @@ def several(comparison: Comparison) -> list[str]:
     return [axis for axis, values in comparison.axes.items() if len(values) > 1]
 
 
-def measured_by(runs: Iterable[Run]) -> Measure:
+def objective_of_runs(runs: Iterable[Run]) -> Objective:
     """What the runs are compared by."""
-    return measure_of(run.summary["final"] for run in runs if run.finished)
+    return objective_of(run.summary["final"] for run in runs if run.finished)
 
 
 def chances(runs: Iterable[Run]) -> dict[str, float | None]:
@@ -96,28 +96,28 @@ def chances(runs: Iterable[Run]) -> dict[str, float | None]:
 def summarise(runs: Iterable[Run]) -> list[Row]:
     """One row per label, in the order of the runs: the best learning rate by the median over seeds.
 
-    A learning rate counts by the median over its seeds of the measure (accuracy, or of text bits per byte) at the end of training,
-    averaged over slices; one learning rate is chosen for all slices, and ties go to the smaller. A run without a result (it
-    diverged, or is still to come) counts as accuracy 0, or as 8 bits per byte, in that choice and is left out of the numbers shown.
-    Labels without any result have no row.
+    A learning rate counts by the median over its seeds of the objective (accuracy, or bits per byte for text) at the end of
+    training, averaged over slices; one learning rate is chosen for all slices, and ties go to the smaller. A run without a result
+    (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the numbers shown do not contain
+    it. Labels without any result have no row.
     """
     runs = list(runs)
-    measure = measured_by(runs)
+    objective = objective_of_runs(runs)
     groups: dict[str, dict[float, list[Run]]] = {}
     for run in runs:
         groups.setdefault(run.label, {}).setdefault(run.rate, []).append(run)
     rows = []
     for label, by_rate in groups.items():
-        score = lambda run: measure.mean(run.summary["final"]) if run.finished else measure.nothing
+        score = lambda run: objective.mean(run.summary["final"]) if run.finished else objective.worst
         rates = {rate: median(map(score, by_rate[rate])) for rate in sorted(by_rate) if any(run.finished for run in by_rate[rate])}
         if not rates:
             continue
-        best = max(rates, key=lambda rate: measure.goodness(rates[rate]))
+        best = max(rates, key=lambda rate: objective.sort_key(rates[rate]))
         finished = [run for run in by_rate[best] if run.finished]
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
         names = dict.fromkeys(name for run in finished for name in run.summary["final"])
         slices = {
-            name: _spread(run.summary["final"][name][measure.name] for run in finished if name in run.summary["final"])
+            name: _spread(run.summary["final"][name][objective.name] for run in finished if name in run.summary["final"])
             for name in names
         }
         first = finished[0].summary

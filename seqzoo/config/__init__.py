@@ -4,6 +4,7 @@ A config file is Python that defines `config`, an `Experiment` or a `Comparison`
 `--model.layers "gla(heads=2)"`. Both round-trip through JSON.
 """
 
+from seqzoo.config.base import ConfigError, Section
 from seqzoo.config.comparison import Comparison
 from seqzoo.config.experiment import Experiment, difference, replace, settings
 from seqzoo.config.files import Config, load_file, load_json
@@ -13,7 +14,6 @@ from seqzoo.config.model import DType, Model
 from seqzoo.config.optimizer import USERS, Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import WEIGHTLESS, Training
-from seqzoo.fields import ConfigError, Section
 
 __all__ = [
     "USERS",

@@ -8,8 +8,8 @@ import tyro
 from pydantic import field_validator, model_validator
 
 from seqzoo import tasks
+from seqzoo.config.base import Axes, Section, tuples
 from seqzoo.config.experiment import Experiment, replace
-from seqzoo.fields import Axes, Section, tuples
 
 
 class Comparison(Section):

@@ -6,12 +6,12 @@ from typing import Any
 from pydantic import field_validator
 
 from seqzoo import mixers, tasks
+from seqzoo.config.base import ConfigError, Section
 from seqzoo.config.mesh import Mesh
 from seqzoo.config.model import Model
 from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import Training
-from seqzoo.fields import ConfigError, Section
 from seqzoo.registry import did_you_mean
 
 

@@ -4,9 +4,9 @@ import json
 import runpy
 from pathlib import Path
 
+from seqzoo.config.base import ConfigError
 from seqzoo.config.comparison import Comparison
 from seqzoo.config.experiment import Experiment
-from seqzoo.fields import ConfigError
 from seqzoo.registry import did_you_mean
 
 Config = Experiment | Comparison

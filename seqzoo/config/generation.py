@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from seqzoo.fields import Section
+from seqzoo.config.base import Section
 
 
 class Generation(Section):

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from seqzoo.fields import Rules, Section
+from seqzoo.config.base import Rules, Section
 from seqzoo.model import sharding
 from seqzoo.registry import did_you_mean
 

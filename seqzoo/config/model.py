@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from seqzoo import channels, mixers
-from seqzoo.fields import Layers, Section
+from seqzoo.config.base import Layers, Section
 from seqzoo.model import NORMS, REMAT, STACKS
 from seqzoo.registry import split
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from seqzoo.fields import Section
+from seqzoo.config.base import Section
 
 # The settings that only some update rules, and only some schedules, have a use for.
 USERS = {

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from seqzoo.fields import Section
+from seqzoo.config.base import Section
 
 
 class Run(Section):

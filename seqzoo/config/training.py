@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from seqzoo.fields import Section
+from seqzoo.config.base import Section
 
 
 class Training(Section):

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from seqzoo.data import shards, sources, tokenizers
+from seqzoo.data.atomic_io import atomic_write, remove_temporaries, write_errors
 from seqzoo.data.errors import DataError
 from seqzoo.data.shards import MANIFEST, SPLITS, TOKENIZER, UNFINISHED, Manifest, Settings, Split
 from seqzoo.data.sources import Document, Documents
 from seqzoo.data.tokenizers import BYTES, SEPARATOR, Tokenizer
-from seqzoo.writing import remove_halves, write_whole, writing
 
 TOGETHER = 2**20  # bytes of text that the tokenizer gets at once
 
@@ -71,12 +71,12 @@ def prepare(
         shard_tokens=shard_tokens,
     )
     held = _held(folder, settings) or _begin(folder, settings)
-    remove_halves(folder)
+    remove_temporaries(folder)
     if held.sha256 is None:
         with _bar(console) as bar:
             task = bar.add_task("", total=sources.size(files))
             held = _go_on(folder, held, Documents(files, field), encoder, lambda document: bar.advance(task, document.share))
-    with writing(folder / UNFINISHED):
+    with write_errors(folder / UNFINISHED):
         (folder / UNFINISHED).unlink(missing_ok=True)
     return held
 
@@ -102,7 +102,7 @@ def _held(folder: Path, settings: Settings) -> Manifest | None:
 
 def _begin(folder: Path, settings: Settings) -> Manifest:
     """Makes the folder of a corpus without shards."""
-    with writing(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(settings=settings)
     shards.write_manifest(folder, UNFINISHED, manifest)
@@ -129,7 +129,7 @@ def _go_on(folder: Path, held: Manifest, documents: Documents, encoder: Tokenize
         shards.write_manifest(folder, UNFINISHED, manifest())
     sources.check_splits(settings.source, settings.held_out, *(manifest().split(name).documents for name in SPLITS))
     if settings.tokenizer == TOKENIZER:
-        with write_whole(folder / TOKENIZER) as file, encoder.path.open("rb") as given:
+        with atomic_write(folder / TOKENIZER) as file, encoder.path.open("rb") as given:
             shutil.copyfileobj(given, file)
     finished = shards.summed(folder, manifest().model_copy(update={"skipped": documents.skipped}))
     shards.write_manifest(folder, MANIFEST, finished)

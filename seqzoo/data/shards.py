@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from seqzoo.data.atomic_io import atomic_write
 from seqzoo.data.errors import DataError
-from seqzoo.writing import write_whole
 
 FORMAT = "seqzoo corpus"
 MANIFEST = "manifest.json"
@@ -156,14 +156,14 @@ def write(folder: Path, name: str, tokens: np.ndarray, starts: np.ndarray, text_
 
 
 def _write(path: Path, array: np.ndarray) -> StoredFile:
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         np.save(file, array)
     return StoredFile(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 def write_manifest(folder: Path, name: str, manifest: Manifest) -> None:
     """Writes a manifest under that name."""
-    with write_whole(folder / name) as file:
+    with atomic_write(folder / name) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
 
 

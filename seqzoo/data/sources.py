@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seqzoo.data.atomic_io import error_reason
 from seqzoo.data.errors import DataError
 from seqzoo.registry import did_you_mean
-from seqzoo.writing import reason
 
 STDLIB = "stdlib"
 # Folders of the standard library that are left out: not of it, or not in every Python, or English in one literal of 800 kB.
@@ -263,7 +263,7 @@ def _under(root: Path, left_out: set[str]) -> Iterator[Path]:
     """The files under a folder, hidden ones and links to folders left out."""
 
     def refuse(error):
-        raise DataError(f"cannot read {error.filename}: {reason(error)}") from None
+        raise DataError(f"cannot read {error.filename}: {error_reason(error)}") from None
 
     for inside, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
@@ -300,7 +300,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from None
+        raise DataError(f"cannot read {path}: {error_reason(error)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """One trainer for all: `run(experiment, folder)` trains or resumes, `evaluate_run(folder)` looks at what came out."""
 
+from seqzoo.data.atomic_io import WriteError
 from seqzoo.training.checkpoint import CheckpointError, Checkpoints
 from seqzoo.training.folder import create as create_folder
 from seqzoo.training.folder import environment, open_run, refuse_changes
@@ -8,7 +9,6 @@ from seqzoo.training.signals import Interrupted
 from seqzoo.training.state import Plan, build, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
 from seqzoo.training.trained import evaluate_run, load_model
-from seqzoo.writing import WriteError
 
 __all__ = [
     "CheckpointError",

@@ -14,9 +14,9 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
 from seqzoo.training import distributed
 from seqzoo.training.state import State
-from seqzoo.writing import WriteError, reason, write_json, writing
 
 DIGESTS = "sha256.json"
 ABOUT = "about.json"  # what was trained, by which code: a checkpoint says so even where its run folder is gone
@@ -96,7 +96,7 @@ class Checkpoints:
         self._saving, self.complete = None, self.latest
         if distributed.first():
             for step in set(self.steps()[: -self.keep]) - {self.best}:
-                with writing(self.folder / str(step)):
+                with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
 
     def restore(self, abstract: State, say: Callable[[str], None], step: int | None = None) -> State | None:
@@ -139,7 +139,7 @@ class Checkpoints:
                     with ocp.StandardCheckpointer() as checkpointer:
                         return checkpointer.restore(path, abstract), failed
                 except Exception as error:  # any failure means the same here: this one is of no use, is there an older one?
-                    problem = reason(error)
+                    problem = error_reason(error)
             failed[step] = problem
             say(f"checkpoint {path} does not load: {problem}")
         if failed:
@@ -148,11 +148,11 @@ class Checkpoints:
         return None, failed
 
     def _clear(self) -> list[str]:
-        with writing(self.folder):
+        with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         halves = sorted(self.folder.glob(TEMPORARY))
         for half in halves:
-            with writing(half):
+            with write_errors(half):
                 shutil.rmtree(half)
         return [half.name for half in halves]
 
@@ -160,7 +160,7 @@ class Checkpoints:
         asides = []
         for step in bad:
             aside = _free(self.folder / f"unreadable-{step}")
-            with writing(aside):
+            with write_errors(aside):
                 (self.folder / str(step)).rename(aside)
             asides.append((step, aside.name))
         return asides
@@ -176,7 +176,7 @@ class Checkpoints:
             call()
         except Exception as error:  # Orbax and TensorStore have their own types for what the system refuses
             path, self._saving = self._saving, None
-            raise WriteError(f"cannot write {path}: {reason(error)}") from error
+            raise WriteError(f"cannot write {path}: {error_reason(error)}") from error
 
 
 def damage(path: Path) -> str | None:
@@ -185,7 +185,7 @@ def damage(path: Path) -> str | None:
         wanted = json.loads((path / DIGESTS).read_text())
         found = {name: _sha256(path / name) for name in wanted if (path / name).is_file()}
     except (OSError, ValueError) as error:
-        return f"{DIGESTS}: {reason(error)}"
+        return f"{DIGESTS}: {error_reason(error)}"
     missing = [name for name in wanted if name not in found]
     if missing:
         return f"{', '.join(missing)} is missing"

@@ -23,8 +23,8 @@ import jax
 
 import seqzoo
 from seqzoo import config
+from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, write_text
 from seqzoo.training.checkpoint import Checkpoints
-from seqzoo.writing import remove_halves, write_json, write_text, writing
 
 DATA = "data.json"
 CHANGED = "--changed"  # the command line's word for `changed`
@@ -35,7 +35,7 @@ def create(parent: str | Path, name: str) -> Path:
     """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time."""
     parent = Path(parent)
     number = 1
-    with writing(parent / name):
+    with write_errors(parent / name):
         parent.mkdir(parents=True, exist_ok=True)
         while True:
             path = parent / (name if number == 1 else f"{name}-{number}")
@@ -75,14 +75,14 @@ def enter(
             refuse_changes(folder, held, experiment)
         _not_beyond(folder, experiment.training.steps)
         _same_data(folder, data or {})
-        remove_halves(folder)
+        remove_temporaries(folder)
         if differing := config.difference(held, experiment):
             more["changed"] = differing
             write_text(path, experiment.model_dump_json(indent=2) + "\n")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
     else:
-        with writing(folder):
+        with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if data:
             write_json(folder / DATA, data)

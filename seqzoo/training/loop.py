@@ -13,6 +13,7 @@ from jax.stages import Compiled
 from rich.console import Console
 
 from seqzoo import config
+from seqzoo.data.atomic_io import WriteError
 from seqzoo.tasks.base import BatchSpec
 from seqzoo.training import distributed, feed, profiling, record, sinks, watch
 from seqzoo.training import folder as folders
@@ -25,7 +26,6 @@ from seqzoo.training.signals import Interrupted, StopSignals
 from seqzoo.training.state import Plan, State, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
 from seqzoo.training.utilisation import mfu, training_flops
-from seqzoo.writing import WriteError
 
 
 class Diverged(FloatingPointError):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from seqzoo.writing import write_text, writing
+from seqzoo.data.atomic_io import write_errors, write_text
 
 
 class Metrics:
@@ -30,7 +30,7 @@ class Metrics:
     def append(self, *lines: dict[str, Any]) -> None:
         """Adds lines in one write, so that a killed process leaves an evaluation with all its slices or not at all."""
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        with writing(self.path), self.path.open("a") as file:
+        with write_errors(self.path), self.path.open("a") as file:
             file.write(text)
 
 

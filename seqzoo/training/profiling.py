@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled, Lowered
 from rich.filesize import decimal
 
-from seqzoo.writing import write_text, writing
+from seqzoo.data.atomic_io import write_errors, write_text
 
 
 class Profiler:
@@ -50,14 +50,14 @@ class Profiler:
         """Writes the trace, if one is under way. Raises WriteError."""
         if self._tracing:
             self._tracing = False
-            with writing(self.folder):
+            with write_errors(self.folder):
                 jax.profiler.stop_trace()
 
 
 def dump(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "train_step") -> None:
     """Writes RUN/hlo/NAME.stablehlo.txt, what JAX asks for, and NAME.hlo.txt, what XLA made of it. Raises WriteError."""
     folder = Path(folder) / "hlo"
-    with writing(folder):
+    with write_errors(folder):
         folder.mkdir(exist_ok=True)
     write_text(folder / f"{name}.stablehlo.txt", lowered.as_text())
     write_text(folder / f"{name}.hlo.txt", compiled.as_text())
@@ -99,7 +99,7 @@ def use_cache(path: str | None) -> None:
     if path is None:
         return
     folder = Path(path).expanduser().absolute()
-    with writing(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir != str(folder):
         compilation_cache.set_cache_dir(str(folder))

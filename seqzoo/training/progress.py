@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from seqzoo.measure import measure_of
+from seqzoo.training.objective import objective_of
 
 REFRESH = 0.2  # seconds between two moves of the bar
 
@@ -53,9 +53,9 @@ class Reporter:
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """The accuracies of an evaluation, or of text the bits per byte, in one line."""
-        measure = measure_of([results])
-        shown = "  ".join(f"{name} {each[measure.name]:.3f}" for name, each in results.items())
-        self.say(f"step {step}/{self.steps}  {measure.title} {shown}")
+        objective = objective_of([results])
+        shown = "  ".join(f"{name} {each[objective.name]:.3f}" for name, each in results.items())
+        self.say(f"step {step}/{self.steps}  {objective.title} {shown}")
 
 
 def _text(metrics, rate, left) -> str:

@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from seqzoo.measure import ACCURACY, measure_of
+from seqzoo.data.atomic_io import write_json
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 from seqzoo.training import distributed, sinks
 from seqzoo.training import metrics as files
+from seqzoo.training.objective import ACCURACY, objective_of
 from seqzoo.training.state import Plan
-from seqzoo.writing import write_json
 
 STAMPS = ("step", "kind", "slice", "tokens", "seconds")  # what a line is of, besides its numbers
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -94,8 +94,8 @@ class Record:
 
 def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
     """The step of the best evaluation, by its mean over slices; the first of several alike."""
-    measure = measure_of(by_step.values())
-    return max(by_step, key=lambda step: measure.goodness(measure.mean(by_step[step])), default=None)
+    objective = objective_of(by_step.values())
+    return max(by_step, key=lambda step: objective.sort_key(objective.mean(by_step[step])), default=None)
 
 
 def _finite(value: Any) -> Any:

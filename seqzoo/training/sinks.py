@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seqzoo import config
+from seqzoo.data.atomic_io import write_errors, write_json
 from seqzoo.training import metrics
-from seqzoo.writing import write_json, writing
 
 EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # which extra of this package brings the package of that name
 
@@ -104,7 +104,7 @@ class TensorBoard:
         self._event, self._summary = Event, Summary
         self._begin = time.time() - max((line.get("seconds", 0.0) for line in held), default=0.0)
         self.folder = folder / "tensorboard"
-        with writing(self.folder):
+        with write_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             for old in self.folder.glob("events.out.tfevents.*"):
                 old.unlink()
@@ -129,11 +129,11 @@ class TensorBoard:
 
     def close(self) -> None:
         """Closes the file."""
-        with writing(self.path):
+        with write_errors(self.path):
             self._writer.close()
 
     def _write(self, *events) -> None:
-        with writing(self.path):
+        with write_errors(self.path):
             for event in events:
                 self._writer.write(event.SerializeToString())
             self._writer.flush()

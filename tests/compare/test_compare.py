@@ -200,7 +200,7 @@ def test_text_is_compared_by_bits_per_byte_of_which_fewer_are_better(tmp_path):
     axes = comparison(model__layers=("softmax", "gla"), optimizer__learning_rate=(1e-3, 1e-2))
     with Console(record=True, width=200, file=io.StringIO()) as console:
         results = compare.run(axes, tmp_path / "c", console=console, run=trainer)
-    assert results["measure"] == "bits_per_byte"
+    assert results["objective"] == "bits_per_byte"
     assert {row["label"]: (row["rate"], row["score"]["median"]) for row in results["rows"]} == {
         "softmax": (1e-3, 2.0),
         "gla": (1e-3, 1.75),

@@ -13,7 +13,7 @@ from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
 from seqzoo.compare.pictures import _places, decoding, slices, spread_out
 from seqzoo.compare.summary import Row, Spread
-from seqzoo.measure import ACCURACY
+from seqzoo.training.objective import ACCURACY
 
 
 def test_the_colours_are_all_different_and_those_of_mixers_that_exist():

@@ -8,7 +8,7 @@ import pytest
 
 from seqzoo import data
 from seqzoo.data import DataError, shards
-from seqzoo.writing import WriteError
+from seqzoo.data.atomic_io import WriteError
 
 FILES = {f"{number:02d}.txt": f"document {number} " * (number % 7) for number in range(40)}
 SETTINGS = {"held_out": 0.2, "shard_tokens": 300}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from seqzoo.data.atomic_io import WriteError
 from seqzoo.training.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
-from seqzoo.writing import WriteError
 
 
 @pytest.fixture(scope="module")

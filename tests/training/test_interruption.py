@@ -15,8 +15,8 @@ from rich.console import Console
 
 from helpers.tiny import quiet, stopping, tiny
 from seqzoo import config, training
+from seqzoo.data.atomic_io import WriteError, write_text
 from seqzoo.training import metrics
-from seqzoo.writing import WriteError, write_text
 
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
 

@@ -6,10 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.tiny import tiny
-from seqzoo import compare, config, quickstart, training
+from seqzoo import compare, config, training
+from seqzoo.cli import quickstart
 from seqzoo.config import Comparison, ConfigError, Experiment, Mesh, Model, Optimizer, Run, Training
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
 
 

@@ -1,4 +1,4 @@
-"""What evaluations are ranked, tabled and drawn by: accuracy, or of text bits per byte."""
+"""Objective of an evaluation, by which runs are ranked, tabled and drawn: accuracy, or bits per byte for text."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 Evaluation = Mapping[str, Mapping[str, Any]]  # {slice: its numbers}
 
 
-class Measure(NamedTuple):
+class Objective(NamedTuple):
     """One number of an evaluation that says how good it is."""
 
     name: str  # among an evaluation's numbers
-    higher: bool  # whether more of it is better
-    nothing: float  # what a run that ended without a result counts as
+    higher: bool  # more is better
+    worst: float  # value of a run without a result
 
     @property
     def title(self) -> str:
@@ -24,16 +24,16 @@ class Measure(NamedTuple):
         """The mean over slices; every slice counts the same."""
         return fmean(numbers[self.name] for numbers in evaluation.values())
 
-    def goodness(self, value: float) -> float:
-        """A number that is larger where the value is better."""
+    def sort_key(self, value: float) -> float:
+        """A number that is larger for a better value."""
         return value if self.higher else -value
 
 
-ACCURACY = Measure("accuracy", higher=True, nothing=0.0)
-BITS_PER_BYTE = Measure("bits_per_byte", higher=False, nothing=8.0)
+ACCURACY = Objective("accuracy", higher=True, worst=0.0)
+BITS_PER_BYTE = Objective("bits_per_byte", higher=False, worst=8.0)
 
 
-def measure_of(evaluations: Iterable[Evaluation]) -> Measure:
+def objective_of(evaluations: Iterable[Evaluation]) -> Objective:
     """Bits per byte if every slice of every evaluation has them, else the accuracy."""
     slices = [numbers for evaluation in evaluations for numbers in evaluation.values()]
     of_text = slices and all(math.isfinite(numbers.get(BITS_PER_BYTE.name, math.nan)) for numbers in slices)

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from helpers.tiny import quiet, tiny
-from seqzoo import cli, config, inspect, tasks, training
+from seqzoo import cli, config, tasks, training
+from seqzoo.cli import model_summary, run_summary
 from seqzoo.config import Comparison
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
@@ -22,8 +23,8 @@ def model():
 
 
 def test_the_parts_add_up_to_the_model(model):
-    found = inspect.describe(MIXED)
-    rows = list(inspect._rows(found.parameters))
+    found = model_summary.describe(MIXED)
+    rows = list(model_summary._rows(found.parameters))
     leaves = [parameter for *_, parameter in rows if parameter]
     assert sum(leaf.count for leaf in leaves) == params.count(params.split(model)[1])
     assert sum(count for depth, _, count, _ in rows if depth == 0) == sum(leaf.count for leaf in leaves)
@@ -34,7 +35,7 @@ def test_the_parts_add_up_to_the_model(model):
 
 
 def test_every_layer_has_its_places_and_its_own_cost(model):
-    gla, softmax = inspect.describe(MIXED).layers
+    gla, softmax = model_summary.describe(MIXED).layers
     assert gla.spec == "gla(heads=2)" and gla.places == (0, 2, 4) and softmax.places == (1, 3)
     blocks = model.stack.periods.blocks()
     mixers = {name: block.mixer for name, block in blocks.items()}
@@ -45,19 +46,19 @@ def test_every_layer_has_its_places_and_its_own_cost(model):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_pattern_that_ends_early_has_the_layers_that_are_there(depth):
-    layers = inspect.describe(tiny(model__layers=("softmax", "gla", "softmax(window=4)"), model__depth=depth)).layers
+    layers = model_summary.describe(tiny(model__layers=("softmax", "gla", "softmax(window=4)"), model__depth=depth)).layers
     assert [layer.places for layer in layers] == [(place,) for place in range(depth)]
 
 
 def test_a_parameter_has_shape_dtype_and_axes(model):
-    found = inspect.describe(MIXED).parameters
-    assert found["embedding"] == inspect.Parameter((32, 16), "float32", ("vocab", "embed"))
+    found = model_summary.describe(MIXED).parameters
+    assert found["embedding"] == model_summary.Parameter((32, 16), "float32", ("vocab", "embed"))
     assert found["stack"]["periods"]["0_gla"]["mixer_norm"]["scale"].axes[0] == "layers"
 
 
 def test_only_changed_settings_are_listed():
-    assert inspect.changed(config.Experiment()) == {}
-    assert inspect.changed(config.replace(config.Experiment(), {"model.depth": 7, "run.dump_hlo": True})) == {
+    assert model_summary.changed(config.Experiment()) == {}
+    assert model_summary.changed(config.replace(config.Experiment(), {"model.depth": 7, "run.dump_hlo": True})) == {
         "model.depth": (7, 2),
         "run.dump_hlo": (True, False),
     }
@@ -88,7 +89,7 @@ def state_of(folder):
 
 def test_a_run_under_way_is_shown_and_left_as_it_is(run, model):
     before, console = state_of(run), quiet()
-    inspect.show_run(run, console)
+    run_summary.show_run(run, console)
     shown = console.file.getvalue()
     assert f"{run}: step 5 of 6, not finished\ncheckpoints: 2, 4\n" in shown and "resumed: 1, last" in shown
     assert "training at step 5: loss 1.125, tokens_per_second 100\n" in shown
@@ -104,7 +105,7 @@ def test_a_run_under_way_is_shown_and_left_as_it_is(run, model):
 def test_how_a_run_ended_is_said(run):
     (run / "summary.json").write_text(json.dumps({"finished": False, "stopped": "step 5: no longer finite"}))
     console = quiet()
-    inspect.show_run(run, console)
+    run_summary.show_run(run, console)
     assert "step 5 of 6, step 5: no longer finite" in console.file.getvalue()
 
 
@@ -114,7 +115,7 @@ def test_a_run_that_has_only_begun_is_shown(run):
     for step in ("2", "4"):
         (run / "checkpoints" / step).rmdir()
     console = quiet()
-    inspect.show_run(run, console)
+    run_summary.show_run(run, console)
     assert "step 0 of 6, not finished\ncheckpoints: none yet\n" in console.file.getvalue()
 
 
@@ -123,7 +124,7 @@ def test_a_comparison_names_its_runs(tmp_path):
     (tmp_path / "runs" / "0-a").mkdir(parents=True)
     (tmp_path / "runs" / "0-a" / "config.json").write_text(tiny().model_dump_json())
     with pytest.raises(FileNotFoundError, match=r"holds a comparison; wanted one of its runs: .*0-a"):
-        inspect.show_run(tmp_path, quiet())
+        run_summary.show_run(tmp_path, quiet())
 
 
 def test_the_command_inspects_runs_and_config_files(run, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The commands that look at runs."""
+"""The command `plot`: curves of runs, or of all runs of a comparison."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, Wrong, checked, load, one_folder, parse
+from seqzoo.cli.shared import FLAGS, Wrong, checked
 
 
 class Plot(config.Section):
@@ -21,32 +21,10 @@ class Plot(config.Section):
     """PNG to write; None: the metric's name in the current folder."""
 
 
-def inspect(arguments: list[str], console: Console) -> int:
-    """`inspect RUN`, or `inspect CONFIG.py [--settings]`."""
-    import jax
-
-    from seqzoo import compare
-    from seqzoo import inspect as looking
-
-    jax.config.update("jax_platforms", "cpu")  # the accelerators are left to the run
-    if not (arguments and arguments[0].endswith(".py")):
-        folder, rest = one_folder("inspect", arguments)
-        if rest:
-            raise Wrong(f"inspect takes one run folder and no settings, found {' '.join(rest)}; a config file may have settings")
-        checked(lambda: looking.show_run(folder, console))
-        return 0
-    chosen = checked(lambda: parse(*load(arguments)))
-    for label, (experiment, *_) in compare.alike(chosen).items():
-        if isinstance(chosen, config.Comparison):
-            console.rule(label)
-        checked(lambda experiment=experiment: looking.show(experiment, console))
-    return 0
-
-
 def plot(arguments: list[str], console: Console) -> int:
     """`plot RUN... [--metric...] [--x...] [--out...]`."""
     from seqzoo.compare import curves, pictures
-    from seqzoo.writing import writing
+    from seqzoo.data.atomic_io import write_errors
 
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     folders, words = arguments[:count], arguments[count:]
@@ -55,7 +33,7 @@ def plot(arguments: list[str], console: Console) -> int:
         raise Wrong("plot needs run folders: train.py plot runs/NAME runs/OTHER")
     figure = checked(lambda: curves.draw(folders, settings.metric, settings.x))
     out = Path(settings.out or f"{settings.metric}.png")
-    with writing(out):
+    with write_errors(out):
         pictures.save(figure, out)
     console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
     return 0

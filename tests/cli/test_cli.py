@@ -3,7 +3,8 @@
 import pytest
 
 from helpers.tiny import TINY, tiny
-from seqzoo import cli, compare, config, data, quickstart, tasks, training
+from seqzoo import cli, compare, config, data, tasks, training
+from seqzoo.cli import quickstart
 from seqzoo.config import Comparison, Experiment
 
 

@@ -1,0 +1,69 @@
+"""Status of a run from its folder alone: `train.py inspect RUN`, also while it trains. Nothing is written."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from seqzoo import config
+from seqzoo.cli.model_summary import show
+from seqzoo.compare.output import say
+
+
+def show_run(folder: str | Path, console: Console) -> None:
+    """Prints a run: where it stands, its last metrics and checkpoints, what it was run with, and what `show` does.
+
+    Raises:
+      FileNotFoundError: no run.
+    """
+    from seqzoo.training import Checkpoints, metrics, open_run
+
+    folder = Path(folder)
+    experiment = open_run(folder)
+    if isinstance(experiment, config.Comparison):
+        inside = ", ".join(sorted(str(path.parent) for path in folder.glob("*/*/config.json")))
+        raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
+    lines = metrics.read(folder / "metrics.jsonl")
+    steps = Checkpoints(folder / "checkpoints").steps()
+    summary = _json(folder / "summary.json")
+    at = max([*steps, *(line["step"] for line in lines)], default=0)
+    state = "finished" if summary.get("finished") else summary.get("stopped", "not finished")
+    say(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
+    say(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
+    for line in _provenance(_json(folder / "environment.json")):
+        say(console, line)
+    for line in _last(lines):
+        say(console, line)
+    show(experiment, console)
+
+
+def _last(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """The last training line, and the evaluation of every slice at the last step that has one."""
+    training = [line for line in lines if line["kind"] == "train"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    for line in training[-1:]:
+        yield f"training at step {line['step']}: {_numbers(line)}"
+    for line in evaluations:
+        if line["step"] == evaluations[-1]["step"]:
+            yield f"evaluation at step {line['step']}, {line['slice']}: {_numbers(line)}"
+
+
+def _numbers(line: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.6g}" for key, value in line.items() if key != "step" and isinstance(value, int | float))
+
+
+def _provenance(environment: dict[str, Any]) -> Iterator[str]:
+    """When, where and from which revision a run began, and how often it was resumed."""
+    if not environment:
+        return
+    device, git, again = environment["device"], environment["git"], environment.get("resumed", [])
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    yield f"begun {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
+    yield f"{device['count']} x {device['kind']} ({device['platform']}), Python {environment['python']}, {versions}"
+    yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
