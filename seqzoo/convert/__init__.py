@@ -3,11 +3,11 @@
     model = seqzoo.convert.load("mamba-130m-hf")                  # config.json and *.safetensors
     layer = seqzoo.convert.load_mixer("mamba-130m-hf", layer=1)   # one mixer of it
 
-A family is a function here: how its config.json maps to settings of `LanguageModel`, and where each tensor of its files goes. What
-cannot be mapped is refused; docs/convert.md says what was compared with what.
+Each architecture is one function, decorated with `@architecture`: it maps config.json to settings of `LanguageModel`, and each
+tensor of the files to parameters. A setting that cannot be mapped is refused; docs/convert.md lists what was compared with what.
 """
 
-from seqzoo.convert import (  # noqa: F401  (each registers families)
+from seqzoo.convert import (  # noqa: F401  (each registers architectures)
     fla,
     fla_delta,
     kimi_linear,
@@ -22,8 +22,8 @@ from seqzoo.convert import (  # noqa: F401  (each registers families)
     rwkv7,
     xlstm,
 )
+from seqzoo.convert.architecture import names
 from seqzoo.convert.checkpoint import ConvertError
-from seqzoo.convert.family import names
-from seqzoo.convert.filling import load, load_mixer
+from seqzoo.convert.loader import load, load_mixer
 
 __all__ = ["ConvertError", "load", "load_mixer", "names"]

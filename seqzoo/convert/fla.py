@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family, prefixed
-from seqzoo.convert.rules import Rule, copy_of, keep, matrix
+from seqzoo.convert.tensor_map import Rule, copy, matrix, tied_to
 
 # Kernels, losses and names of modules; the largest position is not enforced, there or here.
 WITHOUT_EFFECT = (
@@ -24,8 +24,8 @@ WITHOUT_EFFECT = (
 NO_BOUND = -1e4  # a logit whose sigmoid is 0 in every dtype, and so are its gradients: finite, and it stays where it is
 
 
-@family("gla")
-def gla(config: Config) -> Plan:
+@architecture("gla")
+def gla(config: Config) -> ModelMapping:
     """Blocks of gated linear attention; the gate's rank and temperature are the layer's defaults, there and here."""
     _no_convolutions(config)
     config.only("feature_map", None)
@@ -35,22 +35,22 @@ def gla(config: Config) -> Plan:
     gate = {
         "gk_proj.0.weight": matrix("mixer.gate_down.w"),
         "gk_proj.1.weight": matrix("mixer.gate_up.w"),
-        "gk_proj.1.bias": keep("mixer.gate_up.b"),
+        "gk_proj.1.bias": copy("mixer.gate_up.b"),
     }
-    return stack_of(config, spec, projections("qkv") | _gated_norm(config) | gate)
+    return stack_mapping(config, spec, projections("qkv") | _gated_norm(config) | gate)
 
 
-@family("retnet")
-def retnet(config: Config) -> Plan:
+@architecture("retnet")
+def retnet(config: Config) -> ModelMapping:
     """Blocks of retention; the base of its rotary positions is the layer's default, there and here."""
     config.only("feature_map", None)
     config.ignore("use_short_conv", "conv_size")  # stored there; its block does not hand them on
     spec = f"retnet({_widths(config, 8, 1.0, 2.0)}, norm_eps={eps_of(config)})"
-    return stack_of(config, spec, projections("qkv") | _gated_norm(config), hidden_ratio=2)
+    return stack_mapping(config, spec, projections("qkv") | _gated_norm(config), hidden_ratio=2)
 
 
-@family("gsa")
-def gsa(config: Config) -> Plan:
+@architecture("gsa")
+def gsa(config: Config) -> ModelMapping:
     """Blocks of gated slot attention. The norm behind the memory has an epsilon of 1e-5 there, whatever norm_eps is."""
     _no_convolutions(config)
     config.only("feature_map", "swish")
@@ -58,11 +58,11 @@ def gsa(config: Config) -> Plan:
     config.only("expand_v", 1)  # theirs fails with any other: the norm is as wide as the model
     slots, temperature = config.get("num_slots", 64), config.get("gate_logit_normalizer", 8)
     spec = f"gsa({_widths(config, 4, 1.0, 1.0)}, slots={slots}, gate_temperature={float(temperature)})"
-    return stack_of(config, spec, projections("qkvf") | {"g_norm.weight": keep("mixer.norm.scale")})
+    return stack_mapping(config, spec, projections("qkvf") | {"g_norm.weight": copy("mixer.norm.scale")})
 
 
-@family("hgrn2")
-def hgrn2(config: Config) -> Plan:
+@architecture("hgrn2")
+def hgrn2(config: Config) -> ModelMapping:
     """Blocks of HGRN2, each with the bound that the model's table gives its layer; the norm's epsilon is as in `gsa`."""
     _no_convolutions(config)
     d_model, depth, width = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("expand_ratio", 128)
@@ -75,20 +75,20 @@ def hgrn2(config: Config) -> Plan:
     learned = config.get("use_lower_bound", True)
     names = {"q_proj": "q", "f_proj": "forget", "i_proj": "v", "o_proj": "out"}
     mixer = {f"{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()}
-    mixer["g_norm.weight"] = keep("mixer.norm.scale")
+    mixer["g_norm.weight"] = copy("mixer.norm.scale")
     spec = f"hgrn2(heads={heads})" if learned else f"hgrn2(heads={heads}, lower_bound=0.0)"
     table = (lambda i: {"model.lower_bounds": _bound(i, depth)}) if learned else lambda i: {}
-    return stack_of(config, spec, mixer, table=table)
+    return stack_mapping(config, spec, mixer, table=table)
 
 
-def stack_of(
+def stack_mapping(
     config: Config,
     spec: str,
     mixer: Mapping[str, Rule],
     *,
     hidden_ratio: float = 4,
     table: Callable[[int], Mapping[str, Rule]] = lambda i: {},
-) -> Plan:
+) -> ModelMapping:
     """What these models have in common: pre-norm blocks of a mixer and a SwiGLU, an embedding, a final norm and a head.
 
     Args:
@@ -99,20 +99,20 @@ def stack_of(
     config.only("hidden_act", "swish")
     config.only("attnres_block_size", None)  # attention over what the layers before gave
     config.only("elementwise_affine", True)
-    model, tensors = backbone_of(config, spec)
+    model, tensors = backbone_mapping(config, spec)
     model |= {"channel": f"swiglu(hidden={_hidden(config, hidden_ratio)})", "norm_eps": eps_of(config)}
     layer = {
-        "attn_norm.weight": keep("mixer_norm.scale"),
-        "mlp_norm.weight": keep("channel_norm.scale"),
+        "attn_norm.weight": copy("mixer_norm.scale"),
+        "mlp_norm.weight": copy("channel_norm.scale"),
         "mlp.gate_proj.weight": matrix("channel.gate.w"),
         "mlp.up_proj.weight": matrix("channel.up.w"),
         "mlp.down_proj.weight": matrix("channel.down.w"),
         **prefixed("attn.", mixer),
     }
-    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", layer) | table(i) for i in range(model["depth"])))
+    return ModelMapping(model, tensors, tuple(prefixed(f"model.layers.{i}.", layer) | table(i) for i in range(model["depth"])))
 
 
-def backbone_of(config: Config, spec: str) -> tuple[dict, dict[str, Rule]]:
+def backbone_mapping(config: Config, spec: str) -> tuple[dict, dict[str, Rule]]:
     """Settings of `LanguageModel` and rules outside of the layers, but for what depends on the kind of block."""
     config.only("attn", None)  # layers of softmax attention in between
     config.ignore(*WITHOUT_EFFECT)
@@ -125,9 +125,9 @@ def backbone_of(config: Config, spec: str) -> tuple[dict, dict[str, Rule]]:
         "tied": tied,
     }
     tensors = {
-        "model.embeddings.weight": keep("embedding"),
-        "model.norm.weight": keep("norm.scale"),
-        "lm_head.weight": copy_of("model.embeddings.weight") if tied else matrix("head.w"),
+        "model.embeddings.weight": copy("embedding"),
+        "model.norm.weight": copy("norm.scale"),
+        "lm_head.weight": tied_to("model.embeddings.weight") if tied else matrix("head.w"),
     }
     return model, tensors
 
@@ -158,7 +158,7 @@ def _gated_norm(config: Config) -> dict[str, Rule]:
     """The norm behind the memory and the gate on it. Fused into one module, the norm has another name."""
     config.only("use_output_gate", True)
     norm = "g_norm_swish_gate" if config.get("fuse_norm", True) else "g_norm"
-    return {f"{norm}.weight": keep("mixer.norm.scale"), "g_proj.weight": matrix("mixer.r.w")}
+    return {f"{norm}.weight": copy("mixer.norm.scale"), "g_proj.weight": matrix("mixer.r.w")}
 
 
 def _hidden(config: Config, ratio: float) -> int:

@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from seqzoo.convert.architecture import ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import Plan, family
-from seqzoo.convert.fla import eps_of, projections, stack_of
-from seqzoo.convert.rules import Rule, joined, keep, matrix, taps
+from seqzoo.convert.fla import eps_of, projections, stack_mapping
+from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, joined, matrix
 from seqzoo.registry import Spec
 
 GATE = {"g_proj.weight": matrix("mixer.r.w")}
-DECAY = {"A_log": keep("mixer.decay.a_log"), "dt_bias": keep("mixer.decay.bias")}
+DECAY = {"A_log": copy("mixer.decay.a_log"), "dt_bias": copy("mixer.decay.bias")}
 DECAY_OF_HEADS = DECAY | {"a_proj.weight": matrix("mixer.decay_in.w")}
 
 
-@family("delta_net")
-def delta_net(config: Config) -> Plan:
+@architecture("delta_net")
+def delta_net(config: Config) -> ModelMapping:
     """Blocks of DeltaNet, without a gate behind the memory."""
     config.only("use_gate", False)
     config.only("use_beta", True)
@@ -25,38 +25,38 @@ def delta_net(config: Config) -> Plan:
     config.only("qk_activation", "silu")
     config.ignore("use_output_norm")  # handed on there, and never read
     widths = {"heads": config.get("num_heads", 16)} | {name: config.get(name, 1.0) for name in ("expand_k", "expand_v")}
-    return _plan(config, "deltanet", {}, **widths, **_range(config))
+    return _mapping(config, "deltanet", {}, **widths, **_range(config))
 
 
-@family("gated_deltanet")
-def gated_deltanet(config: Config) -> Plan:
+@architecture("gated_deltanet")
+def gated_deltanet(config: Config) -> ModelMapping:
     """Blocks of Gated DeltaNet."""
     config.only("use_gate", True)
     config.only("output_gate_activation", "swish", "silu")
-    return _plan(config, "gated_deltanet", GATE | DECAY_OF_HEADS, **_widths(config, 6, 256, 2.0), **_range(config))
+    return _mapping(config, "gated_deltanet", GATE | DECAY_OF_HEADS, **_widths(config, 6, 256, 2.0), **_range(config))
 
 
-@family("comba")
-def comba(config: Config) -> Plan:
+@architecture("comba")
+def comba(config: Config) -> ModelMapping:
     """Blocks of Comba. Its p, sigmoid(decay) k, is brought to unit length again, so that the share acts in q - D p alone."""
     config.only("use_output_gate", True)
     config.ignore("use_output_correction", "use_inner_decay", "correction_factor")  # stored there; its block does not hand them on
     correction = joined("mixer.correction", ("D", "decay"), lambda x: x[0] * _sigmoid(x[1]))
     settings = _widths(config, 6, 256, 2.0) | {"feedback": False}
-    return _plan(config, "comba", GATE | DECAY_OF_HEADS | correction, **settings)
+    return _mapping(config, "comba", GATE | DECAY_OF_HEADS | correction, **settings)
 
 
-@family("gated_deltaproduct")
-def gated_deltaproduct(config: Config) -> Plan:
+@architecture("gated_deltaproduct")
+def gated_deltaproduct(config: Config) -> ModelMapping:
     """Blocks of DeltaProduct, with or without a decay; of a projection's rows the first are those of a token's first step."""
     config.only("use_output_gate", True)
     forget = config.get("use_forget_gate", False)
     settings = _widths(config, 6, 256, 2.0) | {"steps": config.get("num_householder", 1), "forget": forget}
-    return _plan(config, "gated_deltaproduct", GATE | (DECAY_OF_HEADS if forget else {}), **settings, **_range(config))
+    return _mapping(config, "gated_deltaproduct", GATE | (DECAY_OF_HEADS if forget else {}), **settings, **_range(config))
 
 
-@family("kda")
-def kda(config: Config) -> Plan:
+@architecture("kda")
+def kda(config: Config) -> ModelMapping:
     """Blocks of Kimi delta attention; the inner width of the gates is that of a head's values, there and here."""
     config.only("safe_gate", False)
     config.only("lower_bound", None)
@@ -65,19 +65,19 @@ def kda(config: Config) -> Plan:
         "f_proj.1.weight": matrix("mixer.decay_in.up.w"),
         "g_proj.0.weight": matrix("mixer.r.down.w"),
         "g_proj.1.weight": matrix("mixer.r.up.w"),
-        "g_proj.1.bias": keep("mixer.r.bias"),
+        "g_proj.1.bias": copy("mixer.r.bias"),
     }
     settings = _widths(config, 16, 128, 1.0) | {"gate_bias": True}
-    return _plan(config, "kda", low_rank | DECAY, **settings, **_range(config))
+    return _mapping(config, "kda", low_rank | DECAY, **settings, **_range(config))
 
 
-def _plan(config: Config, name: str, mixer: Mapping[str, Rule], **settings: Any) -> Plan:
+def _mapping(config: Config, name: str, mixer: Mapping[str, Rule], **settings: Any) -> ModelMapping:
     """What these layers have in common: convolutions of q, k and v, a strength, and a norm per head."""
     config.only("use_short_conv", True)
     settings |= {"conv_width": config.get("conv_size", 4), "norm_eps": eps_of(config)}
-    shared = projections("qkv") | {f"{x}_conv1d.weight": taps(f"mixer.{x}_convolution.w") for x in "qkv"}
-    shared |= {"b_proj.weight": matrix("mixer.beta.w"), "o_norm.weight": keep("mixer.norm.scale")}
-    return stack_of(config, str(Spec(name, tuple(settings.items()))), shared | mixer)
+    shared = projections("qkv") | {f"{x}_conv1d.weight": conv_kernel(f"mixer.{x}_convolution.w") for x in "qkv"}
+    shared |= {"b_proj.weight": matrix("mixer.beta.w"), "o_norm.weight": copy("mixer.norm.scale")}
+    return stack_mapping(config, str(Spec(name, tuple(settings.items()))), shared | mixer)
 
 
 def _widths(config: Config, heads: int, width: int, expand_v: float) -> dict[str, Any]:

@@ -2,24 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from seqzoo.convert.architecture import ModelMapping, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, prefixed
-from seqzoo.convert.rules import Rule, copy_of, keep, matrix
+from seqzoo.convert.tensor_map import Rule, copy, matrix, tied_to
 
 SWIGLU = {f"mlp.{name}_proj.weight": matrix(f"channel.{name}.w") for name in ("gate", "up", "down")}
 PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}
 
 
-def stack_of(
+def stack_mapping(
     config: Config,
     kinds: Sequence[str],
     specs: Mapping[str, str | None],
     rules: Mapping[str, Mapping[str, Rule]],
     *,
     norm_eps: float,
-    scale: Callable[[str], Rule] = keep,
-) -> Plan:
-    """An embedding, blocks of the given kinds, a final norm and a head; settings beyond that are the family's.
+    scale: Callable[[str], Rule] = copy,
+) -> ModelMapping:
+    """An embedding, blocks of the given kinds, a final norm and a head; settings beyond that are the architecture's.
 
     Args:
       kinds: of each layer; `specs` has the mixer of a kind, `rules` those for the tensors of a layer.
@@ -36,11 +36,11 @@ def stack_of(
         "tied": tied,
     }
     tensors = {
-        "model.embed_tokens.weight": keep("embedding"),
+        "model.embed_tokens.weight": copy("embedding"),
         "model.norm.weight": scale("norm.scale"),
-        "lm_head.weight": copy_of("model.embed_tokens.weight") if tied else matrix("head.w"),
+        "lm_head.weight": tied_to("model.embed_tokens.weight") if tied else matrix("head.w"),
     }
-    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", rules[kind]) for i, kind in enumerate(kinds)))
+    return ModelMapping(model, tensors, tuple(prefixed(f"model.layers.{i}.", rules[kind]) for i, kind in enumerate(kinds)))
 
 
 def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | None = None) -> list[str]:
@@ -55,7 +55,7 @@ def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | N
 def attention(bias: bool = False) -> dict[str, Rule]:
     """The projections of softmax attention."""
     rules = {f"self_attn.{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in PROJECTIONS.items()}
-    return rules | ({f"self_attn.{theirs}.bias": keep(f"mixer.{ours}.b") for theirs, ours in PROJECTIONS.items()} if bias else {})
+    return rules | ({f"self_attn.{theirs}.bias": copy(f"mixer.{ours}.b") for theirs, ours in PROJECTIONS.items()} if bias else {})
 
 
 def shortest_period(kinds: Sequence[str]) -> Sequence[str]:

@@ -6,10 +6,10 @@ Kimi delta attention alone.
 
 from collections.abc import Sequence
 
+from seqzoo.convert.architecture import ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family
-from seqzoo.convert.hybrid import SWIGLU, layer_types, stack_of
-from seqzoo.convert.rules import Rule, flat, keep, matrix, taps
+from seqzoo.convert.hybrid import SWIGLU, layer_types, stack_mapping
+from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, matrix, ravel
 
 # Training, and names of files; the largest position is not enforced, there or here.
 WITHOUT_EFFECT = ("auto_map", "max_position_embeddings", "model_max_length", "num_nextn_predict_layers", "pretraining_tp")
@@ -62,8 +62,8 @@ PROJECTIONS = {
 }
 
 
-@family("kimi_linear")
-def kimi_linear(config: Config) -> Plan:
+@architecture("kimi_linear")
+def kimi_linear(config: Config) -> ModelMapping:
     """Pre-norm blocks of Kimi delta attention. The settings of what we do not have bear on nothing else."""
     config.only("hidden_act", "silu")
     config.only("tie_word_embeddings", False)  # transformers ties nothing, whatever it says
@@ -75,7 +75,7 @@ def kimi_linear(config: Config) -> Plan:
     specs = {"linear_attention": f"{kda}conv_width={conv_width}, norm_eps={eps})", "full_attention": None}
     kinds = layer_types(config, tuple(specs), _default_kinds(config.get("num_hidden_layers"), linear))
     config.ignore(*WITHOUT_EFFECT, *OF_LATENT_ATTENTION, *OF_EXPERTS)
-    made = stack_of(config, kinds, specs, {"linear_attention": _kda(), "full_attention": {}}, norm_eps=eps)
+    made = stack_mapping(config, kinds, specs, {"linear_attention": _kda(), "full_attention": {}}, norm_eps=eps)
     return made._replace(refused=_refused(config, kinds))
 
 
@@ -111,12 +111,12 @@ def _refused(config: Config, kinds: Sequence[str]) -> str | None:
 
 def _kda() -> dict[str, Rule]:
     return {
-        "input_layernorm.weight": keep("mixer_norm.scale"),
-        "post_attention_layernorm.weight": keep("channel_norm.scale"),
-        **{name: rule._replace(also=name.replace("mlp", "block_sparse_moe")) for name, rule in SWIGLU.items()},
+        "input_layernorm.weight": copy("mixer_norm.scale"),
+        "post_attention_layernorm.weight": copy("channel_norm.scale"),
+        **{name: rule._replace(alias=name.replace("mlp", "block_sparse_moe")) for name, rule in SWIGLU.items()},
         **{f"self_attn.{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in PROJECTIONS.items()},
-        **{f"self_attn.{name}_conv1d.weight": taps(f"mixer.{name}_convolution.w") for name in "qkv"},
-        "self_attn.A_log": flat("mixer.decay.a_log"),
-        "self_attn.dt_bias": flat("mixer.decay.bias"),
-        "self_attn.o_norm.weight": keep("mixer.norm.scale"),
+        **{f"self_attn.{name}_conv1d.weight": conv_kernel(f"mixer.{name}_convolution.w") for name in "qkv"},
+        "self_attn.A_log": ravel("mixer.decay.a_log"),
+        "self_attn.dt_bias": ravel("mixer.decay.bias"),
+        "self_attn.o_norm.weight": copy("mixer.norm.scale"),
     }

@@ -1,8 +1,8 @@
 """Mamba (state-spaces/mamba-*-hf; transformers' MambaForCausalLM)."""
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import Plan, family, prefixed
-from seqzoo.convert.rules import Rule, copy_of, keep, matrix, parts, taps
+from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, matrix, split, tied_to
 
 # Old files carry settings of the original code that transformers never reads.
 WITHOUT_EFFECT = (
@@ -24,8 +24,8 @@ WITHOUT_EFFECT = (
 )
 
 
-@family("mamba")
-def mamba(config: Config) -> Plan:
+@architecture("mamba")
+def mamba(config: Config) -> ModelMapping:
     """Blocks without a channel mixer; the head is the embedding, unless config.json says otherwise."""
     d_model, expand = config.get("hidden_size"), config.get("expand", 2)
     e, n = int(expand * d_model), config.get("state_size", 16)
@@ -34,21 +34,21 @@ def mamba(config: Config) -> Plan:
     spec = f"mamba(expand={expand}, state={n}, conv_width={config.get('conv_kernel', 4)}"
     spec += ")" if rank == "auto" else f", dt_rank={rank})"
     mixer = {
-        "in_proj.weight": parts((e, e), matrix("mixer.x.w"), matrix("mixer.z.w")),
-        "conv1d.weight": taps("mixer.convolution.w"),
-        "conv1d.bias": keep("mixer.convolution.b"),
+        "in_proj.weight": split((e, e), matrix("mixer.x.w"), matrix("mixer.z.w")),
+        "conv1d.weight": conv_kernel("mixer.convolution.w"),
+        "conv1d.bias": copy("mixer.convolution.b"),
         "x_proj.weight": matrix("mixer.select.w"),
         "dt_proj.weight": matrix("mixer.dt.w"),
-        "dt_proj.bias": keep("mixer.dt_bias"),
-        "A_log": keep("mixer.a_log"),
-        "D": keep("mixer.skip"),
+        "dt_proj.bias": copy("mixer.dt_bias"),
+        "A_log": copy("mixer.a_log"),
+        "D": copy("mixer.skip"),
         "out_proj.weight": matrix("mixer.out.w"),
     }
     config.ignore(*WITHOUT_EFFECT)
-    return stack_of(config, spec, mixer, tied=True)
+    return stack_mapping(config, spec, mixer, tied=True)
 
 
-def stack_of(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bool) -> Plan:
+def stack_mapping(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bool) -> ModelMapping:
     """What Mamba and Mamba-2 have in common: pre-norm blocks of one mixer, an embedding, a final norm and a head.
 
     Args:
@@ -69,9 +69,9 @@ def stack_of(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bool) -
         "residual_dtype": "float32" if config.get("residual_in_fp32", True) else None,
     }
     tensors = {
-        "backbone.embeddings.weight": keep("embedding"),
-        "backbone.norm_f.weight": keep("norm.scale"),
-        "lm_head.weight": copy_of("backbone.embeddings.weight") if tied else matrix("head.w"),
+        "backbone.embeddings.weight": copy("embedding"),
+        "backbone.norm_f.weight": copy("norm.scale"),
+        "lm_head.weight": tied_to("backbone.embeddings.weight") if tied else matrix("head.w"),
     }
-    layer = {"norm.weight": keep("mixer_norm.scale"), **prefixed("mixer.", mixer)}
-    return Plan(model, tensors, tuple(prefixed(f"backbone.layers.{i}.", layer) for i in range(depth)))
+    layer = {"norm.weight": copy("mixer_norm.scale"), **prefixed("mixer.", mixer)}
+    return ModelMapping(model, tensors, tuple(prefixed(f"backbone.layers.{i}.", layer) for i in range(depth)))

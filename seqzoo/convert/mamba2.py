@@ -2,10 +2,10 @@
 
 import math
 
+from seqzoo.convert.architecture import ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family
-from seqzoo.convert.mamba import stack_of
-from seqzoo.convert.rules import keep, matrix, parts, taps
+from seqzoo.convert.mamba import stack_mapping
+from seqzoo.convert.tensor_map import conv_kernel, copy, matrix, split
 
 WITHOUT_EFFECT = (
     "chunk_size",
@@ -19,8 +19,8 @@ WITHOUT_EFFECT = (
 )
 
 
-@family("mamba2")
-def mamba2(config: Config) -> Plan:
+@architecture("mamba2")
+def mamba2(config: Config) -> ModelMapping:
     """Blocks without a channel mixer. The gated norm runs over each group's channels, after the gate."""
     d_model, expand = config.get("hidden_size"), config.get("expand", 2)
     e, width, heads = int(expand * d_model), config.get("head_dim", 64), config.get("num_heads")
@@ -32,17 +32,17 @@ def mamba2(config: Config) -> Plan:
     spec += f"norm_eps={config.get('layer_norm_epsilon', 1e-5)})"
     bc = 2 * groups * n
     mixer = {
-        "in_proj.weight": parts((e, e, bc, heads), *(matrix(f"mixer.{name}.w") for name in ("z", "x", "bc", "dt"))),
-        "conv1d.weight": parts((e, bc), taps("mixer.convolution.w"), taps("mixer.bc_convolution.w")),
-        "conv1d.bias": parts((e, bc), keep("mixer.convolution.b"), keep("mixer.bc_convolution.b")),
-        "dt_bias": keep("mixer.dt_bias"),
-        "A_log": keep("mixer.a_log"),
-        "D": keep("mixer.skip"),
-        "norm.weight": keep("mixer.norm.scale"),
+        "in_proj.weight": split((e, e, bc, heads), *(matrix(f"mixer.{name}.w") for name in ("z", "x", "bc", "dt"))),
+        "conv1d.weight": split((e, bc), conv_kernel("mixer.convolution.w"), conv_kernel("mixer.bc_convolution.w")),
+        "conv1d.bias": split((e, bc), copy("mixer.convolution.b"), copy("mixer.bc_convolution.b")),
+        "dt_bias": copy("mixer.dt_bias"),
+        "A_log": copy("mixer.a_log"),
+        "D": copy("mixer.skip"),
+        "norm.weight": copy("mixer.norm.scale"),
         "out_proj.weight": matrix("mixer.out.w"),
     }
     config.ignore(*WITHOUT_EFFECT)
-    return stack_of(config, spec, mixer, tied=False)
+    return stack_mapping(config, spec, mixer, tied=False)
 
 
 def _no_limit(config: Config) -> None:

@@ -3,10 +3,10 @@
 One expert only: the released model has 32, and we have no mixture of experts.
 """
 
+from seqzoo.convert.architecture import ModelMapping, architecture, rotary
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family, rotary
-from seqzoo.convert.hybrid import attention, layer_types, stack_of
-from seqzoo.convert.rules import Rule, flat, interleaved, keep, matrix, without_effect
+from seqzoo.convert.hybrid import attention, layer_types, stack_mapping
+from seqzoo.convert.tensor_map import Rule, copy, interleaved, matrix, ravel, without_effect
 
 # Kinds of training loss and speed; the largest position is not enforced, there or here.
 WITHOUT_EFFECT = (
@@ -21,8 +21,8 @@ WITHOUT_EFFECT = (
 FACTORS = ("linear_attn", "full_attn", "mlp")  # what a branch is added to has a factor alpha, the branch a factor beta
 
 
-@family("minimax")
-def minimax(config: Config) -> Plan:
+@architecture("minimax")
+def minimax(config: Config) -> ModelMapping:
     """Blocks in which branches are added to their norm's output, alpha of it."""
     config.only("hidden_act", "silu")
     config.only("num_local_experts", 1)
@@ -36,8 +36,8 @@ def minimax(config: Config) -> Plan:
         "full_attention": f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, rope_base={base})",
     }
     shared = {
-        "input_layernorm.weight": keep("mixer_norm.scale"),
-        "post_attention_layernorm.weight": keep("channel_norm.scale"),
+        "input_layernorm.weight": copy("mixer_norm.scale"),
+        "post_attention_layernorm.weight": copy("channel_norm.scale"),
         "block_sparse_moe.gate.weight": without_effect(),  # it chooses among one
         "block_sparse_moe.experts.0.w1.weight": matrix("channel.gate.w"),
         "block_sparse_moe.experts.0.w3.weight": matrix("channel.up.w"),
@@ -45,7 +45,7 @@ def minimax(config: Config) -> Plan:
     }
     rules = {"linear_attention": shared | _lightning(heads), "full_attention": shared | attention()}
     config.ignore(*WITHOUT_EFFECT)
-    made = stack_of(config, layer_types(config, tuple(specs)), specs, rules, norm_eps=config.get("rms_norm_eps", 1e-5))
+    made = stack_mapping(config, layer_types(config, tuple(specs)), specs, rules, norm_eps=config.get("rms_norm_eps", 1e-5))
     return made._replace(model={**made.model, "normed_residual": True, "residual_scale": _alpha(config)})
 
 
@@ -53,9 +53,9 @@ def _lightning(heads: int) -> dict[str, Rule]:
     return {
         "self_attn.qkv_proj.weight": interleaved(heads, *(matrix(f"mixer.{name}.w") for name in "qkv")),
         "self_attn.output_gate.weight": matrix("mixer.r.w"),
-        "self_attn.norm.weight": keep("mixer.norm.scale"),
+        "self_attn.norm.weight": copy("mixer.norm.scale"),
         "self_attn.out_proj.weight": matrix("mixer.out.w"),
-        "self_attn.slope_rate": flat("mixer.slopes"),
+        "self_attn.slope_rate": ravel("mixer.slopes"),
         **{f"self_attn.{name}_decay": without_effect() for name in ("query", "key", "diagonal")},  # powers of the slopes
     }
 

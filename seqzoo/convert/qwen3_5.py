@@ -1,9 +1,9 @@
 """Qwen3.5's text model (transformers' Qwen3_5ForCausalLM): Gated DeltaNet between layers of gated softmax attention."""
 
+from seqzoo.convert.architecture import ModelMapping, architecture, rotary
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import Plan, family, rotary
-from seqzoo.convert.hybrid import SWIGLU, attention, layer_types, stack_of
-from seqzoo.convert.rules import Rule, flat, interleaved, keep, matrix, one_more, parts, taps
+from seqzoo.convert.hybrid import SWIGLU, attention, layer_types, stack_mapping
+from seqzoo.convert.tensor_map import Rule, add_one, conv_kernel, copy, interleaved, matrix, ravel, split
 
 # Training, precision of a state, and a head that predicts further tokens; the largest position is not enforced, there or here.
 WITHOUT_EFFECT = (
@@ -14,11 +14,11 @@ WITHOUT_EFFECT = (
     "mtp_use_dedicated_embeddings",
 )
 OF_IMAGES = ("mrope_interleaved", "mrope_section")  # which channels turn with which coordinate: text has one
-NORMS = {"input_layernorm.weight": one_more("mixer_norm.scale"), "post_attention_layernorm.weight": one_more("channel_norm.scale")}
+NORMS = {"input_layernorm.weight": add_one("mixer_norm.scale"), "post_attention_layernorm.weight": add_one("channel_norm.scale")}
 
 
-@family("qwen3_5_text")
-def qwen3_5_text(config: Config) -> Plan:
+@architecture("qwen3_5_text")
+def qwen3_5_text(config: Config) -> ModelMapping:
     """Pre-norm blocks; norms store their scale less 1, but for the one behind a memory."""
     config.only("hidden_act", "silu")
     config.only("attn_output_gate", True)
@@ -26,10 +26,10 @@ def qwen3_5_text(config: Config) -> Plan:
     heads, kv_heads = config.get("num_attention_heads", 16), config.get("num_key_value_heads", 4)
     width, bias = config.get("head_dim", 256), config.get("attention_bias", False)
     base, fraction = rotary(config, base=10000.0, fraction=0.25, without_effect=OF_IMAGES)
-    key_heads, memories = config.get("linear_num_key_heads", 16), config.get("linear_num_value_heads", 32)
+    key_heads, value_heads = config.get("linear_num_key_heads", 16), config.get("linear_num_value_heads", 32)
     keys = key_heads * config.get("linear_key_head_dim", 128)
-    values = memories * config.get("linear_value_head_dim", 128)
-    gated_deltanet = f"gated_deltanet(heads={memories}, key_heads={key_heads}, expand_k={keys / d_model}, "
+    values = value_heads * config.get("linear_value_head_dim", 128)
+    gated_deltanet = f"gated_deltanet(heads={value_heads}, key_heads={key_heads}, expand_k={keys / d_model}, "
     gated_deltanet += f"expand_v={values / d_model}, conv_width={config.get('linear_conv_kernel_dim', 4)}, norm_eps={eps})"
     softmax = f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, rope_base={base}, "
     softmax += f"rope_width={int(width * fraction)}, qk_norm='rms', qk_norm_eps={eps}, output_gate=True, bias={bias})"
@@ -41,19 +41,19 @@ def qwen3_5_text(config: Config) -> Plan:
     interval = config.get("full_attention_interval", 4)
     default = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(depth)]
     config.ignore(*WITHOUT_EFFECT)
-    return stack_of(config, layer_types(config, tuple(specs), default), specs, rules, norm_eps=eps, scale=one_more)
+    return stack_mapping(config, layer_types(config, tuple(specs), default), specs, rules, norm_eps=eps, scale=add_one)
 
 
 def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:
     """q, k and v have one projection and one convolution."""
     sizes, names = (keys, keys, values), {"in_proj_z": "r", "in_proj_b": "beta", "in_proj_a": "decay_in", "out_proj": "out"}
     return {
-        "linear_attn.in_proj_qkv.weight": parts(sizes, *(matrix(f"mixer.{name}.w") for name in "qkv")),
-        "linear_attn.conv1d.weight": parts(sizes, *(taps(f"mixer.{name}_convolution.w") for name in "qkv")),
+        "linear_attn.in_proj_qkv.weight": split(sizes, *(matrix(f"mixer.{name}.w") for name in "qkv")),
+        "linear_attn.conv1d.weight": split(sizes, *(conv_kernel(f"mixer.{name}_convolution.w") for name in "qkv")),
         **{f"linear_attn.{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()},
-        "linear_attn.A_log": flat("mixer.decay.a_log"),
-        "linear_attn.dt_bias": flat("mixer.decay.bias"),
-        "linear_attn.norm.weight": keep("mixer.norm.scale"),
+        "linear_attn.A_log": ravel("mixer.decay.a_log"),
+        "linear_attn.dt_bias": ravel("mixer.decay.bias"),
+        "linear_attn.norm.weight": copy("mixer.norm.scale"),
     }
 
 
@@ -61,6 +61,6 @@ def _softmax(heads: int, bias: bool) -> dict[str, Rule]:
     """Of each head, the rows of the query are followed by those of the output gate."""
     rules = attention(bias) | {
         "self_attn.q_proj.weight": interleaved(heads, matrix("mixer.q.w"), matrix("mixer.r.w")),
-        **{f"self_attn.{name}_norm.weight": one_more(f"mixer.{name}_norm.scale") for name in "qk"},
+        **{f"self_attn.{name}_norm.weight": add_one(f"mixer.{name}_norm.scale") for name in "qk"},
     }
-    return rules | ({"self_attn.q_proj.bias": interleaved(heads, keep("mixer.q.b"), keep("mixer.r.b"))} if bias else {})
+    return rules | ({"self_attn.q_proj.bias": interleaved(heads, copy("mixer.q.b"), copy("mixer.r.b"))} if bias else {})

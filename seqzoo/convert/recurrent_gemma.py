@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed, rotary
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family, prefixed, rotary
-from seqzoo.convert.rules import Rule, copy_of, keep, matrix, one_more, taps
+from seqzoo.convert.tensor_map import Rule, add_one, conv_kernel, copy, matrix, tied_to
 
 WITHOUT_EFFECT = ("attention_dropout", "final_w_init_variance_scale", "w_init_variance_scale")  # training, initialisation
 
 
-@family("recurrent_gemma")
-def recurrent_gemma(config: Config) -> Plan:
+@architecture("recurrent_gemma")
+def recurrent_gemma(config: Config) -> ModelMapping:
     """Blocks of RG-LRU or attention with a window, and GeGLU with biases; norms store their scale less 1."""
     config.only("hidden_activation", "gelu_pytorch_tanh")
     config.only("attention_bias", False)
@@ -45,35 +45,35 @@ def recurrent_gemma(config: Config) -> Plan:
         "tied": tied,
     }
     tensors = {
-        "model.embed_tokens.weight": keep("embedding"),
-        "model.final_norm.weight": one_more("norm.scale"),
-        "lm_head.weight": copy_of("model.embed_tokens.weight") if tied else matrix("head.w"),
+        "model.embed_tokens.weight": copy("embedding"),
+        "model.final_norm.weight": add_one("norm.scale"),
+        "lm_head.weight": tied_to("model.embed_tokens.weight") if tied else matrix("head.w"),
     }
     shared = {
-        "temporal_pre_norm.weight": one_more("mixer_norm.scale"),
-        "channel_pre_norm.weight": one_more("channel_norm.scale"),
+        "temporal_pre_norm.weight": add_one("mixer_norm.scale"),
+        "channel_pre_norm.weight": add_one("channel_norm.scale"),
         **{f"mlp_block.{name}_proj.weight": matrix(f"channel.{name}.w") for name in ("gate", "up", "down")},
-        **{f"mlp_block.{name}_proj.bias": keep(f"channel.{name}.b") for name in ("gate", "up", "down")},
+        **{f"mlp_block.{name}_proj.bias": copy(f"channel.{name}.b") for name in ("gate", "up", "down")},
     }
     kinds = (pattern[i % len(pattern)] for i in range(depth))
     layers = (prefixed(f"model.layers.{i}.", shared | rules[kind]) for i, kind in enumerate(kinds))
     config.ignore(*WITHOUT_EFFECT)
-    return Plan(model, tensors, tuple(layers))
+    return ModelMapping(model, tensors, tuple(layers))
 
 
 def _recurrent() -> dict[str, Rule]:
     linears, gates = ("linear_x", "linear_y", "linear_out"), ("recurrent_gate", "input_gate")
     return {
         **{f"{name}.weight": matrix(f"mixer.{name}.w") for name in linears},
-        **{f"{name}.bias": keep(f"mixer.{name}.b") for name in linears},
-        "conv_1d.weight": taps("mixer.conv_1d.w"),
-        "conv_1d.bias": keep("mixer.conv_1d.b"),
-        "rg_lru.recurrent_param": keep("mixer.recurrent_param"),
-        **{f"rg_lru.{name}_weight": keep(f"mixer.{name}.w") for name in gates},  # [heads, in, out] there as well
-        **{f"rg_lru.{name}_bias": keep(f"mixer.{name}.b") for name in gates},
+        **{f"{name}.bias": copy(f"mixer.{name}.b") for name in linears},
+        "conv_1d.weight": conv_kernel("mixer.conv_1d.w"),
+        "conv_1d.bias": copy("mixer.conv_1d.b"),
+        "rg_lru.recurrent_param": copy("mixer.recurrent_param"),
+        **{f"rg_lru.{name}_weight": copy(f"mixer.{name}.w") for name in gates},  # [heads, in, out] there as well
+        **{f"rg_lru.{name}_bias": copy(f"mixer.{name}.b") for name in gates},
     }
 
 
 def _attention() -> dict[str, Rule]:
     names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}
-    return {f"{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()} | {"o_proj.bias": keep("mixer.out.b")}
+    return {f"{theirs}.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()} | {"o_proj.bias": copy("mixer.out.b")}

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import Plan, family, prefixed
-from seqzoo.convert.fla import backbone_of
-from seqzoo.convert.rules import Rule, keep, matrix, one_less
+from seqzoo.convert.fla import backbone_mapping
+from seqzoo.convert.tensor_map import Rule, copy, matrix, one_minus
 
 ORDER = ["rwkvg".index(name) for name in "wkvrg"]  # of the five blended inputs: theirs, ours
 SCALE_AND_BIAS = {"weight": "scale", "bias": "bias"}
 
 
-@family("rwkv6")
-def rwkv6(config: Config) -> Plan:
+@architecture("rwkv6")
+def rwkv6(config: Config) -> ModelMapping:
     """Blocks of RWKV-6's time mixing and channel mixing."""
     mix_rank, decay_rank = config.get("proj_low_rank_dim", 32), config.get("gate_low_rank_dim", 64)
     spec = f"rwkv6(heads={config.get('num_heads', 4)}, expand_k={config.get('expand_k', 0.5)}, "
@@ -24,7 +24,7 @@ def rwkv6(config: Config) -> Plan:
     return rwkv_stack(config, spec, channel, [layer] * config.get("num_hidden_layers"))
 
 
-def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping[str, Rule]]) -> Plan:
+def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping[str, Rule]]) -> ModelMapping:
     """What RWKV-6 and -7 have in common there: pre-norm blocks, norms with a bias, one of them behind the embedding.
 
     Args:
@@ -32,15 +32,15 @@ def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping
     """
     config.only("hidden_act", "sqrelu")
     config.only("norm_bias", True)
-    model, tensors = backbone_of(config, spec)
+    model, tensors = backbone_mapping(config, spec)
     model |= {"channel": channel, "norm": "layer", "norm_eps": rwkv_eps(config)}
-    tensors["model.norm.bias"] = keep("norm.bias")
+    tensors["model.norm.bias"] = copy("norm.bias")
     if config.get("norm_first", True):
         model["embedding_norm"] = True
-        tensors |= {f"model.layers.0.pre_norm.{theirs}": keep(f"embedding_norm.{ours}") for theirs, ours in SCALE_AND_BIAS.items()}
+        tensors |= {f"model.layers.0.pre_norm.{theirs}": copy(f"embedding_norm.{ours}") for theirs, ours in SCALE_AND_BIAS.items()}
     norms = {"attn_norm": "mixer_norm", "ffn_norm": "channel_norm", "attn.g_norm": "mixer.norm"}
-    norms = {f"{norm}.{a}": keep(f"{ours}.{b}") for norm, ours in norms.items() for a, b in SCALE_AND_BIAS.items()}
-    return Plan(model, tensors, tuple(prefixed(f"model.layers.{i}.", norms | layer) for i, layer in enumerate(layers)))
+    norms = {f"{norm}.{a}": copy(f"{ours}.{b}") for norm, ours in norms.items() for a, b in SCALE_AND_BIAS.items()}
+    return ModelMapping(model, tensors, tuple(prefixed(f"model.layers.{i}.", norms | layer) for i, layer in enumerate(layers)))
 
 
 def rwkv_eps(config: Config) -> float:
@@ -58,24 +58,24 @@ def expansion(config: Config, ratio: float) -> float:
 def _time_mixing() -> dict[str, Rule]:
     names = {"r": "receptance", "k": "key", "v": "value", "g": "gate"}
     return {
-        "x_proj.0.mu": keep("mixer.blend.base"),
+        "x_proj.0.mu": copy("mixer.blend.base"),
         "x_proj.0.linear.weight": Rule(("mixer.blend.down.w",), lambda x: (_five(x).reshape(x.shape).T,)),
         "x_proj.2.weight": Rule(("mixer.blend.up",), lambda x: (_five(x.T),)),
         "x_bias": Rule(("mixer.blend.starts",), lambda x: (x[ORDER],)),
         **{f"{theirs}_proj.linear.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()},
         "w_proj.linear.lora.0.weight": matrix("mixer.decay.down.w"),
         "w_proj.linear.lora.2.weight": matrix("mixer.decay.up.w"),
-        "w_proj.linear.lora.2.bias": keep("mixer.decay.bias"),
-        "bonus": keep("mixer.bonus"),
+        "w_proj.linear.lora.2.bias": copy("mixer.decay.bias"),
+        "bonus": copy("mixer.bonus"),
         "o_proj.weight": matrix("mixer.out.w"),
     }
 
 
 def _channel_mixing() -> dict[str, Rule]:
     return {
-        "key.mu": one_less("channel.mix_key"),
+        "key.mu": one_minus("channel.mix_key"),
         "key.linear.weight": matrix("channel.key.w"),
-        "receptance.mu": one_less("channel.mix_receptance"),
+        "receptance.mu": one_minus("channel.mix_receptance"),
         "receptance.linear.weight": matrix("channel.receptance.w"),
         "value.weight": matrix("channel.value.w"),
     }

@@ -1,16 +1,16 @@
 """RWKV-7 as flash-linear-attention 0.6.0 writes it (fla-hub/rwkv7-*); the authors' own files have other names."""
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.family import Plan, family, prefixed
-from seqzoo.convert.rules import Rule, if_there, joined, keep, matrix, one_less
 from seqzoo.convert.rwkv6 import expansion, rwkv_eps, rwkv_stack
+from seqzoo.convert.tensor_map import Rule, copy, joined, matrix, one_minus, optional
 from seqzoo.registry import Spec
 
 LOW_RANK = {"w": "decay", "a": "rate", "v": "first", "g": "gate"}
 
 
-@family("rwkv7")
-def rwkv7(config: Config) -> Plan:
+@architecture("rwkv7")
+def rwkv7(config: Config) -> ModelMapping:
     """Blocks of RWKV-7's time mixing and of its channel mixing, which has no gate. The first layer blends its values with none."""
     width, heads = _heads(config)
     eps = rwkv_eps(config)
@@ -26,7 +26,7 @@ def rwkv7(config: Config) -> Plan:
     }
     channel = f"rwkv(expansion={expansion(config, 4)}, gated=False)"
     layer = prefixed("attn.", _time_mixing()) | prefixed("ffn.", _channel_mixing())
-    first = {name: if_there(rule) if name.startswith("attn.v_lora.") else rule for name, rule in layer.items()}
+    first = {name: optional(rule) if name.startswith("attn.v_lora.") else rule for name, rule in layer.items()}
     layers = [first] + [layer] * (config.get("num_hidden_layers") - 1)
     return rwkv_stack(config, str(Spec("rwkv7", tuple(settings.items()))), channel, layers)
 
@@ -63,20 +63,20 @@ def _time_mixing() -> dict[str, Rule]:
         low_rank[f"{theirs}_lora.lora.0.weight"] = matrix(f"mixer.{ours}.down.w")
         low_rank[f"{theirs}_lora.lora.2.weight"] = matrix(f"mixer.{ours}.up.w")
         if theirs != "g":
-            low_rank[f"{theirs}_lora.lora.2.bias"] = keep(f"mixer.{ours}.bias")
+            low_rank[f"{theirs}_lora.lora.2.bias"] = copy(f"mixer.{ours}.bias")
     return {
         **joined("mixer.mix", [f"x_{name}" for name in "rwkvag"], lambda x: x.reshape(6, -1)),
         **{f"{theirs}_proj.weight": matrix(f"mixer.{ours}.w") for theirs, ours in names.items()},
         **low_rank,
-        "k_k": keep("mixer.removal"),
-        "k_a": keep("mixer.replacement"),
-        "r_k": keep("mixer.bonus"),
+        "k_k": copy("mixer.removal"),
+        "k_a": copy("mixer.replacement"),
+        "r_k": copy("mixer.bonus"),
     }
 
 
 def _channel_mixing() -> dict[str, Rule]:
     return {
-        "x_k": one_less("channel.mix_key"),
+        "x_k": one_minus("channel.mix_key"),
         "key.weight": matrix("channel.key.w"),
         "value.weight": matrix("channel.value.w"),
     }

@@ -1,8 +1,8 @@
 """xLSTM 7B and its relatives (NX-AI/xLSTM-7b; transformers' xLSTMForCausalLM): mLSTM blocks alone."""
 
+from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import Plan, family, prefixed
-from seqzoo.convert.rules import keep, matrix
+from seqzoo.convert.tensor_map import copy, matrix
 from seqzoo.mixers.linear_attention.mlstm import EPS
 
 WITHOUT_EFFECT = (  # kernels and the precision that they run in
@@ -19,8 +19,8 @@ WITHOUT_EFFECT = (  # kernels and the precision that they run in
 )
 
 
-@family("xlstm")
-def xlstm(config: Config) -> Plan:
+@architecture("xlstm")
+def xlstm(config: Config) -> ModelMapping:
     """Pre-norm blocks of mLSTM and SwiGLU; gates and logits are soft-capped."""
     d_model, heads = config.get("hidden_size"), config.get("num_heads", 8)
     config.only("embedding_dim", d_model)
@@ -48,14 +48,14 @@ def xlstm(config: Config) -> Plan:
         "logits_soft_cap": config.get("output_logit_soft_cap", 30.0),
     }
     tensors = {
-        "backbone.embeddings.weight": keep("embedding"),
-        "backbone.out_norm.weight": keep("norm.scale"),
+        "backbone.embeddings.weight": copy("embedding"),
+        "backbone.out_norm.weight": copy("norm.scale"),
         "lm_head.weight": matrix("head.w"),
     }
     layer = {
-        "norm_mlstm.weight": keep("mixer_norm.scale"),
-        "norm_ffn.weight": keep("channel_norm.scale"),
-        "mlstm_layer.multihead_norm.weight": keep("mixer.norm.scale"),
+        "norm_mlstm.weight": copy("mixer_norm.scale"),
+        "norm_ffn.weight": copy("channel_norm.scale"),
+        "mlstm_layer.multihead_norm.weight": copy("mixer.norm.scale"),
         "mlstm_layer.out_proj.weight": matrix("mixer.out.w"),
         "ffn.proj_down.weight": matrix("channel.down.w"),
         "mlstm_layer.q.weight": matrix("mixer.q.w"),
@@ -63,11 +63,11 @@ def xlstm(config: Config) -> Plan:
         "mlstm_layer.v.weight": matrix("mixer.v.w"),
         "mlstm_layer.ogate_preact.weight": matrix("mixer.r.w"),
         "mlstm_layer.igate_preact.weight": matrix("mixer.input.projection.w"),
-        "mlstm_layer.igate_preact.bias": keep("mixer.input.bias"),
+        "mlstm_layer.igate_preact.bias": copy("mixer.input.bias"),
         "mlstm_layer.fgate_preact.weight": matrix("mixer.forget.projection.w"),
-        "mlstm_layer.fgate_preact.bias": keep("mixer.forget.bias"),
+        "mlstm_layer.fgate_preact.bias": copy("mixer.forget.bias"),
         "ffn.proj_up_gate.weight": matrix("channel.gate.w"),
         "ffn.proj_up.weight": matrix("channel.up.w"),
     }
     config.ignore(*WITHOUT_EFFECT)
-    return Plan(model, tensors, tuple(prefixed(f"backbone.blocks.{i}.", layer) for i in range(depth)))
+    return ModelMapping(model, tensors, tuple(prefixed(f"backbone.blocks.{i}.", layer) for i in range(depth)))

@@ -15,7 +15,7 @@ from flax import nnx
 from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo import convert
-from seqzoo.convert import filling
+from seqzoo.convert import loader
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (2, 9))
 FIRST = "backbone.layers.0.mixer."
@@ -131,7 +131,7 @@ def test_settings_that_are_not_ours_are_refused(tmp_path, changes, message):
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 11}
 HEADS = SMALL | {"num_heads": 2, "head_dim": 8}
-FAMILIES = {  # the settings that have no default, or a default too large for a test
+ARCHITECTURES = {  # the settings that have no default, or a default too large for a test
     "comba": HEADS,
     "delta_net": SMALL,
     "gated_deltanet": HEADS,
@@ -159,16 +159,16 @@ FAMILIES = {  # the settings that have no default, or a default too large for a 
 }
 
 
-def test_every_family_is_listed_here():
-    assert set(FAMILIES) == set(convert.names())
+def test_every_architecture_is_listed_here():
+    assert set(ARCHITECTURES) == set(convert.names())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_type):
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_parameter_of_an_architecture_has_its_rule(tmp_path, monkeypatch, model_type):
     """Without tensors, what is missing are the tensors that rules name; no parameter is left without a rule."""
-    monkeypatch.setattr(filling, "SHOWN", 1000)
+    monkeypatch.setattr(loader, "SHOWN", 1000)
     with pytest.raises(convert.ConvertError, match="is missing") as error:
-        convert.load(write(tmp_path, {}, FAMILIES[model_type] | {"model_type": model_type}))
+        convert.load(write(tmp_path, {}, ARCHITECTURES[model_type] | {"model_type": model_type}))
     assert "filled by no tensor" not in str(error.value)
 
 
@@ -242,9 +242,9 @@ def test_every_parameter_of_a_family_has_its_rule(tmp_path, monkeypatch, model_t
         ("xlstm", {"tie_word_embeddings": True}, "tie_word_embeddings=True is not supported, only False"),
     ],
 )
-def test_what_a_family_cannot_follow_is_refused(tmp_path, model_type, changes, message):
+def test_what_an_architecture_cannot_follow_is_refused(tmp_path, model_type, changes, message):
     with pytest.raises(convert.ConvertError, match=message):
-        convert.load(write(tmp_path, {}, FAMILIES.get(model_type, {}) | {"model_type": model_type} | changes))
+        convert.load(write(tmp_path, {}, ARCHITECTURES.get(model_type, {}) | {"model_type": model_type} | changes))
 
 
 def test_a_truncated_file_is_said(folder):
@@ -287,7 +287,7 @@ def test_without_safetensors_the_extra_is_named(folder, monkeypatch):
         convert.load(folder)
 
 
-def test_the_page_runs_and_names_every_family(tmp_path, monkeypatch):
+def test_the_page_runs_and_names_every_architecture(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "convert.md").read_text()
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mamba-130m-hf", mamba_tensors())

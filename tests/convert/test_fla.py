@@ -12,8 +12,8 @@ from flax import nnx
 from helpers.checkpoint_folders import write
 from helpers.tolerances import assert_close
 from seqzoo import convert, mixers
+from seqzoo.convert.architecture import model_mapping
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import plan
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 11}
 HGRN2 = SMALL | {"model_type": "hgrn2", "expand_ratio": 8, "intermediate_size": 24}
@@ -65,7 +65,7 @@ def test_a_table_for_other_layers_is_refused_once(tmp_path):
 
 def test_the_five_inputs_of_rwkv6_come_in_our_order(tmp_path):
     """Theirs: receptance, decay, key, value, gate."""
-    rules = plan(Config(RWKV6, "config.json")).layers[1]
+    rules = model_mapping(Config(RWKV6, "config.json")).layers[1]
     at = lambda name, x: rules[f"model.layers.1.attn.{name}"].make(x)[0]
     bias = np.arange(5.0)[:, None] * np.ones(16)
     np.testing.assert_array_equal(at("x_bias", bias)[:, 0], [1, 2, 3, 0, 4])
@@ -127,10 +127,10 @@ def test_the_six_mixes_of_rwkv7_are_rows_of_one_parameter(tmp_path):
 
 
 def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
-    rules = plan(Config(SMALL | {"model_type": "comba"}, "config.json")).layers[1]
+    rules = model_mapping(Config(SMALL | {"model_type": "comba"}, "config.json")).layers[1]
     correction, share = rules["model.layers.1.attn.D"], rules["model.layers.1.attn.decay"]
     d, decay = np.array([0.5, 2.0], np.float32), np.array([0.0, -1.0], np.float32)
-    assert correction.others == ("model.layers.1.attn.decay",) and share.make(decay) == ()
+    assert correction.extra_inputs == ("model.layers.1.attn.decay",) and share.make(decay) == ()
     assert_close(correction.make(d, decay)[0], d / (1 + np.exp(-decay)))
 
 
@@ -170,11 +170,11 @@ def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
     ],
 )
 def test_absent_settings_mean_what_they_mean_there(changes, setting, wanted):
-    assert plan(Config(SMALL | changes, "config.json")).model.get(setting) == wanted
+    assert model_mapping(Config(SMALL | changes, "config.json")).model.get(setting) == wanted
 
 
 @pytest.mark.parametrize("model_type", ["gla", "retnet"])
 def test_the_epsilon_of_the_norm_behind_the_memory_is_followed(model_type):
-    made = plan(Config(SMALL | {"model_type": model_type, "norm_eps": 1e-3}, "config.json")).model
+    made = model_mapping(Config(SMALL | {"model_type": model_type, "norm_eps": 1e-3}, "config.json")).model
     mixer = mixers.create(made["layers"][0], 16, rngs=nnx.Rngs(0))
     assert mixer.norm.eps == made["norm_eps"] == 1e-3

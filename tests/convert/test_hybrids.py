@@ -9,9 +9,9 @@ import pytest
 
 from helpers.checkpoint_folders import write
 from seqzoo import convert
-from seqzoo.convert import filling
+from seqzoo.convert import loader
+from seqzoo.convert.architecture import model_mapping
 from seqzoo.convert.checkpoint import Config
-from seqzoo.convert.family import plan
 
 SMALL = {"hidden_size": 16, "vocab_size": 11, "intermediate_size": 24}
 QWEN = SMALL | {"model_type": "qwen3_5_text", "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6}
@@ -31,8 +31,8 @@ KIMI = SMALL | {  # as the released files spell it
 }
 
 
-def planned(config):
-    return plan(Config(config, "config.json"))
+def mapping_of(config):
+    return model_mapping(Config(config, "config.json"))
 
 
 def kda_tensors(layer):
@@ -75,7 +75,7 @@ def test_what_a_model_lacks_is_named_alone(tmp_path, changes, lacks):
 
 
 def test_the_first_layers_of_a_kimi_linear_may_be_all_there_is():
-    made = planned(KIMI | {"layer_types": ["linear_attention"] * 4, "first_k_dense_replace": 4})
+    made = mapping_of(KIMI | {"layer_types": ["linear_attention"] * 4, "first_k_dense_replace": 4})
     assert made.refused is None
     assert made.model["layers"] == ("kda(heads=2, expand_k=0.75, expand_v=0.75, conv_width=3, norm_eps=1e-05)",)
 
@@ -91,11 +91,11 @@ def test_the_first_layers_of_a_kimi_linear_may_be_all_there_is():
     ],
 )
 def test_absent_layer_types_are_theirs(config, kinds):
-    assert "".join("S" if spec.startswith("softmax") else "L" for spec in planned(config).model["layers"]) == kinds
+    assert "".join("S" if spec.startswith("softmax") else "L" for spec in mapping_of(config).model["layers"]) == kinds
 
 
 def test_blocks_of_an_olmo_hybrid_have_their_norms_where_their_kind_has_them():
-    assert planned(OLMO | {"num_hidden_layers": 8}).model["norm_at"] == ("input", "input", "input", "output")
+    assert mapping_of(OLMO | {"num_hidden_layers": 8}).model["norm_at"] == ("input", "input", "input", "output")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_blocks_of_an_olmo_hybrid_have_their_norms_where_their_kind_has_them():
     ],
 )
 def test_positions_of_an_olmo_hybrid_are_left_out_where_their_base_is_null(changes, base):
-    assert f"rope_base={base}," in planned(OLMO | changes).model["layers"][-1]
+    assert f"rope_base={base}," in mapping_of(OLMO | changes).model["layers"][-1]
 
 
 NORMS = ("post_attention_layernorm", "feedforward_layer_norm")
@@ -117,7 +117,7 @@ NORMS = ("post_attention_layernorm", "feedforward_layer_norm")
 @pytest.mark.parametrize("held", NORMS)
 def test_a_tensor_with_two_names_is_taken_under_either(tmp_path, monkeypatch, held):
     """What transformers renames when it reads a file, it renames in more places when it writes one."""
-    monkeypatch.setattr(filling, "SHOWN", 1000)
+    monkeypatch.setattr(loader, "SHOWN", 1000)
     norm = {f"model.layers.2.{held}.weight": np.ones(16, np.float32)}
     with pytest.raises(convert.ConvertError, match=r"layers.2.post_feedforward_layernorm.weight is missing") as error:
         convert.load(write(tmp_path, norm, OLMO))
@@ -125,14 +125,14 @@ def test_a_tensor_with_two_names_is_taken_under_either(tmp_path, monkeypatch, he
 
 
 def test_a_tensor_under_both_its_names_is_left_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(filling, "SHOWN", 1000)
+    monkeypatch.setattr(loader, "SHOWN", 1000)
     both = {f"model.layers.2.{name}.weight": np.ones(16, np.float32) for name in NORMS}
     with pytest.raises(convert.ConvertError, match=r"layers.2.feedforward_layer_norm.weight is left over"):
         convert.load(write(tmp_path, both, OLMO))
 
 
 def test_rows_of_a_query_and_its_gate_alternate_by_head():
-    made = planned(QWEN | {"num_attention_heads": 3, "head_dim": 4, "num_key_value_heads": 1})
+    made = mapping_of(QWEN | {"num_attention_heads": 3, "head_dim": 4, "num_key_value_heads": 1})
     rule = made.layers[3]["model.layers.3.self_attn.q_proj.weight"]
     q, gate = rule.make(np.arange(24)[:, None] * np.ones((1, 16)))
     assert rule.targets == ("mixer.q.w", "mixer.r.w")

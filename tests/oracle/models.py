@@ -1,4 +1,4 @@
-"""Tiny models of transformers, one per family that we import, with noise on every weight.
+"""Tiny models of transformers, one per architecture that we import, with noise on every weight.
 
 Without the noise much is hidden: at the usual initialisation several wrong continuations look like rounding.
 """
@@ -15,7 +15,7 @@ from seqzoo import convert
 from seqzoo.model import LanguageModel
 
 VOCAB = 97
-FAMILIES = {  # class of the model, and its settings beside the vocabulary
+ARCHITECTURES = {  # class of the model, and its settings beside the vocabulary
     "mamba": ("MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
     "mamba2": (
         "Mamba2ForCausalLM",
@@ -130,7 +130,7 @@ def pair(torch, name, folder, **changes):
     """A perturbed model, saved as a checkpoint folder and imported from there."""
     import transformers
 
-    kind, settings = FAMILIES[name]
+    kind, settings = ARCHITECTURES[name]
     kind = getattr(transformers, kind)
     return perturbed(torch, kind, {**settings, **changes}, folder)
 

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 from helpers.tolerances import assert_close, error
 from seqzoo import convert
 
-from .models import FAMILIES, Pair, advance, gradients, greedy, pair, saved, tokens
+from .models import ARCHITECTURES, Pair, advance, gradients, greedy, pair, saved, tokens
 
 pytestmark = pytest.mark.oracle
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def models(request, torch, tmp_path_factory):
     return pair(torch, request.param, tmp_path_factory.mktemp(request.param))
 
@@ -160,7 +160,7 @@ def test_of_a_kimi_linear_with_what_we_do_not_have_single_layers_are_theirs(torc
     """Latent attention and a mixture of experts, as in the released models, around layers of Kimi delta attention."""
     import transformers
 
-    kind, settings = FAMILIES["kimi_linear"]
+    kind, settings = ARCHITECTURES["kimi_linear"]
     settings = settings | {
         "num_hidden_layers": 3,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -188,7 +188,7 @@ def test_keys_and_values_of_olmo_hybrid_may_have_other_widths_in_files_as_they_w
     """transformers 5.23 saves the three convolutions as thirds of the one it makes of them; released files have their own rows."""
     import transformers
 
-    kind, settings = FAMILIES["olmo_hybrid"]
+    kind, settings = ARCHITECTURES["olmo_hybrid"]
     settings = settings | {"linear_key_head_dim": 6, "linear_value_head_dim": 12}
     theirs = saved(torch, getattr(transformers, kind), settings, tmp_path)
     with pytest.raises(convert.ConvertError, match=r"\(24, 1, 4\): wanted 12 channels; transformers saves thirds"):

@@ -6,12 +6,12 @@ import pytest
 from helpers.tolerances import assert_close
 
 from ..models import greedy, tokens
-from .families import FAMILIES, MARKS, bar, pair
+from .architectures import ARCHITECTURES, MARKS, bar, pair
 
 pytestmark = MARKS
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def models(request, torch, fla, tmp_path_factory):
     return pair(torch, fla, request.param, tmp_path_factory.mktemp(request.param))
 

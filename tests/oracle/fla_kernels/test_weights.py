@@ -6,7 +6,7 @@ import pytest
 from helpers.tolerances import RELATIVE, assert_close
 
 from ..models import gradients, tokens
-from .families import FAMILIES, GRADIENT_BAR, MARKS, bar, pair
+from .architectures import ARCHITECTURES, GRADIENT_BAR, MARKS, bar, pair
 
 pytestmark = MARKS
 
@@ -36,7 +36,7 @@ def several_for_one(torch, name, models, got, wanted):
     return found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, fla, tmp_path, name):
     """With an epsilon that keeps the gradient tame: the norm of a memory that a query hardly meets magnifies any rounding."""
     models = pair(torch, fla, name, tmp_path / "weights", norm_eps=1e-3)

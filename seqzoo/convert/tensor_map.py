@@ -11,23 +11,23 @@ class Rule(NamedTuple):
 
     targets: tuple[str, ...]
     make: Callable[..., Sequence[np.ndarray]]
-    copy_of: str | None = None  # the file may hold this tensor, as a copy of that one
+    tied_to: str | None = None  # the file may hold this tensor, as a copy of that one
     needed: bool = True  # else the file may lack it, and its targets are zero then
-    others: tuple[str, ...] = ()  # tensors that `make` takes behind this one
-    also: str | None = None  # another name under which the file may hold this tensor
+    extra_inputs: tuple[str, ...] = ()  # tensors that `make` takes behind this one
+    alias: str | None = None  # another name under which the file may hold this tensor
 
 
-def keep(target: str) -> Rule:
+def copy(target: str) -> Rule:
     """As it is."""
     return Rule((target,), lambda x: (x,))
 
 
-def one_more(target: str) -> Rule:
+def add_one(target: str) -> Rule:
     """A scale that is stored as its difference to 1."""
     return Rule((target,), lambda x: (1 + x.astype(np.promote_types(x.dtype, np.float32)),))
 
 
-def one_less(target: str) -> Rule:
+def one_minus(target: str) -> Rule:
     """A share of the one where we keep the share of the other, 1 - x."""
     return Rule((target,), lambda x: (1 - x.astype(np.promote_types(x.dtype, np.float32)),))
 
@@ -37,17 +37,17 @@ def matrix(target: str) -> Rule:
     return Rule((target,), lambda x: (x.T,))
 
 
-def flat(target: str) -> Rule:
+def ravel(target: str) -> Rule:
     """A vector, whatever axes of length 1 it has; heads and their channels become one axis."""
     return Rule((target,), lambda x: (x.reshape(-1),))
 
 
-def taps(target: str) -> Rule:
+def conv_kernel(target: str) -> Rule:
     """The kernel [channels, 1, width] of a depthwise convolution, which we write [width, channels]; both have the latest last."""
     return Rule((target,), lambda x: (x[:, 0].T,))
 
 
-def parts(sizes: Sequence[int], *rules: Rule) -> Rule:
+def split(sizes: Sequence[int], *rules: Rule) -> Rule:
     """A tensor that holds several along its first axis, so many rows for each rule; ValueError if these do not add up."""
     targets = tuple(target for rule in rules for target in rule.targets)
 
@@ -76,10 +76,10 @@ def interleaved(heads: int, *rules: Rule) -> Rule:
 def joined(target: str, names: Sequence[str], make: Callable[[np.ndarray], np.ndarray]) -> dict[str, Rule]:
     """Several tensors that become one parameter: `make` gets them stacked; ValueError if their shapes differ."""
     rules = {name: Rule((), lambda x: ()) for name in names}
-    return rules | {names[0]: Rule((target,), lambda *x: (make(np.stack(x)),), others=tuple(names[1:]))}
+    return rules | {names[0]: Rule((target,), lambda *x: (make(np.stack(x)),), extra_inputs=tuple(names[1:]))}
 
 
-def if_there(rule: Rule) -> Rule:
+def optional(rule: Rule) -> Rule:
     """A tensor that the file may lack because it would have no effect: zeros take its place."""
     return rule._replace(needed=False)
 
@@ -89,6 +89,6 @@ def without_effect() -> Rule:
     return Rule((), lambda x: (), needed=False)
 
 
-def copy_of(name: str) -> Rule:
+def tied_to(name: str) -> Rule:
     """A copy of another tensor, such as a tied head, that the file may hold; it fills nothing, and must be equal."""
-    return Rule((), lambda x: (), copy_of=name, needed=False)
+    return Rule((), lambda x: (), tied_to=name, needed=False)

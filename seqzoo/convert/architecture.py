@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seqzoo.convert.checkpoint import Config, ConvertError
-from seqzoo.convert.rules import Rule
+from seqzoo.convert.tensor_map import Rule
 from seqzoo.registry import did_you_mean
 
 
-class Plan(NamedTuple):
+class ModelMapping(NamedTuple):
     """How to build and fill the model of one checkpoint."""
 
     model: Mapping[str, Any]  # arguments of LanguageModel; a layer whose mixer we do not have is None
@@ -17,39 +17,39 @@ class Plan(NamedTuple):
     refused: str | None = None  # why there is no whole model but only mixers of it
 
 
-_FAMILIES: dict[str, Callable[[Config], Plan]] = {}
+_ARCHITECTURES: dict[str, Callable[[Config], ModelMapping]] = {}
 
 
-def family(model_type: str) -> Callable:
-    """Decorator: `@family("mamba")` on a function from Config to Plan."""
+def architecture(model_type: str) -> Callable:
+    """Decorator: `@architecture("mamba")` on a function from Config to ModelMapping."""
 
-    def enrol(plan):
-        _FAMILIES[model_type] = plan
-        return plan
+    def enrol(make):
+        _ARCHITECTURES[model_type] = make
+        return make
 
     return enrol
 
 
 def names() -> tuple[str, ...]:
     """The model types that can be read."""
-    return tuple(sorted(_FAMILIES))
+    return tuple(sorted(_ARCHITECTURES))
 
 
-def plan(config: Config) -> Plan:
+def model_mapping(config: Config) -> ModelMapping:
     """The plan for a checkpoint; ConvertError for a model type, a setting or a value of one that is not supported."""
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
-        near = did_you_mean(str(model_type), _FAMILIES)
+    if model_type not in _ARCHITECTURES:
+        near = did_you_mean(str(model_type), _ARCHITECTURES)
         raise ConvertError(f"{config.where}: model_type={model_type!r} is not supported, only {', '.join(names())}.{near}")
-    made = _FAMILIES[model_type](config)
+    made = _ARCHITECTURES[model_type](config)
     config.finish()
     return made
 
 
 def prefixed(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
     """The rules, for tensors whose names begin with the prefix."""
-    also = lambda name: None if name is None else prefix + name
-    renamed = lambda rule: rule._replace(others=tuple(map(also, rule.others)), also=also(rule.also))
+    add = lambda name: None if name is None else prefix + name
+    renamed = lambda rule: rule._replace(extra_inputs=tuple(map(add, rule.extra_inputs)), alias=add(rule.alias))
     return {prefix + name: renamed(rule) for name, rule in rules.items()}
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from seqzoo import mixers
+from seqzoo.convert.architecture import ModelMapping, model_mapping
 from seqzoo.convert.checkpoint import Checkpoint, ConvertError
-from seqzoo.convert.family import Plan, plan
-from seqzoo.convert.rules import Rule
+from seqzoo.convert.tensor_map import Rule
 from seqzoo.model import LanguageModel, params
 
 SHOWN = 8  # problems listed of each kind: a file of another model has them all
@@ -32,7 +32,7 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
       ImportError: safetensors is not installed.
     """
     with Checkpoint(folder) as checkpoint:
-        made = plan(checkpoint.config)
+        made = model_mapping(checkpoint.config)
         if made.refused:
             raise ConvertError(made.refused)
         build = lambda: LanguageModel(**made.model, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
@@ -49,7 +49,7 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
       ConvertError: as `load`, for the tensors of this mixer; or there is no such layer.
     """
     with Checkpoint(folder) as checkpoint:
-        made = plan(checkpoint.config)
+        made = model_mapping(checkpoint.config)
         depth, layers = made.model["depth"], made.model["layers"]
         if not 0 <= layer < depth:
             raise ConvertError(f"layer={layer}: {checkpoint.folder} has layers 0 to {depth - 1}")
@@ -73,7 +73,7 @@ class _Place(NamedTuple):
     index: int | None = None
 
 
-def _placed(made: Plan) -> dict[str, list[_Place]]:
+def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
     """Every tensor's places: one, or one in each layer that has a rule for it.
 
     Layers are stacked by whole periods of the pattern; what is left of the last period is not.
@@ -101,19 +101,19 @@ def _filled(
     wanted, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     arrays = {".".join(key.key for key in path): np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted}
     filled: set[tuple[str, int | None]] = set()
-    places = {_found(name, at[0].rule.also, checkpoint): at for name, at in places.items()}
+    places = {_found(name, at[0].rule.alias, checkpoint): at for name, at in places.items()}
     problems = []
 
     for name in sorted(set(places) & set(checkpoint.names())):
         tensor = checkpoint.read(name)
         for rule, prefix, index in places[name]:
             filled |= {(prefix + target, index) for target in rule.targets}
-            if rule.copy_of in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.copy_of)):
-                problems.append(f"{name} differs from {rule.copy_of}, with which config.json ties it")
-            if not set(rule.others) <= set(checkpoint.names()):
+            if rule.tied_to in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.tied_to)):
+                problems.append(f"{name} differs from {rule.tied_to}, with which config.json ties it")
+            if not set(rule.extra_inputs) <= set(checkpoint.names()):
                 continue  # each is missing by a rule of its own
             try:
-                pieces = rule.make(tensor, *map(checkpoint.read, rule.others))
+                pieces = rule.make(tensor, *map(checkpoint.read, rule.extra_inputs))
             except (ValueError, IndexError) as error:
                 problems.append(f"{name} has shape {tensor.shape}: {error}")
                 continue
@@ -144,6 +144,6 @@ def _filled(
     return nnx.merge(graphdef, jax.tree_util.tree_unflatten(tree, leaves))
 
 
-def _found(name: str, also: str | None, checkpoint: Checkpoint) -> str:
+def _found(name: str, alias: str | None, checkpoint: Checkpoint) -> str:
     """The name under which the file has a tensor, if it has it under one alone; the first is what a message says."""
-    return also if also in checkpoint.names() and name not in checkpoint.names() else name
+    return alias if alias in checkpoint.names() and name not in checkpoint.names() else name
