@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from seqzoo import mixers
-from seqzoo.compare import pictures
+from seqzoo.compare import figures
 from seqzoo.generation import decoding
 from seqzoo.generation.sampling import GREEDY
 from seqzoo.model import LanguageModel
@@ -121,7 +121,7 @@ def main(settings: Settings) -> None:
     record = measure.surroundings() | {"settings": asdict(settings) | written, "runs": runs}
     out.write_text(json.dumps(record, indent=1) + "\n")
     rates = {spec: {run["context"]: run["tokens_per_second"] for run in runs if run["mixer"] == spec} for spec in chosen}
-    pictures.save(pictures.decoding(rates), picture)
+    figures.save(figures.decoding(rates), picture)
     console.print(f"written: {out}, {picture}", markup=False, highlight=False, soft_wrap=True)
 
 

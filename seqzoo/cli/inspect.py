@@ -21,7 +21,7 @@ def inspect(arguments: list[str], console: Console) -> int:
         checked(lambda: run_summary.show_run(folder, console))
         return 0
     chosen = checked(lambda: parse(*load(arguments)))
-    for label, (experiment, *_) in compare.alike(chosen).items():
+    for label, (experiment, *_) in compare.group_by_label(chosen).items():
         if isinstance(chosen, config.Comparison):
             console.rule(label)
         checked(lambda experiment=experiment: model_summary.show(experiment, console))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config, tasks
-from seqzoo.compare.output import say, whole
+from seqzoo.compare.tables import print_line, print_table
 from seqzoo.model import LanguageModel, params
 
 
@@ -99,7 +99,7 @@ def show(experiment: config.Experiment, console: Console) -> None:
     table = _table("Settings that are not the defaults", "", "value", "default")
     for path, values in changed(experiment).items():
         table.add_row(path, *(Text(repr(value)) for value in values))
-    whole(console, table)
+    print_table(console, table)
 
     table = _table("Parameters", "", "count", "shape", "dtype", "axes", right=("count",))
     for depth, name, count, parameter in _rows(model.parameters):
@@ -107,7 +107,7 @@ def show(experiment: config.Experiment, console: Console) -> None:
         table.add_row(Text("  " * depth + name, "" if parameter else "bold"), f"{count:,}", *map(Text, cells))
     table.add_section()
     table.add_row(Text("all", "bold"), f"{_count(model.parameters):,}")
-    whole(console, table)
+    print_table(console, table)
 
     columns = ("state bytes", "FLOPs per token")
     table = _table(f"Layers, at {model.length:,} tokens", "", "places", *columns, right=columns)
@@ -117,8 +117,8 @@ def show(experiment: config.Experiment, console: Console) -> None:
     table.add_row("head", "", "", f"{model.flops - sum(inner):,.0f}")
     table.add_section()
     table.add_row(Text("all", "bold"), "", f"{model.state_bytes:,}", f"{model.flops:,.0f}")
-    whole(console, table)
-    say(console, "State bytes: decode memory per row. FLOPs: forward, matrix products of the definition. Of each place alone.")
+    print_table(console, table)
+    print_line(console, "State bytes: decode memory per row. FLOPs: matrix products of the forward pass. Both for one layer.")
 
 
 def _rows(tree: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, str, int, Parameter | None]]:

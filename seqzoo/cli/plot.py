@@ -23,7 +23,7 @@ class Plot(config.Section):
 
 def plot(arguments: list[str], console: Console) -> int:
     """`plot RUN... [--metric...] [--x...] [--out...]`."""
-    from seqzoo.compare import curves, pictures
+    from seqzoo.compare import curves, figures
     from seqzoo.data.atomic_io import write_errors
 
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
@@ -34,6 +34,6 @@ def plot(arguments: list[str], console: Console) -> int:
     figure = checked(lambda: curves.draw(folders, settings.metric, settings.x))
     out = Path(settings.out or f"{settings.metric}.png")
     with write_errors(out):
-        pictures.save(figure, out)
+        figures.save(figure, out)
     console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.cli.model_summary import show
-from seqzoo.compare.output import say
+from seqzoo.compare.tables import print_line
 
 
 def show_run(folder: str | Path, console: Console) -> None:
@@ -30,12 +30,12 @@ def show_run(folder: str | Path, console: Console) -> None:
     summary = _json(folder / "summary.json")
     at = max([*steps, *(line["step"] for line in lines)], default=0)
     state = "finished" if summary.get("finished") else summary.get("stopped", "not finished")
-    say(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
-    say(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
+    print_line(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
+    print_line(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
     for line in _provenance(_json(folder / "environment.json")):
-        say(console, line)
+        print_line(console, line)
     for line in _last(lines):
-        say(console, line)
+        print_line(console, line)
     show(experiment, console)
 
 

@@ -27,7 +27,7 @@ def train(arguments: list[str], console: Console) -> int:
         checked(lambda: compare.show(chosen, console))
         return 0
     alone_if_comparison(chosen)
-    for experiment, *_ in compare.alike(chosen).values():
+    for experiment, *_ in compare.group_by_label(chosen).values():
         checked(lambda experiment=experiment: training.check(experiment))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = training.distributed.from_first(lambda: training.create_folder(run.folder, chosen.name))

@@ -1,4 +1,4 @@
-"""The curves of runs that need not belong together, on one picture: `train.py plot RUN...`."""
+"""Curves of any runs in one figure: `train.py plot RUN...`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,30 +14,30 @@ Lines = Sequence[dict[str, Any]]  # of a metrics.jsonl
 
 
 def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
-    """The curves of runs, of all runs of a comparison where a folder holds one. Reads metrics.jsonl, also of runs under way.
+    """Figure of the curves of runs, and of all runs of a comparison. Reads metrics.jsonl, also of unfinished runs.
 
     Args:
-      folders: of runs and comparisons.
-      metric: a name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm" and others, of training.watch
-        "gradient_norms/layers/0/mixer"; "position_loss" draws that of the last evaluation.
+      folders: run folders and comparison folders.
+      metric: a name in metrics.jsonl: "loss", "accuracy", "gradient_norm" and others; with module norms also
+        "gradient_norms/layers/0/mixer"; "position_loss" is drawn for the last evaluation.
       x: "step", "tokens" or "seconds".
     Returns:
       A matplotlib figure.
     Raises:
-      FileNotFoundError: a folder is no run. ValueError: no run has that metric, or one lacks x; with what there is.
+      FileNotFoundError: a folder is no run. ValueError: no run has that metric, or one lacks x; the known names are listed.
     """
-    from seqzoo.compare import pictures
+    from seqzoo.compare import figures
     from seqzoo.training import metrics
 
     runs = find(folders)
     names = labels(runs)
     lines = {names[path]: [metrics.flat(line) | line for line in metrics.read(path / "metrics.jsonl")] for path in runs}
     _check(lines, metric, x)
-    return pictures.by_position(_last_by_position(lines)) if metric == POSITIONS else pictures.curves(lines, metric, x)
+    return figures.by_position(_last_by_position(lines)) if metric == POSITIONS else figures.curves(lines, metric, x)
 
 
 def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
-    """The runs in their order, those of a comparison in its place. Raises FileNotFoundError: no run, or none in a comparison."""
+    """The runs in order; a comparison stands for its runs. Raises FileNotFoundError: no run, or a comparison without runs."""
     from seqzoo.training import open_run
 
     runs = {}
@@ -54,7 +54,7 @@ def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
 
 
 def labels(runs: Mapping[Path, config.Experiment]) -> dict[Path, str]:
-    """What each run is called: its mixers, each other setting in which the runs differ, and its folder where that is not enough."""
+    """Label of each run: its mixers, every other setting in which the runs differ, and its folder if labels are equal."""
     settings = {path: config.settings(experiment) for path, experiment in runs.items()}
     varied = [
         name
@@ -77,11 +77,11 @@ def _check(lines: Mapping[str, Lines], metric: str, x: str) -> None:
         raise ValueError(f"no run has a metric {metric!r}.{did_you_mean(metric, known)} Metrics: {', '.join(known) or 'none yet'}")
     for label, run in lines.items():
         if any(x not in line for line in run if metric in line):
-            raise ValueError(f"the metrics of {label} do not say their {x}; wanted --x steps")
+            raise ValueError(f"the metrics of {label} have no {x!r}; wanted --x step")
 
 
 def _last_by_position(lines: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
-    """The lines of each run's last evaluation by position, by the run's label, and the slice where there are several."""
+    """The lines with `position_loss` of each run's last evaluation, by label; with several slices the label names the slice."""
     found = {}
     for label, run in lines.items():
         having = [line for line in run if POSITIONS in line]

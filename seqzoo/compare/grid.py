@@ -1,4 +1,4 @@
-"""What a comparison will run, and what that takes, before anything is run: its cells by abstract shapes alone."""
+"""Dry run of a comparison: its grid points with parameters, state bytes, steps and tokens, from abstract shapes alone."""
 
 from typing import Any, NamedTuple
 
@@ -11,25 +11,25 @@ from rich.text import Text
 
 from seqzoo import config, tasks
 from seqzoo.compare.colours import colour
-from seqzoo.compare.output import whole
 from seqzoo.compare.summary import label_of
+from seqzoo.compare.tables import print_table
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 
 
-class Cell(NamedTuple):
-    """The experiments of one label: they differ in learning rate and seed only."""
+class GridPoint(NamedTuple):
+    """The experiments of one label, which differ in learning rate and seed only, and their cost."""
 
     label: str
     experiments: tuple[config.Experiment, ...]
     parameters: int
     state_bytes: int  # decode memory per row at the task's longest length
     steps: int  # of one experiment, at most
-    tokens: int  # that it is trained on, at most
+    tokens: int  # of training, for one experiment, at most
 
 
-def alike(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
-    """The experiments by label, those that differ in learning rate and seed together."""
+def group_by_label(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
+    """The experiments by label; those that differ only in learning rate and seed share a label."""
     if isinstance(chosen, config.Experiment):
         return {", ".join(chosen.model.layers): (chosen,)}
     groups: dict[str, tuple[config.Experiment, ...]] = {}
@@ -39,19 +39,21 @@ def alike(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
     return groups
 
 
-def cells(chosen: config.Config) -> list[Cell]:
-    """One cell per label, in the order of the experiments. Nothing is allocated; equal models are built once. The devices are not
-    looked at: a grid can be listed where it could not run.
+def grid_points(chosen: config.Config) -> list[GridPoint]:
+    """The grid points in the order of the experiments, one per label.
+
+    Nothing is allocated, and equal models are built once. Devices are not checked: a grid can be listed on a machine that could not
+    run it.
 
     Raises:
-      ValueError: a model that cannot be built, by what does not fit.
+      ValueError: a model cannot be built; the message names the setting.
     """
     from seqzoo.training import build
 
     models: dict[Any, nnx.Module] = {}
     tokens: dict[Any, int] = {}
     found = []
-    for label, experiments in alike(chosen).items():
+    for label, experiments in group_by_label(chosen).items():
         first = experiments[0]
         task = tasks.registry.create(first.task)
         shape = (first.model, task.vocab_size)
@@ -62,7 +64,7 @@ def cells(chosen: config.Config) -> list[Cell]:
             specs = map(task.spec, range(first.training.steps))
             tokens[length] = sum(spec.batch * spec.length for spec in specs)
         found.append(
-            Cell(
+            GridPoint(
                 label,
                 experiments,
                 params.count(params.split(models[shape])[1]),
@@ -75,22 +77,22 @@ def cells(chosen: config.Config) -> list[Cell]:
 
 
 def show(chosen: config.Config, console: Console) -> None:
-    """Prints the cells of a comparison, or the one of an experiment, and what all runs take together."""
-    grid = cells(chosen)
-    several = any(len(cell.experiments) > 1 for cell in grid)
+    """Prints the grid points of a comparison, or the one of an experiment, and the total number of runs and tokens."""
+    grid = grid_points(chosen)
+    several = any(len(point.experiments) > 1 for point in grid)
     table = Table(title=chosen.name, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for name in (*(["runs"] if several else []), "parameters", "state bytes", "steps", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
-    for cell in grid:
-        runs = [f"{len(cell.experiments)}"] if several else []
-        numbers = (cell.parameters, cell.state_bytes, cell.steps, cell.tokens)
-        table.add_row(Text.assemble(("● ", colour(cell.label)), cell.label), *runs, *(f"{number:,}" for number in numbers))
-    whole(console, table)
-    runs = [experiment for cell in grid for experiment in cell.experiments]
-    total = sum(cell.tokens * len(cell.experiments) for cell in grid)
-    lines = [f"Runs: {len(runs)}, with {total:,} tokens in all." + " Those of one line differ in learning rate and seed." * several]
-    lines += ["State bytes: decode memory per row at the task's longest length. Steps and tokens: of one run."]
+    for point in grid:
+        runs = [f"{len(point.experiments)}"] if several else []
+        numbers = (point.parameters, point.state_bytes, point.steps, point.tokens)
+        table.add_row(Text.assemble(("● ", colour(point.label)), point.label), *runs, *(f"{number:,}" for number in numbers))
+    print_table(console, table)
+    runs = [experiment for point in grid for experiment in point.experiments]
+    total = sum(point.tokens * len(point.experiments) for point in grid)
+    lines = [f"Runs: {len(runs)}, with {total:,} tokens in all." + " Runs of one line differ in learning rate and seed." * several]
+    lines += ["State bytes: decode memory per row at the task's longest length. Steps and tokens: for one run."]
     if levels := sorted({experiment.training.stop_above for experiment in runs} - {None}):
-        lines += [f"Runs end sooner where an evaluation's accuracy is above {', '.join(f'{level:g}' for level in levels)}."]
+        lines += [f"Runs stop early when an evaluation's accuracy is above {', '.join(f'{level:g}' for level in levels)}."]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

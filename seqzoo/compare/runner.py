@@ -1,4 +1,4 @@
-"""The comparison under way: one experiment after another, each in a folder of its own, none of them twice."""
+"""The runs of a comparison: one experiment after another, each in its own folder; a finished one is not repeated."""
 
 import json
 import re
@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.compare import output
-from seqzoo.compare.summary import LAYERS, Run, label_of, part, several, summarise
+from seqzoo.compare.report import REPORT
+from seqzoo.compare.results import write_figures, write_results
+from seqzoo.compare.summary import LAYERS, Run, label_of, summarise, value_label, varied_axes
+from seqzoo.compare.tables import caption, print_line, table
 
 RUNS = "runs"
 
@@ -22,72 +24,73 @@ def run(
     console: Console | None = None,
     run: Callable[..., dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Runs every experiment of a comparison that has no result yet, and writes what they say together.
+    """Trains every experiment of a comparison that has no result yet, and writes results, report and figures.
 
     The folder receives config.json, one folder per experiment under runs/, and after each experiment results.json, results.csv and
-    report.md, at the end also learning_curves.png and, of several slices, slices.png. Called again, after an interruption or not,
-    it goes on where it stands. An experiment whose numbers are no longer finite is recorded as diverged, and the others go on.
+    report.md, at the end also learning_curves.png and, with several slices, slices.png. A second call continues an interrupted
+    comparison. An experiment whose loss is not finite is recorded as diverged, and the other experiments run.
 
     Args:
       comparison: base and axes.
       folder: a new folder, or one that an earlier call with the same comparison left.
       console: where to print; None is standard output.
-      run: what trains one experiment, as `seqzoo.training.run(experiment, folder, console=console)`; None: that.
+      run: function that trains one experiment; None: `seqzoo.training.run(experiment, folder, console=console)`.
     Returns:
-      What is also in results.json.
+      The content of results.json.
     Raises:
-      ValueError: the folder holds something else; nothing is written then.
+      ValueError: the folder holds something else; nothing is written.
     """
     from seqzoo import training
 
     console = console or Console()
     train = run or training.run
-    folder = _enter(Path(folder), comparison)
+    folder = _open_folder(Path(folder), comparison)
     points = list(comparison.experiments())
-    runs = [_planned(comparison, number, len(points), *each) for number, each in enumerate(points)]
+    runs = [_new_run(comparison, number, len(points), *each) for number, each in enumerate(points)]
     for number, (_, experiment) in enumerate(points):
-        runs[number] = known = _known(runs[number], folder)
+        runs[number] = known = _with_summary(runs[number], folder)
         if known.finished or known.problem:
             continue
-        output.say(console, f"[{number + 1}/{len(points)}] {known.name}")
+        print_line(console, f"[{number + 1}/{len(points)}] {known.name}")
         try:
             runs[number] = known._replace(summary=train(experiment, folder / RUNS / known.name, console=console))
         except training.Diverged as error:
             runs[number] = known._replace(problem=str(error))
-        output.write_numbers(folder, comparison, runs)
-    results = output.write_numbers(folder, comparison, runs)
-    output.write_pictures(folder, runs)
-    console.print(output.table(summarise(runs), runs, comparison.name))
-    output.say(console, output.caption(runs))
+        write_results(folder, comparison, runs)
+    results = write_results(folder, comparison, runs)
+    write_figures(folder, runs)
+    console.print(table(summarise(runs), runs, comparison.name))
+    print_line(console, caption(runs))
     for each in runs:
         if each.problem:
-            output.say(console, f"{each.name} has no result: {each.problem}")
-    output.say(console, f"report: {folder / output.REPORT}")
+            print_line(console, f"{each.name} has no result: {each.problem}")
+    print_line(console, f"report: {folder / REPORT}")
     return results
 
 
-def _enter(folder: Path, comparison: config.Comparison) -> Path:
-    """Opens the folder and records the comparison in it."""
+def _open_folder(folder: Path, comparison: config.Comparison) -> Path:
+    """Creates or opens the comparison's folder, and writes its config.json."""
     from seqzoo.data.atomic_io import write_text
 
     path = folder / "config.json"
     if path.exists():
-        # Both by way of JSON, which has no tuples.
+        # Compared as JSON, which has no tuples.
         if json.loads(path.read_text()) != json.loads(comparison.model_dump_json()):
             raise ValueError(
                 f"{folder} holds another comparison or a run; wanted a new folder, or the same settings as its config.json"
             )
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
-            f"{folder} has no config.json but is not empty; wanted a new folder, or that of a comparison to go on with"
+            f"{folder} has no config.json but is not empty; wanted a new folder, or the folder of a comparison to continue"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, comparison.model_dump_json(indent=2) + "\n")
     return folder
 
 
-def _planned(comparison: config.Comparison, number: int, count: int, point: dict[str, Any], experiment: config.Experiment) -> Run:
-    parts = (experiment.model.layers if axis == LAYERS else [part(comparison, point, axis)] for axis in several(comparison))
+def _new_run(comparison: config.Comparison, number: int, count: int, point: dict[str, Any], experiment: config.Experiment) -> Run:
+    axes = varied_axes(comparison)
+    parts = (experiment.model.layers if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
     slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
     return Run(
         name=f"{number:0{len(str(count - 1))}d}-{slug}"[:100],
@@ -99,8 +102,8 @@ def _planned(comparison: config.Comparison, number: int, count: int, point: dict
     )
 
 
-def _known(run: Run, folder: Path) -> Run:
-    """The run with what an earlier call left of it."""
+def _with_summary(run: Run, folder: Path) -> Run:
+    """The run with the summary that an earlier call wrote."""
     path = folder / RUNS / run.name / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     return run._replace(summary=summary, problem=summary.get("stopped"))

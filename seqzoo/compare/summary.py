@@ -1,4 +1,4 @@
-"""From runs to rows: the best learning rate for each thing compared, the median and the spread over seeds."""
+"""From runs to rows of the table: the best learning rate of each label, median and range over seeds."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,24 +14,24 @@ LAYERS = "model.layers"
 
 
 class Run(NamedTuple):
-    """One experiment of a comparison and what became of it."""
+    """One experiment of a comparison and its result."""
 
     name: str  # of its folder inside the comparison's
-    label: str  # what is compared: everything of the point but learning rate and seed
+    label: str  # everything of the point except learning rate and seed
     point: dict[str, Any]  # {axis: value or name}
     rate: float
     seed: int
     summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
-    problem: str | None = None  # why it has no result
+    problem: str | None = None  # reason for a missing result
 
     @property
     def finished(self) -> bool:
-        """Whether the run has a result."""
+        """True if the run has a result."""
         return bool(self.summary.get("finished")) and self.problem is None
 
 
-class Spread(NamedTuple):
-    """A number over seeds."""
+class Range(NamedTuple):
+    """Median and range of a number over seeds."""
 
     median: float
     low: float
@@ -47,8 +47,8 @@ class Row(NamedTuple):
     label: str
     rate: float
     rates: dict[float, float]  # median over seeds of the mean over slices, for every learning rate that finished
-    score: Spread  # of the mean over slices
-    slices: dict[str, Spread]
+    score: Range  # of the mean over slices
+    slices: dict[str, Range]
     parameters: int
     state_bytes: int
     tokens_per_second: float | None
@@ -56,36 +56,36 @@ class Row(NamedTuple):
 
 
 def label_of(comparison: Comparison, point: Mapping[str, Any], layers: Sequence[str]) -> str:
-    """What a point is called: its mixers, or what an axis of names calls them; then everything else that is compared.
+    """Label of a grid point: its mixers, or their name on a named axis; then the values of the other varied axes.
 
     Args:
-      comparison: whose axes those are.
+      comparison: the comparison with these axes.
       point: {axis: value or name}.
       layers: the experiment's mixers.
     """
     heads = [axis for axis, paths in comparison.named.items() if LAYERS in paths]
-    rest = [axis for axis in several(comparison) if axis not in (LAYERS, RATE, SEED, *heads)]
+    rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, RATE, SEED, *heads)]
     title = [point[axis] for axis in heads] or [", ".join(layers)]
-    return " ".join([*title, *(part(comparison, point, axis) for axis in rest)])
+    return " ".join([*title, *(value_label(comparison, point, axis) for axis in rest)])
 
 
-def part(comparison: Comparison, point: Mapping[str, Any], axis: str) -> str:
-    """What a point is called on one axis: a name as it is, else setting=value."""
+def value_label(comparison: Comparison, point: Mapping[str, Any], axis: str) -> str:
+    """Label of a point on one axis: the name on a named axis, else setting=value."""
     return point[axis] if axis in comparison.named else f"{axis.split('.')[-1]}={point[axis]}"
 
 
-def several(comparison: Comparison) -> list[str]:
+def varied_axes(comparison: Comparison) -> list[str]:
     """The axes with more than one value."""
     return [axis for axis, values in comparison.axes.items() if len(values) > 1]
 
 
 def objective_of_runs(runs: Iterable[Run]) -> Objective:
-    """What the runs are compared by."""
+    """The objective by which the runs are compared."""
     return objective_of(run.summary["final"] for run in runs if run.finished)
 
 
-def chances(runs: Iterable[Run]) -> dict[str, float | None]:
-    """The chance level of each slice, in order; NaN where runs disagree, None where there is none, as of text."""
+def chance_levels(runs: Iterable[Run]) -> dict[str, float | None]:
+    """Chance level of each slice, in order; NaN if runs disagree, None if there is none, as for text."""
     found: dict[str, set] = {}
     for run in runs:
         for name, result in run.summary.get("final", {}).items() if run.finished else ():
@@ -117,7 +117,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
         names = dict.fromkeys(name for run in finished for name in run.summary["final"])
         slices = {
-            name: _spread(run.summary["final"][name][objective.name] for run in finished if name in run.summary["final"])
+            name: _range(run.summary["final"][name][objective.name] for run in finished if name in run.summary["final"])
             for name in names
         }
         first = finished[0].summary
@@ -126,7 +126,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
                 label=label,
                 rate=best,
                 rates=rates,
-                score=_spread(score(run) for run in finished),
+                score=_range(score(run) for run in finished),
                 slices=slices,
                 parameters=first["parameters"],
                 state_bytes=first["state_bytes"],
@@ -137,6 +137,6 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     return rows
 
 
-def _spread(values: Iterable[float]) -> Spread:
+def _range(values: Iterable[float]) -> Range:
     values = list(values)
-    return Spread(median(values), min(values), max(values))
+    return Range(median(values), min(values), max(values))

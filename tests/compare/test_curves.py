@@ -98,10 +98,10 @@ def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):
     [
         ("los", "step", "no run has a metric 'los'. Did you mean 'loss'\\? Metrics: accuracy, loss"),
         ("mfu", "step", "no run has a metric 'mfu'"),  # None everywhere: nothing to draw
-        ("loss", "seconds", "the metrics of softmax.* do not say their seconds; wanted --x step"),
+        ("loss", "seconds", "the metrics of softmax.* have no 'seconds'; wanted --x step"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_with_what_can(runs, tmp_path, metric, x, says):
+def test_an_unknown_metric_is_refused_and_the_known_ones_are_listed(runs, tmp_path, metric, x, says):
     old = [{key: value for key, value in each.items() if key != "seconds"} for each in lines(1.0)]
     with pytest.raises(ValueError, match=says):
         curves.draw([runs[0], keep(tmp_path / "old", tiny(), old)], metric, x)

@@ -58,8 +58,9 @@ def test_an_axis_of_names_changes_settings_together_and_the_later_axis_counts():
 
 
 def test_a_label_begins_with_what_the_mixers_are_called():
-    assert list(compare.alike(NAMED)) == ["attention small", "based, 2 layers small", "attention large", "based, 2 layers large"]
-    assert {len(experiments) for experiments in compare.alike(NAMED).values()} == {2}
+    labels = ["attention small", "based, 2 layers small", "attention large", "based, 2 layers large"]
+    assert list(compare.group_by_label(NAMED)) == labels
+    assert {len(experiments) for experiments in compare.group_by_label(NAMED).values()} == {2}
 
 
 @pytest.mark.parametrize(
@@ -83,44 +84,44 @@ def test_axes_of_names_survive_json(tmp_path):
 
 
 def test_the_cells_are_those_of_the_plans_that_would_be_trained():
-    for cell in compare.cells(NAMED):
-        plan = training.prepare(cell.experiments[0])
-        assert cell.parameters == sum(leaf.size for leaf in jax.tree.leaves(plan.abstract["params"]))
+    for point in compare.grid_points(NAMED):
+        plan = training.prepare(point.experiments[0])
+        assert point.parameters == sum(leaf.size for leaf in jax.tree.leaves(plan.abstract["params"]))
         leaves = jax.tree.leaves(jax.eval_shape(lambda plan=plan: plan.model(plan.abstract["params"]).init_state(1, 16)))
-        assert cell.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        assert (cell.steps, cell.tokens) == (6, 6 * 8 * 16)
+        assert point.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        assert (point.steps, point.tokens) == (6, 6 * 8 * 16)
 
 
 @pytest.fixture(scope="module")
 def figure2():
-    return compare.cells(FIGURE2)
+    return compare.grid_points(FIGURE2)
 
 
 def test_figure_2_is_the_published_grid(figure2):
     """Section 4 and the released configs: 4 data points, 4 widths, 4 learning rates, 64 epochs of 100,000 examples."""
-    assert len(figure2) == 4 * 4 * 5 and all(len(cell.experiments) == 4 for cell in figure2)
+    assert len(figure2) == 4 * 4 * 5 and all(len(point.experiments) == 4 for point in figure2)
     rates = sorted({experiment.optimizer.learning_rate for experiment in figure2[0].experiments})
     assert np.allclose(rates, np.logspace(-4, -2, 4), rtol=1e-3)
-    for cell in figure2:
-        experiment = cell.experiments[0]
-        length, pairs = (int(word[2:]) for word in cell.label.split() if word[:2] in ("L=", "K="))
+    for point in figure2:
+        experiment = point.experiments[0]
+        length, pairs = (int(word[2:]) for word in point.label.split() if word[:2] in ("L=", "K="))
         batch = {64: 512, 128: 512, 256: 256, 512: 128}[length]
         assert f"length={length}, pairs={pairs}, examples=100000, batch_size={batch}" in experiment.task
-        assert cell.steps == 64 * (100_000 // batch) and cell.tokens == cell.steps * batch * length
+        assert point.steps == 64 * (100_000 // batch) and point.tokens == point.steps * batch * length
         attention = experiment.model.layers[0].startswith("softmax")
         assert experiment.model.learned_positions == (length if attention else None)
-        assert experiment.model.depth == (4 if "4 layers" in cell.label else 2)
+        assert experiment.model.depth == (4 if "4 layers" in point.label else 2)
 
 
 def test_figure_2_has_the_parameters_and_the_state_of_its_layers(figure2):
     """Attention at width d: embedding, positions, two of (4 d^2 + 4 d and a norm of 2 d), a last norm. Its state: 2 d L numbers a
     layer, and six counters."""
-    for cell in figure2:
-        model, length = cell.experiments[0].model, cell.experiments[0].model.learned_positions
+    for point in figure2:
+        model, length = point.experiments[0].model, point.experiments[0].model.learned_positions
         if length is not None:
             d = model.d_model
-            assert cell.parameters == 8192 * d + length * d + 2 * (4 * d * d + 4 * d + 2 * d) + 2 * d
-            assert cell.state_bytes == 4 * (2 * 2 * d * length + 6)
+            assert point.parameters == 8192 * d + length * d + 2 * (4 * d * d + 4 * d + 2 * d) + 2 * d
+            assert point.state_bytes == 4 * (2 * 2 * d * length + 6)
 
 
 def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -129,9 +130,9 @@ def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path, monkeypatch, capsys)
     path.write_text(f"from seqzoo import config\nconfig = config.Comparison(**{json.loads(NAMED.model_dump_json())!r})\n")
     assert cli.main([str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    for cell in compare.cells(NAMED):
-        (line,) = [line for line in shown.splitlines() if f"● {cell.label} " in line]
-        assert line.split()[-5:] == [f"{number:,}" for number in (2, cell.parameters, cell.state_bytes, 6, 768)]
+    for point in compare.grid_points(NAMED):
+        (line,) = [line for line in shown.splitlines() if f"● {point.label} " in line]
+        assert line.split()[-5:] == [f"{number:,}" for number in (2, point.parameters, point.state_bytes, 6, 768)]
     assert "Runs: 8, with 6,144 tokens in all." in shown
     assert list(tmp_path.iterdir()) == [path]
 
@@ -238,7 +239,7 @@ def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path)
         "0-small-attention-learning_rate=0.001",
         "1-small-attention-learning_rate=0.01",
     ]
-    assert "fewer where an evaluation's accuracy came above training.stop_above" in (tmp_path / "c" / "report.md").read_text()
+    assert "fewer where an evaluation's accuracy was above training.stop_above" in (tmp_path / "c" / "report.md").read_text()
 
 
 def test_the_embedding_has_a_dropout_of_its_own():
@@ -283,10 +284,10 @@ def test_weight_decay_acts_where_decay_all_says(everything):
 
 
 def test_language_models_of_all_mixers_have_equal_parameters_and_tokens():
-    cells = compare.cells(config.load_file(ROOT / "configs" / "lm_mixers.py"))
-    assert len(cells) >= 10 and len({(cell.steps, cell.tokens) for cell in cells}) == 1
-    assert all(abs(cell.parameters / cells[0].parameters - 1) < 1e-3 for cell in cells)
-    assert len({experiment.task for cell in cells for experiment in cell.experiments}) == 1
+    points = compare.grid_points(config.load_file(ROOT / "configs" / "lm_mixers.py"))
+    assert len(points) >= 10 and len({(point.steps, point.tokens) for point in points}) == 1
+    assert all(abs(point.parameters / points[0].parameters - 1) < 1e-3 for point in points)
+    assert len({experiment.task for point in points for experiment in point.experiments}) == 1
 
 
 @pytest.mark.parametrize("name", ["mqar_figure2_cell", "mqar_equal_state", "parity", "lm_mixers"])

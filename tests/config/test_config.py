@@ -153,7 +153,7 @@ def test_difference_names_both_values_and_forgets_where_the_run_is_kept():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_in_the_repository_is_valid_and_fits_its_task_and_model(path):
     chosen = config.load_file(path)
-    for experiment, *_ in compare.alike(chosen).values():
+    for experiment, *_ in compare.group_by_label(chosen).values():
         training.check(config.replace(experiment, {"mesh.fsdp": 1}))
 
 

@@ -11,8 +11,8 @@ from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
-from seqzoo.compare.pictures import _places, decoding, slices, spread_out
-from seqzoo.compare.summary import Row, Spread
+from seqzoo.compare.figures import _places, decoding, move_apart, slices
+from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY
 
 
@@ -37,7 +37,7 @@ def test_variants_of_one_mixer_differ_by_dashes_and_markers():
     "values", [[0.1, 0.5, 0.9], [0.97, 0.98, 0.99, 1.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.51, 1.0], [0.3] * 7, [0.2]]
 )
 def test_end_labels_keep_their_distance_order_and_bounds(values):
-    moved = spread_out(values, gap=0.06, low=0.0, high=1.0)
+    moved = move_apart(values, gap=0.06, low=0.0, high=1.0)
     assert np.all(np.diff(moved) >= 0.06 - 1e-9) and min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
     if np.all(np.diff(values) >= 0.06):
         assert moved == pytest.approx(values)
@@ -50,9 +50,9 @@ def test_slices_stand_at_the_number_that_tells_them_apart():
 
 
 def test_accuracy_in_slices_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
-    spread = {"pairs=2": Spread(0.9, 0.8, 1.0), "pairs=8": Spread(0.5, 0.4, 0.6)}
-    row = Row("gla", 1e-3, {1e-3: 0.7}, Spread(0.7, 0.6, 0.8), spread, 10, 20, 1e5, ("0-gla",))
-    figure = slices([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(spread, 1 / 128))
+    ranges = {"pairs=2": Range(0.9, 0.8, 1.0), "pairs=8": Range(0.5, 0.4, 0.6)}
+    row = Row("gla", 1e-3, {1e-3: 0.7}, Range(0.7, 0.6, 0.8), ranges, 10, 20, 1e5, ("0-gla",))
+    figure = slices([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
     (axes,) = figure.axes
     curve, chance = axes.get_lines()
     assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == MIXERS["gla"]
@@ -60,10 +60,10 @@ def test_accuracy_in_slices_is_drawn_at_the_numbers_of_the_table_with_the_chance
 
 
 def test_the_labels_of_many_curves_have_a_line_each():
-    spread = {name: Spread(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
+    ranges = {name: Range(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
     names = [f"mixer{i}" for i in range(30)]
-    rows = [Row(name, 1e-3, {1e-3: 1.0}, Spread(1.0, 1.0, 1.0), spread, 10, 20, 1e5, (name,)) for name in names]
-    figure = slices(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(spread, 1 / 128))
+    rows = [Row(name, 1e-3, {1e-3: 1.0}, Range(1.0, 1.0, 1.0), ranges, 10, 20, 1e5, (name,)) for name in names]
+    figure = slices(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
     figure.canvas.draw()
     labels = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines

@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Matplotlib is imported when one is drawn, and only its Agg canvas: no display, no global state."""
+"""Figures of a comparison. Matplotlib is imported when one is drawn, with its Agg canvas only: no display, no global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ LETTER_INCHES = 0.085  # of a label, on average
 def learning_curves(
     rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], objective: Objective, chances: Mapping[str, float | None]
 ):
-    """Training loss and the evaluations' mean objective against steps: median over seeds, in a band from lowest to highest.
+    """Training loss and mean objective of the evaluations against steps: median over seeds, and a band from lowest to highest.
 
     Args:
-      rows: what to draw.
+      rows: one curve each.
       lines: the metrics.jsonl of every run that `rows` names.
-      objective: what evaluations are compared by.
+      objective: accuracy or bits per byte.
       chances: chance level of each slice.
     Returns:
       A matplotlib figure.
@@ -47,12 +47,12 @@ def learning_curves(
 
 
 def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
-    """One curve per run of a metric, in training and in evaluation, there as the mean over slices; a panel for each that has any.
+    """One curve per run: a panel for the metric in training, and one for its mean over slices in evaluation.
 
     Args:
       lines: the metrics.jsonl of every run, by its label.
-      metric: a name that lines of metrics.jsonl have.
-      x: what it is drawn against, likewise.
+      metric: a name in metrics.jsonl.
+      x: a name in metrics.jsonl, for the x axis.
     Returns:
       A matplotlib figure.
     """
@@ -74,8 +74,8 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     """The loss against the position in the row, one curve per evaluation.
 
     Args:
-      evaluations: lines of metrics.jsonl by their labels, with "position_loss": {"from": [first position of each octave], "loss":
-        [mean loss in it, None where nothing was scored]}.
+      evaluations: lines of metrics.jsonl by label, with "position_loss": {"from": [first position of each octave], "loss":
+        [mean loss in it, None without scored tokens]}.
     Returns:
       A matplotlib figure.
     """
@@ -97,12 +97,12 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
 def slices(
     rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], objective: Objective, chances: Mapping[str, float | None]
 ):
-    """The objective in each slice, against the number of pairs, or whatever other number sets the slices apart.
+    """The objective in each slice, against the number of pairs, or another number in which the slices differ.
 
     Args:
-      rows: what to draw.
-      settings: what sets each slice apart.
-      objective: what evaluations are compared by.
+      rows: one curve each.
+      settings: the settings of each slice.
+      objective: accuracy or bits per byte.
       chances: chance level of each slice.
     Returns:
       A matplotlib figure.
@@ -165,14 +165,14 @@ def decoding(rates: Mapping[str, Mapping[int, float]]):
 
 
 def save(figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG under a temporary name and renames it."""
     temporary = path.with_name(f"{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=160)
     temporary.replace(path)
 
 
 def _figure(panels: int, labels: Sequence[str]):
-    """A figure and its panels, with room for the labels at the end of curves."""
+    """A figure and its panels, with space for the labels at the right ends of curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -195,7 +195,7 @@ def _figure(panels: int, labels: Sequence[str]):
 
 
 def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
-    """{x: the metric}; the mean over the lines of one step, the slices of an evaluation."""
+    """{x: metric}; the mean over the lines of one step, which are the slices of an evaluation."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] == kind and line.get(metric) is not None:
@@ -204,12 +204,12 @@ def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> 
 
 
 def _limits(objective: Objective) -> dict[str, tuple[float, float]]:
-    """All of the axis, with room for marks, where the objective has ends."""
+    """Axis limits: the whole range plus margins for accuracy, automatic otherwise."""
     return {"ylim": (-0.06, 1.03)} if objective == ACCURACY else {}
 
 
 def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = False) -> tuple[float, float] | None:
-    """Draws the median over runs at the steps that all of them have, and the band; returns the curve's end."""
+    """Draws median and band at the steps that all runs have; returns the end of the curve."""
     steps = sorted(set.intersection(*map(set, runs)))
     if not steps:
         return None
@@ -223,7 +223,7 @@ def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = 
 
 
 def _level(chances: Mapping[str, float | None]) -> float:
-    """The mean chance level; NaN where a slice has none."""
+    """The mean chance level; NaN if a slice has none."""
     return fmean(math.nan if level is None else level for level in chances.values()) if chances else math.nan
 
 
@@ -236,11 +236,11 @@ def _chance(axes, level: float) -> None:
 
 
 def _end_labels(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, Style]) -> None:
-    """Names each curve at its right end, moved apart where they would overlap, with a hairline to the curve."""
+    """Writes each label at the right end of its curve, with a thin line to it; overlapping labels are moved apart."""
     order = sorted(ends, key=lambda label: ends[label][1])
     low, high = axes.get_ylim()
     gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * (high - low)
-    heights = spread_out([ends[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
+    heights = move_apart([ends[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
     for label, height in zip(order, heights, strict=True):
         axes.annotate(
             label,
@@ -263,12 +263,12 @@ def _end_labels(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[st
         )
 
 
-def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves ascending values apart to at least `gap`, as little as that takes, inside [low, high] where they fit.
+def move_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Moves ascending values as little as possible until they are `gap` apart, inside [low, high] if they fit.
 
     Values that collide form a block around their mean; blocks that then collide merge (pool adjacent violators).
     """
-    blocks: list[list[float]] = []  # [sum of values less their place in the block, how many]
+    blocks: list[list[float]] = []  # [sum of values minus their offsets in the block, count]
     centre = lambda block: min(max(block[0] / block[1], low), max(high - (block[1] - 1) * gap, low))
     for value in values:
         blocks.append([value, 1])
@@ -280,7 +280,7 @@ def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def _places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:
-    """Where each slice stands on the x axis: at the first number that tells all slices apart ("pairs" first), else side by side."""
+    """x coordinate of each slice: the first setting that differs between all slices ("pairs" first), else its index."""
     names = dict.fromkeys(("pairs", *(key for each in settings.values() for key in each)))
     for name in names:
         values = [each.get(name) for each in settings.values()]

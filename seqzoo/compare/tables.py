@@ -1,0 +1,83 @@
+"""The table of a comparison for the terminal, and the pieces of text that it shares with the report."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from seqzoo.compare.colours import colour
+from seqzoo.compare.summary import Range, Row, Run, chance_levels, objective_of_runs
+
+
+def print_line(console: Console, text: str) -> None:
+    """Prints a line without markup, highlighting or wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table; into a pipe or a file at its natural width, because there is no terminal width."""
+    if not console.is_terminal:
+        natural = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        console = Console(file=console.file, quiet=console.quiet, width=max(natural, console.width))
+    console.print(table)
+
+
+def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
+    """The rows for a terminal: accuracy or bits per byte in each slice, the best in bold, and the chance level if there is one.
+
+    ± is half the distance from the lowest to the highest seed.
+    """
+    levels, objective = chance_levels(runs), objective_of_runs(runs)
+    several = len({run.rate for run in runs}) > 1
+    result = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    result.add_column("", overflow="fold")  # the only column that folds on a narrow terminal: no digit is cut
+    for name in levels:
+        result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
+    for name in (*(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
+        result.add_column(name, justify="right", no_wrap=True)
+    medians = {name: [row.slices[name].median for row in rows if name in row.slices] for name in levels}
+    best = {name: max(found, key=objective.sort_key, default=None) for name, found in medians.items()}
+    for row in rows:
+        cells = [Text.assemble(("● ", colour(row.label)), row.label)]
+        for name in levels:
+            values = row.slices.get(name)
+            cells.append(_format_range(values, values.median == best[name]) if values else "")
+        result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, format_costs(row)))
+    if any(level is not None for level in levels.values()):
+        result.add_section()
+        result.add_row(Text("chance", "dim"), *(Text(format_chance(level), "dim") for level in levels.values()))
+    return result
+
+
+def caption(runs: Sequence[Run]) -> str:
+    """One sentence on the numbers of a row: objective, seeds, learning rates."""
+    seeds, rates = len({run.seed for run in runs}), len({run.rate for run in runs})
+    parts = [f"{objective_of_runs(runs).title.capitalize()} after the last step"]
+    if seeds > 1:
+        parts.append(f"median of {seeds} seeds (lowest-highest, or ± half of that range)")
+    if rates > 1:
+        parts.append(f"at the best of {rates} learning rates")
+    return ", ".join(parts) + ". State bytes: decode memory per row."
+
+
+def _format_range(values: Range, best: bool) -> Text:
+    median = Text(f"{values.median:.3f}", "bold" if best else "")
+    return median if values.low == values.high else Text.assemble(median, (f"\n±{(values.high - values.low) / 2:.2f}", "dim"))
+
+
+def format_chance(chance: float | None) -> str:
+    if chance is None:
+        return "-"
+    return "varies" if math.isnan(chance) else f"{chance:.3f}"
+
+
+def format_costs(row: Row) -> tuple[str, str, str]:
+    speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+    return f"{row.parameters:,}", f"{row.state_bytes:,}", speed
