@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from seqzoo.cli import inspect, plot, runs, text
-from seqzoo.cli.shared import NAMES, Wrong, checked, fail, take
+from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 
 __all__ = ["main"]
 
@@ -23,10 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError, distributed
 
     try:
-        given, arguments = take("--distributed", arguments)  # no setting, as it differs from process to process
+        given, arguments = take_flag("--distributed", arguments)  # no setting, as it differs from process to process
         how = given[-1] if given else "off"
         checked(lambda: distributed.initialise(how))
-    except Wrong as error:
+    except UsageError as error:
         return fail(error, 2)
     console = Console(quiet=how != "off" and not distributed.first())
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = fail(error, 1)
         distributed.leave(code)
         return code
-    except (Wrong, FileNotFoundError) as error:
+    except (UsageError, FileNotFoundError) as error:
         return fail(error, 2)
 
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.cli.shared import Wrong, checked, load, one_folder, parse
+from seqzoo.cli.shared import UsageError, checked, choose_config, parse_settings, take_run_folder
 
 
 def inspect(arguments: list[str], console: Console) -> int:
@@ -15,12 +15,13 @@ def inspect(arguments: list[str], console: Console) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # the accelerators are left to the run
     if not (arguments and arguments[0].endswith(".py")):
-        folder, rest = one_folder("inspect", arguments)
+        folder, rest = take_run_folder("inspect", arguments)
         if rest:
-            raise Wrong(f"inspect takes one run folder and no settings, found {' '.join(rest)}; a config file may have settings")
+            found = " ".join(rest)
+            raise UsageError(f"inspect takes one run folder and no settings, found {found}; a config file may have settings")
         checked(lambda: run_summary.show_run(folder, console))
         return 0
-    chosen = checked(lambda: parse(*load(arguments)))
+    chosen = checked(lambda: parse_settings(*choose_config(arguments)))
     for label, (experiment, *_) in compare.group_by_label(chosen).items():
         if isinstance(chosen, config.Comparison):
             console.rule(label)

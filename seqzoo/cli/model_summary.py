@@ -79,8 +79,8 @@ def _layers(model: LanguageModel, specs: tuple[str, ...], state, length: int) ->
     blocks = rest if stack.periods is None else stack.periods.blocks()
     for place, (spec, (name, block)) in enumerate(zip(specs, blocks.items(), strict=False)):
         places = (*range(place, whole_rounds, len(specs)), *([whole_rounds + place] if name in rest else []))
-        held = _bytes(state.periods[name]) // stack.count if stack.count else _bytes(state.rest[name])
-        yield Layer(spec, places, held, block.flops(1, length) / length)
+        state_bytes = _bytes(state.periods[name]) // stack.count if stack.count else _bytes(state.rest[name])
+        yield Layer(spec, places, state_bytes, block.flops(1, length) / length)
 
 
 def _bytes(tree) -> int:

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, Wrong, checked
+from seqzoo.cli.shared import FLAGS, UsageError, checked
 
 
 class Plot(config.Section):
@@ -30,7 +30,7 @@ def plot(arguments: list[str], console: Console) -> int:
     folders, words = arguments[:count], arguments[count:]
     settings = tyro.cli(Plot, args=words, prog="train.py plot RUN...", config=FLAGS)
     if not folders:
-        raise Wrong("plot needs run folders: train.py plot runs/NAME runs/OTHER")
+        raise UsageError("plot needs run folders: train.py plot runs/NAME runs/OTHER")
     figure = checked(lambda: curves.draw(folders, settings.metric, settings.x))
     out = Path(settings.out or f"{settings.metric}.png")
     with write_errors(out):

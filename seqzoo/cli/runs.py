@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, Wrong, checked, load, one_folder, parse, take
+from seqzoo.cli.shared import FLAGS, UsageError, checked, choose_config, parse_settings, take_flag, take_run_folder
 from seqzoo.registry import split
 
 DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
@@ -18,15 +18,15 @@ def train(arguments: list[str], console: Console) -> int:
     from seqzoo import compare, training
 
     dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
-    sweeps, arguments = take(SWEEP, arguments)
-    loaded, words = checked(lambda: load(arguments))
-    chosen = checked(lambda: parse(loaded, words))
+    sweeps, arguments = take_flag(SWEEP, arguments)
+    loaded, words = checked(lambda: choose_config(arguments))
+    chosen = checked(lambda: parse_settings(loaded, words))
     if sweeps:
         chosen = checked(lambda: sweep(loaded, chosen, sweeps))
     if dry:
         checked(lambda: compare.show(chosen, console))
         return 0
-    alone_if_comparison(chosen)
+    refuse_distributed_comparison(chosen)
     for experiment, *_ in compare.group_by_label(chosen).values():
         checked(lambda experiment=experiment: training.check(experiment))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
@@ -49,9 +49,9 @@ def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> co
         path, _, values = word.partition("=")
         path = path.strip().replace("-", "_")
         if not values.strip():
-            raise Wrong(f"{SWEEP} {word!r}: wanted SETTING=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3")
+            raise UsageError(f"{SWEEP} {word!r}: wanted SETTING=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3")
         if path in given or path in seen:
-            raise Wrong(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
+            raise UsageError(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
         seen.add(path)
         typed = lambda value, path=path: config.settings(config.replace(base, {path: None if value == "None" else value}))[path]
         axes[path] = tuple(map(typed, split(values)))
@@ -71,17 +71,17 @@ def resume(arguments: list[str], console: Console) -> int:
     """`resume RUN [--settings] [--changed]`."""
     from seqzoo import training
 
-    folder, words = one_folder("resume", arguments)
-    held = checked(lambda: training.open_run(folder))
-    alone_if_comparison(held)
+    folder, words = take_run_folder("resume", arguments)
+    stored = checked(lambda: training.open_run(folder))
+    refuse_distributed_comparison(stored)
     changed, words = CHANGED in words, [word for word in words if word != CHANGED]
     if not words:
-        return start(held, folder, console, changed=changed)
-    chosen = parse(one_experiment(held, folder), words, prog=f"train.py resume {folder}")
-    mesh = chosen.mesh if chosen.mesh != held.mesh else None
-    chosen = chosen.model_copy(update={"mesh": held.mesh})
+        return start(stored, folder, console, changed=changed)
+    chosen = parse_settings(one_experiment(stored, folder), words, prog=f"train.py resume {folder}")
+    mesh = chosen.mesh if chosen.mesh != stored.mesh else None
+    chosen = chosen.model_copy(update={"mesh": stored.mesh})
     if not changed:
-        checked(lambda: training.refuse_changes(folder, held, chosen))
+        checked(lambda: training.refuse_changes(folder, stored, chosen))
     checked(lambda: training.check(chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})))
     return start(chosen, folder, console, mesh, changed)
 
@@ -90,9 +90,9 @@ def evaluate(arguments: list[str], console: Console) -> int:
     """`eval RUN [--mesh...] [--step...]`."""
     from seqzoo import training
 
-    folder, words = one_folder("eval", arguments)
-    held = one_experiment(checked(lambda: training.open_run(folder)), folder)
-    chosen = tyro.cli(Evaluation, default=Evaluation(mesh=held.mesh), args=words, prog=f"train.py eval {folder}", config=FLAGS)
+    folder, words = take_run_folder("eval", arguments)
+    stored = one_experiment(checked(lambda: training.open_run(folder)), folder)
+    chosen = tyro.cli(Evaluation, default=Evaluation(mesh=stored.mesh), args=words, prog=f"train.py eval {folder}", config=FLAGS)
     step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
@@ -103,20 +103,20 @@ def evaluate(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def one_experiment(held: config.Config, folder: Path) -> config.Experiment:
-    """What a run folder holds, if that is no comparison; else Wrong."""
-    if isinstance(held, config.Comparison):
+def one_experiment(stored: config.Config, folder: Path) -> config.Experiment:
+    """What a run folder holds, if that is no comparison; else UsageError."""
+    if isinstance(stored, config.Comparison):
         inside = ", ".join(sorted(str(path.parent) for path in folder.rglob("config.json") if path.parent != folder))
-        raise Wrong(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
-    return held
+        raise UsageError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
+    return stored
 
 
-def alone_if_comparison(chosen: config.Config) -> None:
-    """Raises Wrong if several processes are to run a comparison."""
+def refuse_distributed_comparison(chosen: config.Config) -> None:
+    """Raises UsageError if several processes are to run a comparison."""
     from seqzoo.training import distributed
 
     if isinstance(chosen, config.Comparison) and distributed.several():
-        raise Wrong("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
+        raise UsageError("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
 
 
 def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Mesh | None = None, changed: bool = False) -> int:

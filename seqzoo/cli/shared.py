@@ -36,7 +36,7 @@ Below are those of the chosen config, with its values.
 """
 
 
-class Wrong(Exception):
+class UsageError(Exception):
     """What the user gave does not fit; raised before anything is written."""
 
 
@@ -45,7 +45,7 @@ def checked(call):
     try:
         return call()
     except ValueError as error:
-        raise Wrong(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def fail(error: BaseException | str, code: int) -> int:
@@ -53,7 +53,7 @@ def fail(error: BaseException | str, code: int) -> int:
     return code
 
 
-def take(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+def take_flag(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     """The values of a flag, "--flag VALUE" or "--flag=VALUE", as often as it is given; and the other arguments."""
     values, rest = [], []
     words = iter(arguments)
@@ -66,29 +66,22 @@ def take(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def one_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
+def take_run_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
     if not arguments or arguments[0].startswith("-"):
-        raise Wrong(f"{command} needs a run folder: train.py {command} runs/NAME")
+        raise UsageError(f"{command} needs a run folder: train.py {command} runs/NAME")
     return Path(arguments[0]), arguments[1:]
 
 
-def alone(command: str) -> None:
-    """Raises Wrong if several processes are to do what one does."""
-    from seqzoo.training import distributed
-
-    if distributed.several():
-        raise Wrong(f"{command} runs in one process, found several; wanted --distributed off")
-
-
-def load(arguments: list[str]) -> tuple[config.Config, list[str]]:
+def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
     """The config that the first argument names, and the other arguments."""
     if arguments and not arguments[0].startswith("-"):
         path = arguments[0]
         if not Path(path).exists() and not path.endswith(".py"):
             near = did_you_mean(path, NAMES)
-            raise Wrong(f"{path!r} is no command and no config file.{near} Commands: {', '.join(NAMES)}; a config file ends in .py")
+            known = f"Commands: {', '.join(NAMES)}; a config file ends in .py"
+            raise UsageError(f"{path!r} is no command and no config file.{near} {known}")
         if Path(path).is_dir():
-            raise Wrong(f"{path} is a folder; wanted a command or a config file: resume {path}, or eval {path}?")
+            raise UsageError(f"{path} is a folder; wanted a command or a config file: resume {path}, or eval {path}?")
         return config.load_file(path), arguments[1:]
     if QUICKSTART.is_file():
         return config.load_file(QUICKSTART), arguments
@@ -97,12 +90,12 @@ def load(arguments: list[str]) -> tuple[config.Config, list[str]]:
     return quickstart.config, arguments
 
 
-def parse(loaded: config.Config, arguments: list[str], prog: str = "train.py") -> config.Config:
+def parse_settings(loaded: config.Config, arguments: list[str], prog: str = "train.py") -> config.Config:
     """The loaded config with the command line's settings in place of its own. SystemExit for --help and wrong settings."""
     chosen = tyro.cli(type(loaded), default=loaded, args=arguments, prog=prog, description=USAGE, config=FLAGS)
     if isinstance(chosen, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)
         for path in sorted(chosen.varied):
             if path in changed:
-                raise Wrong(f"{path} is an axis of this comparison, so one value for all would be lost; change it with --axes")
+                raise UsageError(f"{path} is an axis of this comparison, so one value for all would be lost; change it with --axes")
     return chosen

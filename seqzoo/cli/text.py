@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, Wrong, checked, fail, one_folder
+from seqzoo.cli.shared import FLAGS, UsageError, checked, fail, take_run_folder
 
 
 class Prepare(config.Section):
@@ -37,9 +37,9 @@ def prepare(arguments: list[str], console: Console) -> int:
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     settings = arguments[len(named) :]
     if len(named) != 2 and not {"-h", "--help"} & set(settings):
-        raise Wrong("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
+        raise UsageError("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
     if distributed.several():
-        raise Wrong("prepare runs in one process, found several; wanted --distributed off")
+        raise UsageError("prepare runs in one process, found several; wanted --distributed off")
     prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
     chosen = checked(lambda: tyro.cli(Prepare, args=settings, prog=prog, config=FLAGS))
     source, folder = named
@@ -65,12 +65,12 @@ def generate(arguments: list[str], console: Console) -> int:
     from seqzoo.generation import text
 
     if training.distributed.several():
-        raise Wrong("generate runs in one process, found several; wanted --distributed off")
-    folder, rest = one_folder("generate", arguments)
+        raise UsageError("generate runs in one process, found several; wanted --distributed off")
+    folder, rest = take_run_folder("generate", arguments)
     settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
-    held = checked(lambda: training.open_run(folder))
+    stored = checked(lambda: training.open_run(folder))
     model = checked(lambda: training.load_model(folder))
-    tokenizer = getattr(tasks.registry.create(held.task), "tokenizer", text.Numbers())
+    tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.Numbers())
 
     def write(piece: str) -> None:
         console.file.write(piece.translate(text.PICTURES) if console.is_terminal else piece)
