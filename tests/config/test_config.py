@@ -157,6 +157,10 @@ def test_every_config_in_the_repository_is_valid_and_fits_its_task_and_model(pat
         training.check(config.replace(experiment, {"mesh.fsdp": 1}))
 
 
+def test_the_packaged_quickstart_is_the_config_file():
+    assert Path(quickstart.__file__).resolve() == CONFIGS[0].parent.resolve() / "quickstart.py"
+
+
 def test_the_quickstart_compares_six_mixers_at_equal_steps():
     names = [experiment.model.layers[0].split("(")[0] for _, experiment in quickstart.config.experiments()]
     assert names == ["softmax", "sigmoid", "gla", "mamba", "mamba2", "aaren"]
