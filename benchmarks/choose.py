@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks import measure
-from seqzoo.kernels.common.dispatch import Fastest
+from seqzoo.kernels.common.implementations import Choice
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 
@@ -66,16 +66,16 @@ class Op(NamedTuple):
 
     call: Callable
     shapes: Callable  # tokens -> (kind, sizes, arrays by argument) for each shape
-    forms: Fastest  # the candidates, alone and with gradients
+    forms: Choice  # the candidates, alone and with gradients
 
 
 OPS = {
-    "linear_attention": Op(linear_attention, _linear_attention, Fastest(FORMS, (*FORMS, "mixed"))),
-    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, Fastest(FORMS, FORMS)),
+    "linear_attention": Op(linear_attention, _linear_attention, Choice(FORMS, (*FORMS, "mixed"))),
+    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, Choice(FORMS, FORMS)),
 }
 
 
-def fastest(op: Op, named: dict, repeats: int) -> tuple[Fastest, list[dict[str, float]]]:
+def fastest(op: Op, named: dict, repeats: int) -> tuple[Choice, list[dict[str, float]]]:
     """The fastest forms of an op of these arguments, and the median seconds of each in either pass."""
     arrays = tuple(named.values())
     call = lambda form: lambda *arrays: op.call(**dict(zip(named, arrays, strict=True)), implementation=form)[0]
@@ -84,7 +84,7 @@ def fastest(op: Op, named: dict, repeats: int) -> tuple[Fastest, list[dict[str, 
         executables = {form: measure.passes(call(form), arrays)[which].lower(*arrays).compile() for form in forms}
         samples = measure.interleaved(executables, arrays, repeats)
         found.append({form: statistics.median(seconds) for form, seconds in samples.items()})
-    return Fastest(*(min(medians, key=medians.get) for medians in found)), found
+    return Choice(*(min(medians, key=medians.get) for medians in found)), found
 
 
 def source(module: Any, table: dict) -> str:
@@ -111,7 +111,7 @@ def main(settings: Settings) -> None:
             forms, medians = fastest(op, arrays, settings.repeats)
             kinds.setdefault(kind, {})[sizes] = tuple(forms)
             times = [" ".join(f"{form} {1e3 * x:.2f}" for form, x in one.items()) for one in medians]
-            console.print(f"{name} {kind} {sizes}: {forms.forward}, {forms.training}  ({' ms, with gradients '.join(times)} ms)")
+            console.print(f"{name} {kind} {sizes}: {forms.forward}, {forms.backward}  ({' ms, with gradients '.join(times)} ms)")
         module = importlib.import_module(f"seqzoo.kernels.{name}.measured")
         table = module.MEASURED | {jax.default_backend(): kinds}
         path = measure.ROOT / "kernels" / name / "measured.py"

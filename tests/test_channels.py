@@ -10,7 +10,7 @@ from helpers.law import dots
 from helpers.published import sigmoid, wide
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo import channels
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import sharding
 from seqzoo.model import LanguageModel
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
@@ -92,8 +92,8 @@ def test_rwkv_in_a_backbone_documents_share_no_gradient(channel):
 
 
 def test_rwkv_in_a_backbone_cut_over_a_mesh_nothing_changes(model, whole):
-    mesh = jax.make_mesh((1, 2, 2, 2), placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
-    put = lambda a: jax.device_put(a, jax.NamedSharding(mesh, jax.P(placement.BATCH, placement.TIME)))
+    mesh = jax.make_mesh((1, 2, 2, 2), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    put = lambda a: jax.device_put(a, jax.NamedSharding(mesh, jax.P(sharding.BATCH, sharding.TIME)))
     with jax.set_mesh(mesh):
         placed = pulled(model, model.init_state(2), put(TOKENS), put(IDS), put(weights()))
     assert_close(placed, whole, tolerance=2 * RELATIVE["float32"])

@@ -33,7 +33,7 @@ def test_a_packed_document_gives_what_it_gives_alone(page):
 def test_on_a_mesh_the_layer_gives_what_it_gives_without(page):
     assert_close(page["y"], page["layer"](page["jnp"].ones((1, 64, 32)))[0])
     said = page["explain"](page["layer"], page["jnp"].ones((1, 64, 32)))
-    assert said[-1] == "linear_attention: one piece", "the page's mesh must not outlive its block"
+    assert said[-1] == "linear_attention: not sharded", "the page's mesh must not outlive its block"
 
 
 def test_the_linen_model_carries_a_state(page):

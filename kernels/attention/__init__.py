@@ -6,7 +6,7 @@ from jax import Array
 from seqzoo.kernels.attention import blocks, reference, ring, spread
 from seqzoo.kernels.attention.cache import Cache, behind, cached_tokens, empty_cache, overflown, written
 from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
-from seqzoo.kernels.common import dispatch, documents, pieces, placement
+from seqzoo.kernels.common import implementations, segments, sharding
 
 __all__ = ["Cache", "attention", "empty_cache"]
 
@@ -68,7 +68,7 @@ def attention(
       O(b h (s + t) (k + v)), backward included. State: see `Cache`.
     """
     _check(q, k, v, scores, bias, window, dropout, initial_state)
-    documents.check(segment_ids, initial_segment, *q.shape[:2])
+    segments.check(segment_ids, initial_segment, *q.shape[:2])
     b, t, h, width = q.shape
     settings = Settings(scores, float(bias), float(width**-0.5 if scale is None else scale), window, float(dropout))
 
@@ -76,8 +76,8 @@ def attention(
         count = initial_state.length
     else:
         count = jnp.zeros((1 if segment_ids is None else b,), jnp.int32)
-    index, length = documents.positions(segment_ids, initial_segment, count, t)
-    document = jnp.zeros_like(index) if segment_ids is None else documents.number(segment_ids, initial_segment)
+    index, length = segments.positions(segment_ids, initial_segment, count, t)
+    document = jnp.zeros_like(index) if segment_ids is None else segments.relabel(segment_ids, initial_segment)
     tokens = Tokens(document, index)
     queries = Tokens(jnp.where(document < 0, ABSENT_QUERY, document), index)
 
@@ -85,34 +85,32 @@ def attention(
     if initial_state is not None:
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
         cache = (old_keys, old_values, cached_tokens(initial_state, window))
-    layout = placement.plan(
-        "attention", b=b, t=1 if implementation in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2])
-    )
+    shards = sharding.plan("attention", b=b, t=1 if implementation in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2]))
     cells = t * (t + (0 if cache is None else cache[0].shape[1]))
-    small = layout.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
-    decoding = t == 1 and initial_state is not None and dispatch.on_cpu()
+    small = shards.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
+    decoding = t == 1 and initial_state is not None and implementations.on_cpu()
     default = "spread" if decoding else "reference" if small else "blocks"
-    attend = dispatch.choose("attention", implementation, IMPLEMENTATIONS, default)
+    attend = implementations.choose("attention", implementation, IMPLEMENTATIONS, default)
     words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
     # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.
-    reach = layout.pieces if window is None or segment_ids is not None else 1 - (1 - window) // (t // layout.pieces)
+    reach = shards.time_shards if window is None or segment_ids is not None else 1 - (1 - window) // (t // shards.time_shards)
 
     def piece(q, k, v, cache, tokens, queries, words):
         both = [(k, v, tokens)] if cache is None else [cache, (k, v, tokens)]
-        if layout.time is not None:
-            return ring.attend(settings, q, both, queries, words, layout.time, min(reach, layout.pieces))
+        if shards.time is not None:
+            return ring.attend(settings, q, both, queries, words, shards.time, min(reach, shards.time_shards))
         return attend(settings, q, both, queries, words)
 
     arrays = (q, k, v, cache, tokens, queries, words)
     axes = ("b t h .", "b t h .", "b t h .", ("b . h .", "b . h .", "b ."), "b t", "b t", "b h t .")
-    o = documents.zero_padding(pieces.run(layout, piece, arrays, axes, "b t h ."), segment_ids)
+    o = segments.mask_padding(sharding.run_sharded(shards, piece, arrays, axes, "b t h ."), segment_ids)
     if initial_state is None:
         return o, None
 
     lost = overflown(initial_state, tokens, window)
     if lost is not None:
         o = jnp.where(lost[:, :, None, None], jnp.nan, o)
-    if not layout.manual:  # on a mesh the partitioner would move o for it
+    if not shards.manual:  # on a mesh the partitioner would move o for it
         tokens = behind(o, tokens)
     return o, written(initial_state, k, v, tokens, length, window, whole=segment_ids is None)
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array, lax
 
 from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens, kept, visible
-from seqzoo.kernels.common.dispatch import state_dtype
-from seqzoo.kernels.common.varying import align, zeros
+from seqzoo.kernels.common.implementations import state_dtype
+from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
 
 SMALLEST, LARGEST = 32, 256  # block lengths; measured on CPU
 CELLS = 2**20  # largest b h block block: 4 MiB of float32 scores; twice as many were 1.3 times slower on CPU
@@ -54,7 +54,7 @@ def attend(settings: Settings, q: Array, pieces: list[tuple[Array, Array, Tokens
     words = None if words is None else pad(words, rows, 2)
     cells = Cells(queries, keys, *bounds(settings, queries, keys, rows, columns, carried), words)
     q, k, v = (pad(jnp.moveaxis(x, 1, 2), n, 2) for x, n in ((q, rows), (k, columns), (v, columns)))
-    return jnp.moveaxis(_attend(Plan(settings, rows, columns), *align((q, k, v, cells)))[:, :, :t], 1, 2)
+    return jnp.moveaxis(_attend(Plan(settings, rows, columns), *match_vma((q, k, v, cells)))[:, :, :t], 1, 2)
 
 
 def block_length(tokens: int, rows: int) -> int:
@@ -107,7 +107,7 @@ def forward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, out_dtype: A
 
     def query_block(i, results):
         q_i, queries, words = _rows(plan, i, q, cells)
-        column = zeros(q_i, (b, h, plan.rows, 1), dtype)
+        column = zeros_like_vma(q_i, (b, h, plan.rows, 1), dtype)
         start = (column - jnp.inf, column) if softmax else None
 
         def key_block(j, carry):
@@ -127,7 +127,7 @@ def forward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, out_dtype: A
                 weights = weights * kept(settings, words, keys)
             return statistics, mixed + _over_keys(weights, v_j)
 
-        mixed = zeros(q_i, (b, h, plan.rows, v.shape[3]), dtype)
+        mixed = zeros_like_vma(q_i, (b, h, plan.rows, v.shape[3]), dtype)
         statistics, mixed = lax.fori_loop(cells.first[i], cells.end[i], key_block, (start, mixed))
         if not softmax:
             return (_put(results[0], mixed, i), None)
@@ -137,7 +137,7 @@ def forward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, out_dtype: A
         log_sum = jnp.where(empty, -jnp.inf, top + jnp.log(total))
         return _put(results[0], mixed / total, i), _put(results[1], log_sum, i)
 
-    results = zeros(q, (b, h, t, v.shape[3]), out_dtype), zeros(q, (b, h, t, 1), dtype) if softmax else None
+    results = zeros_like_vma(q, (b, h, t, v.shape[3]), out_dtype), zeros_like_vma(q, (b, h, t, 1), dtype) if softmax else None
     return lax.fori_loop(np.int32(0), np.int32(t // plan.rows), query_block, results)
 
 
@@ -190,11 +190,11 @@ def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics:
             dk = _add(dk, _over_queries(ds, q_i, k_j), j)
             return dq_i + _over_keys(ds, k_j), dk, dv
 
-        start = zeros(q_i, dtype=dtype)
+        start = zeros_like_vma(q_i, dtype=dtype)
         dq_i, dk, dv = lax.fori_loop(cells.first[i], cells.end[i], key_block, (start, dk, dv))
         return _put(dq, dq_i * settings.scale, i), dk, dv
 
-    start = tuple(zeros(x, dtype=dtype) for x in (q, k, v))
+    start = tuple(zeros_like_vma(x, dtype=dtype) for x in (q, k, v))
     dq, dk, dv = lax.fori_loop(np.int32(0), np.int32(t // plan.rows), query_block, start)
     return dq, dk * settings.scale, dv
 

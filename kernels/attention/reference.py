@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.attention.pairs import Settings, Tokens, kept, visible
-from seqzoo.kernels.common.dispatch import state_dtype
+from seqzoo.kernels.common.implementations import state_dtype
 
 
 def score(q: Array, k: Array, dtype: Any) -> Array:

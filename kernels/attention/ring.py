@@ -16,8 +16,8 @@ from jax import Array, lax
 
 from seqzoo.kernels.attention import blocks
 from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens
-from seqzoo.kernels.common.dispatch import state_dtype
-from seqzoo.kernels.common.varying import align, zeros
+from seqzoo.kernels.common.implementations import state_dtype
+from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
 
 
 class Round(NamedTuple):
@@ -58,7 +58,7 @@ def attend(
         blocked(cache[0], cached) if cache else None,
         (queries, words),
     )
-    return jnp.moveaxis(_attend(plan, *align(arguments, over=(axis,)))[:, :, :t], 1, 2)
+    return jnp.moveaxis(_attend(plan, *match_vma(arguments, over=(axis,)))[:, :, :t], 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -69,8 +69,8 @@ def _attend(plan: Round, q: Array, own: tuple, cache: tuple | None, side: tuple)
 
 def _forward(plan, q, own, cache, side):
     dtype = state_dtype(q)
-    o = zeros(q, (*q.shape[:3], own[1].shape[3]), dtype)
-    sums = zeros(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
+    o = zeros_like_vma(q, (*q.shape[:3], own[1].shape[3]), dtype)
+    sums = zeros_like_vma(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
     so_far = (o, sums)
     if cache is not None:
         so_far = blocks.forward(*_cells(plan, q, cache, side, plan.cached), dtype)
@@ -101,14 +101,14 @@ def _backward(plan, saved, do):
         dk, dv, held = _pass_on(plan, (dk + dk_here, dv + dv_here, held))
         return dq + dq_here, dk, dv, held
 
-    start = (*(zeros(x, dtype=dtype) for x in (q, *own[:2])), own)
+    start = (*(zeros_like_vma(x, dtype=dtype) for x in (q, *own[:2])), own)
     dq, dk, dv, _ = lax.fori_loop(0, plan.steps, step, start)
     dk, dv = _pass_on(plan, (dk, dv), -plan.steps)  # home, if it was no whole round
     d_cache = None
     if cache is not None:
         dq_cache, *gradients = back(cache, plan.cached)
         dq, d_cache = dq + dq_cache, (*cast(gradients, cache[:2]), None)
-    return align((*cast((dq,), (q,)), (*cast((dk, dv), own[:2]), None), d_cache, None))
+    return match_vma((*cast((dq,), (q,)), (*cast((dk, dv), own[:2]), None), d_cache, None))
 
 
 _attend.defvjp(_save, _backward)

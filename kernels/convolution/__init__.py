@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import dispatch, documents, pieces, placement
-from seqzoo.kernels.common.varying import align
+from seqzoo.kernels.common import implementations, segments, sharding
+from seqzoo.kernels.common.vma import match_vma
 from seqzoo.kernels.convolution import reference, xla
 from seqzoo.kernels.convolution import tail as tails
 
@@ -47,24 +47,24 @@ def short_convolution(
     and of y); state (width - 1) d elements per row. The op is linear in x and in weight, so its gradients are JAX's own.
     """
     tail = _check(x, weight, bias, initial_state, initial_segment, segment_ids)
-    form = dispatch.choose("short_convolution", implementation, {"xla": _xla, "reference": _reference}, "xla")
-    layout = placement.plan("short_convolution", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
+    form = implementations.choose("short_convolution", implementation, {"xla": _xla, "reference": _reference}, "xla")
+    shards = sharding.plan("short_convolution", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
     floats = [x, weight, tail] if bias is None else [x, weight, tail, bias]
-    dtype = dispatch.state_dtype(*floats)
+    dtype = implementations.state_dtype(*floats)
     bias = jnp.zeros(weight.shape[1:], dtype) if bias is None else bias
     real = None if segment_ids is None else segment_ids != 0
-    start = None if segment_ids is None else documents.starts(segment_ids, initial_segment)
+    start = None if segment_ids is None else segments.starts(segment_ids, initial_segment)
 
     def piece(x, weight, bias, tail, real, start):
-        if layout.time is not None and weight.shape[0] > 1:
-            tail = pieces.fold(tails.compose, tails.pushed(x, real, start, weight.shape[0] - 1), tail, layout.time)
+        if shards.time is not None and weight.shape[0] > 1:
+            tail = sharding.prefix_over_shards(tails.compose, tails.pushed(x, real, start, weight.shape[0] - 1), tail, shards.time)
         y, last = form(x, weight, bias, tail, real, start)
-        return y, pieces.of_piece(-1, last, layout.time)
+        return y, sharding.broadcast_from_shard(-1, last, shards.time)
 
-    given = documents.zero_padding(x, segment_ids).astype(dtype)
+    given = segments.mask_padding(x, segment_ids).astype(dtype)
     arrays = (given, weight.astype(dtype), bias.astype(dtype), tail.astype(dtype), real, start)
-    y, last = pieces.run(layout, piece, arrays, ("b t h", ". h", "h", "b . h", "b t", "b t"), ("b t h", "b . h"))
-    return documents.zero_padding(y, segment_ids).astype(x.dtype), last.astype(tail.dtype)
+    y, last = sharding.run_sharded(shards, piece, arrays, ("b t h", ". h", "h", "b . h", "b t", "b t"), ("b t h", "b . h"))
+    return segments.mask_padding(y, segment_ids).astype(x.dtype), last.astype(tail.dtype)
 
 
 def _xla(x, weight, bias, tail, real, start):
@@ -74,7 +74,7 @@ def _xla(x, weight, bias, tail, real, start):
 def _reference(x, weight, bias, tail, real, start):
     real = jnp.ones(x.shape[:2], bool) if real is None else real
     start = jnp.zeros(x.shape[:2], bool) if start is None else start
-    return reference.scan(*align((x, weight, bias, tail, real, start)))
+    return reference.scan(*match_vma((x, weight, bias, tail, real, start)))
 
 
 def _check(x, weight, bias, initial_state, initial_segment, segment_ids) -> Array:
@@ -91,5 +91,5 @@ def _check(x, weight, bias, initial_state, initial_segment, segment_ids) -> Arra
     wanted = (batch, weight.shape[0] - 1, width)
     if initial_state is not None and initial_state.shape != wanted:
         raise ValueError(f"initial_state has shape {initial_state.shape}, wanted {wanted}: the {wanted[1]} tokens before the first")
-    documents.check(segment_ids, initial_segment, batch, length)
+    segments.check(segment_ids, initial_segment, batch, length)
     return jnp.zeros(wanted, x.dtype) if initial_state is None else initial_state

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..common import dispatch, documents, pieces, placement
-from ..common.varying import align
+from ..common import implementations, segments, sharding
+from ..common.vma import match_vma
 from . import chunked, loop, mixed, reference, summary
 from .grouping import Transition
 from .measured import MEASURED
@@ -17,7 +17,7 @@ IMPLEMENTATIONS = {"reference": reference, "loop": loop, "chunked": chunked, "mi
 
 
 class _Settings(NamedTuple):
-    forms: dispatch.Fastest
+    forms: implementations.Choice
     scale: float
     exclusive: bool
     chunk: int
@@ -91,25 +91,25 @@ def linear_attention(
     _check(q, k, v, log_decay, value_log_decay, a, b, exclusive, bonus, initial_state)
     batch, length, _, width = q.shape
     heads = v.shape[2]
-    documents.check(segment_ids, initial_segment, batch, length)
+    segments.check(segment_ids, initial_segment, batch, length)
     floats = [x for x in (q, k, v, log_decay, value_log_decay, a, b, bonus, initial_state) if x is not None]
-    state_dtype = dispatch.state_dtype(*floats)
+    state_dtype = implementations.state_dtype(*floats)
 
     shape = (batch, heads, width, v.shape[3])
     state = jnp.zeros(shape, state_dtype) if initial_state is None else initial_state.astype(state_dtype)
     default = _default(length, kind(log_decay, value_log_decay, a), state.shape)
-    forms = dispatch.forms("linear_attention", implementation, IMPLEMENTATIONS, default)
-    layout = placement.plan("linear_attention", b=batch, t=1 if implementation == "reference" else length, h=(q.shape[2], heads))
-    chunk = _chunk(forms, chunk_size, length // layout.pieces)
-    settings = _Settings(forms, width**-0.5 if scale is None else float(scale), exclusive, chunk, layout.time)
+    forms = implementations.choose_pair("linear_attention", implementation, IMPLEMENTATIONS, default)
+    shards = sharding.plan("linear_attention", b=batch, t=1 if implementation == "reference" else length, h=(q.shape[2], heads))
+    chunk = _chunk(forms, chunk_size, length // shards.time_shards)
+    settings = _Settings(forms, width**-0.5 if scale is None else float(scale), exclusive, chunk, shards.time)
 
     transition = _per_token(log_decay, value_log_decay, (batch, length, heads))._replace(a=a, b=b)
     reads = q
     if segment_ids is not None:
-        starts = documents.starts(segment_ids, initial_segment)
+        starts = segments.starts(segment_ids, initial_segment)
         if log_decay is None and value_log_decay is None:
             transition = transition._replace(key=jnp.zeros((batch, length, heads), state_dtype))
-        k, transition = documents.zero_padding(k, segment_ids), _separate(transition, segment_ids, starts)
+        k, transition = segments.mask_padding(k, segment_ids), _separate(transition, segment_ids, starts)
         if exclusive:  # the memory before a document's first token is another document's
             reads = jnp.where(starts[..., None, None], jnp.zeros((1,) * 4, q.dtype), q)
 
@@ -121,17 +121,17 @@ def linear_attention(
         "b h . .",
     )
     arrays = (reads, k, v, transition, state)
-    o, state = pieces.run(layout, functools.partial(_piece, settings), arrays, axes, ("b t h .", "b h . ."))
+    o, state = sharding.run_sharded(shards, functools.partial(_piece, settings), arrays, axes, ("b t h .", "b h . ."))
     if bonus is not None:
         o = (o + _own(q, k, v, bonus, settings.scale, state_dtype)).astype(v.dtype)
-    return documents.zero_padding(o, segment_ids), state
+    return segments.mask_padding(o, segment_ids), state
 
 
 def _piece(settings, q, k, v, transition, state):
     if settings.forms.forward == "reference" or q.shape[1] == 0:
         return reference.forward(q, k, v, transition, state, scale=settings.scale, exclusive=settings.exclusive)
-    o, last = _attend(settings, *align((q, k, v, transition, state), over=pieces.over(settings.time)))
-    return o, pieces.of_piece(-1, last, settings.time)
+    o, last = _attend(settings, *match_vma((q, k, v, transition, state), over=sharding.axis_tuple(settings.time)))
+    return o, sharding.broadcast_from_shard(-1, last, settings.time)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -143,7 +143,7 @@ def _attend(settings, q, k, v, transition, state):
 def _run(form, settings, q, k, v, transition, state, save):
     if settings.time is not None:
         piece = summary.forward(_alone(form, settings), k, v, transition, state.dtype)
-        state = pieces.fold(summary.compose, piece, state, settings.time)
+        state = sharding.prefix_over_shards(summary.compose, piece, state, settings.time)
     return IMPLEMENTATIONS[form].forward(q, k, v, transition, state, **settings.arguments(), save=save)
 
 
@@ -153,21 +153,21 @@ def _alone(form, settings):
 
 
 def _attend_forward(settings, q, k, v, transition, state):
-    o, last, kept = _run(settings.forms.training, settings, q, k, v, transition, state, save=True)
+    o, last, kept = _run(settings.forms.backward, settings, q, k, v, transition, state, save=True)
     return (o, last), (q, k, v, transition, kept)
 
 
 def _attend_backward(settings, residuals, cotangents):
     q, k, v, transition, kept = residuals
     d_o, d_last = cotangents
-    form = settings.forms.training
+    form = settings.forms.backward
     if settings.time is not None:
         run = _alone(form, settings)
         piece = summary.backward(run, q, k, d_o, transition, d_last.dtype, settings.scale, settings.exclusive)
         through = piece._replace(added=summary.compose(d_last, piece))
-        d_last = d_last + pieces.fold(summary.compose, through, jnp.zeros_like(d_last), settings.time, reverse=True)
+        d_last = d_last + sharding.prefix_over_shards(summary.compose, through, jnp.zeros_like(d_last), settings.time, reverse=True)
     *gradients, d_state = IMPLEMENTATIONS[form].backward(q, k, v, transition, kept, d_o, d_last, **settings.arguments())
-    return align((*gradients, pieces.only(0, d_state, settings.time)))
+    return match_vma((*gradients, sharding.mask_to_shard(0, d_state, settings.time)))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -212,14 +212,14 @@ def _default(length, kind, state_shape):
     """The forms that None stands for: what was timed; one token is too small a product to be worth a chunk."""
     batch, heads, width, value_width = state_shape
     if length == 1 or not batch * heads * width * value_width:
-        return dispatch.Fastest("loop", "loop")
-    return dispatch.fastest(MEASURED, kind, (batch * heads, width, value_width), "chunked")
+        return implementations.Choice("loop", "loop")
+    return implementations.fastest(MEASURED, kind, (batch * heads, width, value_width), "chunked")
 
 
 def _chunk(forms, chunk_size, length):
     halves = [form for form in forms if form in ("chunked", "mixed")]
     if chunk_size is None:
-        chunk_size = 64 if halves and not dispatch.on_cpu() else 32
+        chunk_size = 64 if halves and not implementations.on_cpu() else 32
     elif "reference" in forms:
         raise ValueError(f'chunk_size={chunk_size!r} means nothing to implementation="reference", wanted None')
     elif not isinstance(chunk_size, int) or chunk_size < 1:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..common import dispatch
-from ..common.products import product
-from ..common.varying import zeros
+from ..common import implementations
+from ..common.vma import zeros_like_vma
+from ..common.xla_cpu import product
 from . import inside, states
 
 
@@ -29,7 +29,7 @@ def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
     run = _one_block(_shared(transition), _precision(q, k, v), scale, exclusive)
     inputs = jax.tree.map(cut.filled, (q, k, v, transition))
     every = between(q, v, transition, chunk)
-    us = None if transition.a is None or not save else zeros(inputs[2], dtype=state.dtype)
+    us = None if transition.a is None or not save else zeros_like_vma(inputs[2], dtype=state.dtype)
 
     def step(carry, i):
         s, o, us = carry
@@ -37,7 +37,7 @@ def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
         starts = before if every == chunk else s[None]
         return (last, cut.put(o, o_i, i), us if us is None else cut.put(us, u, i)), starts if save else None
 
-    (last, o, us), starts = lax.scan(step, (cut.together(state), zeros(inputs[2]), us), jnp.arange(cut.count))
+    (last, o, us), starts = lax.scan(step, (cut.together(state), zeros_like_vma(inputs[2]), us), jnp.arange(cut.count))
     real = lambda x: None if x is None else x[:, : cut.length]
     kept = (cut.apart(starts.reshape(-1, *starts.shape[2:]), state), real(us)) if save else None
     return real(o), cut.apart(last, state), kept
@@ -62,7 +62,7 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
     starts = cut.together(starts)
     rest = -len(starts) % cut.count  # of chunks without tokens
     starts = jnp.pad(starts, ((0, rest), (0, 0), (0, 0), (0, 0))).reshape(cut.count, -1, *starts.shape[1:])
-    carry = cut.together(d_last), jax.tree.map(zeros, inputs)
+    carry = cut.together(d_last), jax.tree.map(zeros_like_vma, inputs)
     (r, gradients), _ = lax.scan(step, carry, (jnp.arange(cut.count), starts), reverse=True)
     return *jax.tree.map(lambda x: x[:, : cut.length], gradients), cut.apart(r, d_last)
 
@@ -113,13 +113,13 @@ def between(q, v, transition, chunk):
     where they take no more memory than q, k, v and u. Not on accelerators, which have less of it, and products for little."""
     width, value_width = q.shape[3], v.shape[3]
     few = width * value_width <= 2 * chunk * (width + value_width)
-    return chunk if dispatch.on_cpu() and transition.a is not None and few else _block(q, v, chunk)
+    return chunk if implementations.on_cpu() and transition.a is not None and few else _block(q, v, chunk)
 
 
 def _block(q, v, chunk):
     """Tokens in a block: some chunks, spread evenly over the blocks."""
     chunks, most = -(-q.shape[1] // chunk), 32
-    if dispatch.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each, and no more than 16 chunks
+    if implementations.on_cpu():  # a block's arrays stay in the cache: half a megabyte of float32 each, and no more than 16 chunks
         numbers = v.shape[0] * v.shape[2] * max(q.shape[3], v.shape[3]) * chunk
         most = min(max(2**17 // max(numbers, 1), 4), 16)
     blocks = -(-chunks // most)

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..common.rows import put, row
-from ..common.varying import zeros
+from ..common.loops import get_step, set_step
+from ..common.vma import zeros_like_vma
 from .grouping import fade, outer, read, read_values, share, update
 
 
 def _at(transition, t):
-    return jax.tree.map(lambda x: row(x, t), transition)
+    return jax.tree.map(lambda x: get_step(x, t), transition)
 
 
 def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
@@ -33,24 +33,24 @@ def forward(q, k, v, transition, state, *, scale, exclusive, chunk, save):
 
     def step(i, carry):
         s, o, us = carry
-        q_t = scale * share(row(q, i), heads).astype(dtype)
+        q_t = scale * share(get_step(q, i), heads).astype(dtype)
         if exclusive:
-            o = put(o, read(q_t, s), i)
-        s, u = update(_at(factors, i), row(k, i), row(v, i), s)
-        return s, o if exclusive else put(o, read(q_t, s), i), us if us is None else put(us, u, i)
+            o = set_step(o, read(q_t, s), i)
+        s, u = update(_at(factors, i), get_step(k, i), get_step(v, i), s)
+        return s, o if exclusive else set_step(o, read(q_t, s), i), us if us is None else set_step(us, u, i)
 
     def one_chunk(j, carry):
         s, o, us, starts = carry
-        starts = put(starts, s, j, axis=0)
+        starts = set_step(starts, s, j, axis=0)
         return *lax.fori_loop(j * chunk, jnp.minimum((j + 1) * chunk, length), step, (s, o, us)), starts
 
-    o = zeros(v)
+    o = zeros_like_vma(v)
     if not save:
         state, o, _ = lax.fori_loop(0, length, step, (state, o, None))
         return o, state, None
     chunks = -(-length // chunk)
-    us = None if transition.a is None else zeros(v, dtype=dtype)
-    starts = zeros(state, (chunks, *state.shape))
+    us = None if transition.a is None else zeros_like_vma(v, dtype=dtype)
+    starts = zeros_like_vma(state, (chunks, *state.shape))
     state, o, us, starts = lax.fori_loop(0, chunks, one_chunk, (state, o, us, starts))
     return o, state, (starts, us)
 
@@ -65,16 +65,16 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
         return jnp.sum(x.reshape(batch, groups, heads // groups, width), axis=2)
 
     def d_output(t):
-        return scale * row(d_o, t).astype(dtype)
+        return scale * get_step(d_o, t).astype(dtype)
 
     def per_head(x, t):
-        return share(row(x, t), heads).astype(dtype)
+        return share(get_step(x, t), heads).astype(dtype)
 
     def recompute(first, i, carry):
         s, befores, dq = carry
-        befores = put(befores, s, i, axis=0)
-        after, _ = update(_at(factors, first + i), row(k, first + i), row(v, first + i), s)
-        return after, befores, put(dq, per_group(read_values(d_output(first + i), s if exclusive else after)), first + i)
+        befores = set_step(befores, s, i, axis=0)
+        after, _ = update(_at(factors, first + i), get_step(k, first + i), get_step(v, first + i), s)
+        return after, befores, set_step(dq, per_group(read_values(d_output(first + i), s if exclusive else after)), first + i)
 
     def back(first, befores, i, carry):
         # r arrives as dL/dS of the token after, `behind` as that token's factors and what it reads: with one update per step XLA
@@ -82,19 +82,19 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
         r, behind, dk, dv, gradients = carry
         t = first + i
         r = _passed_back(behind, r, exclusive, (per_head(q, t), d_output(t)))
-        at, before = _at(factors, t), row(befores, i, axis=0)
-        k_t, v_t = per_head(k, t), row(v, t).astype(dtype)
+        at, before = _at(factors, t), get_step(befores, i, axis=0)
+        k_t, v_t = per_head(k, t), get_step(v, t).astype(dtype)
         d_v = read(k_t, r)
         if at.a is None:
             written, low_rank, read_with = v_t, {}, None
         else:
-            u, d_u = row(us, t), d_v if at.b is None else read(per_head(transition.b, t), r)
+            u, d_u = get_step(us, t), d_v if at.b is None else read(per_head(transition.b, t), r)
             written, read_with = u if at.b is None else v_t, (per_head(transition.a, t), d_u)
             low_rank = {"a": per_group(read_values(d_u, before))}
             low_rank |= {} if at.b is None else {"b": per_group(read_values(u, r))}
-        dk, dv = put(dk, per_group(read_values(written, r)), t), put(dv, d_v, t)
+        dk, dv = set_step(dk, per_group(read_values(written, r)), t), set_step(dv, d_v, t)
         here = _decays(at, before, r)._replace(**low_rank)
-        gradients = jax.tree.map(lambda x, y: put(x, y, t), gradients, here)
+        gradients = jax.tree.map(lambda x, y: set_step(x, y, t), gradients, here)
         return r, (at, read_with, (per_head(q, t), d_output(t))), dk, dv, gradients
 
     def one_chunk(m, carry):
@@ -102,16 +102,16 @@ def backward(q, k, v, transition, kept, d_o, d_last, *, scale, exclusive, chunk)
         j = starts.shape[0] - 1 - m
         first = j * chunk
         count = jnp.minimum(chunk, length - first)
-        _, befores, dq = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (row(starts, j, axis=0), befores, dq))
+        _, befores, dq = lax.fori_loop(0, count, lambda i, c: recompute(first, i, c), (get_step(starts, j, axis=0), befores, dq))
         rest = lax.fori_loop(0, count, lambda i, c: back(first, befores, count - 1 - i, c), tuple(rest))
         return befores, dq, *rest
 
-    befores = zeros(starts, (chunk, *starts.shape[1:]))
-    dq, dk, dv = (zeros(x) for x in (q, k, v))
-    nothing = zeros(per_head(q, 0)), zeros(d_output(0))
-    keep = jax.tree.map(lambda x: zeros(x[:, 0]) + 1, factors)
+    befores = zeros_like_vma(starts, (chunk, *starts.shape[1:]))
+    dq, dk, dv = (zeros_like_vma(x) for x in (q, k, v))
+    nothing = zeros_like_vma(per_head(q, 0)), zeros_like_vma(d_output(0))
+    keep = jax.tree.map(lambda x: zeros_like_vma(x[:, 0]) + 1, factors)
     behind = keep, None if transition.a is None else nothing, nothing
-    carry = (befores, dq, d_last, behind, dk, dv, jax.tree.map(zeros, transition))
+    carry = (befores, dq, d_last, behind, dk, dv, jax.tree.map(zeros_like_vma, transition))
     _, dq, r, behind, dk, dv, gradients = lax.fori_loop(0, starts.shape[0], one_chunk, carry)
     first = behind if exclusive else (*behind[:2], nothing)
     return dq, dk, dv, gradients, _passed_back(first, r, True, nothing)

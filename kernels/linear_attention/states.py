@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..common import dispatch
-from ..common.products import product
+from ..common import implementations
+from ..common.xla_cpu import product
 from .inside import LowRank, inverse, spread
 
 _dot = functools.partial(product, precision=lax.Precision.HIGHEST)  # states keep all their digits
@@ -122,7 +122,7 @@ _corrected.defvjp(_corrected_forward, _corrected_backward)
 
 def _scan(step, start, chunks, reverse=False):
     """A block has few chunks: on CPUs, their steps one after the other cost less than a loop's slices and updates."""
-    return lax.scan(step, start, chunks, reverse=reverse, unroll=dispatch.on_cpu() or 1)
+    return lax.scan(step, start, chunks, reverse=reverse, unroll=implementations.on_cpu() or 1)
 
 
 def _faded(decay, s):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..common.varying import zeros
+from ..common.vma import zeros_like_vma
 from .grouping import Transition, merge
 
 
@@ -60,9 +60,9 @@ def compose(state: Array, summary: Summary) -> Array:
 
 def _matrix(run, k, v, transition, dtype):
     (batch, length, heads, width), rank = v.shape, k.shape[-1]
-    wide = jnp.concatenate([v.astype(dtype), zeros(v, (batch, length, heads, rank), dtype)], axis=-1)
-    unit = zeros(v, (batch, heads, rank, rank), dtype) + jnp.eye(rank, dtype=dtype)[None, None]
-    start = jnp.concatenate([zeros(v, (batch, heads, rank, width), dtype), unit], axis=-1)
+    wide = jnp.concatenate([v.astype(dtype), zeros_like_vma(v, (batch, length, heads, rank), dtype)], axis=-1)
+    unit = zeros_like_vma(v, (batch, heads, rank, rank), dtype) + jnp.eye(rank, dtype=dtype)[None, None]
+    start = jnp.concatenate([zeros_like_vma(v, (batch, heads, rank, width), dtype), unit], axis=-1)
     _, last, _ = run(jnp.zeros_like(k), k, wide, transition, start)
     return Summary(None, last[..., width:], last[..., :width])
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import dispatch, documents, pieces, placement
-from seqzoo.kernels.common.varying import align
+from seqzoo.kernels.common import implementations, segments, sharding
+from seqzoo.kernels.common.vma import match_vma
 from seqzoo.kernels.linear_recurrence import chunked, loop, reference
 from seqzoo.kernels.linear_recurrence.decay import Decay, rules
 from seqzoo.kernels.linear_recurrence.measured import MEASURED
@@ -61,21 +61,21 @@ def linear_recurrence(
     """
     _check(a, b, log, initial_state, initial_segment, segment_ids)
     kind = "complex" if jnp.iscomplexobj(b) else "real"
-    default = dispatch.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunked")
-    form = dispatch.choose("linear_recurrence", implementation, _FORMS, default.training)
-    layout = placement.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
+    default = implementations.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunked")
+    form = implementations.choose("linear_recurrence", implementation, _FORMS, default.backward)
+    shards = sharding.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
 
-    dtype = dispatch.state_dtype(b)
+    dtype = implementations.state_dtype(b)
     initial = jnp.zeros(b.shape[:1] + b.shape[2:], dtype) if initial_state is None else initial_state.astype(dtype)
     if a.shape[1] > 1:
         a = jnp.broadcast_to(a, b.shape)
     rule = None if segment_ids is None else rules(segment_ids, initial_segment, reverse)
     inner = " ".join("h" if i == 0 else "." for i in range(b.ndim - 2))
     tokens, state = f"b t {inner}", f"b {inner}"
-    piece = partial(_piece, form, _Time(layout.time, reverse), log)
-    arrays = (a, rule, documents.zero_padding(b, segment_ids), initial)
-    h, last = pieces.run(layout, piece, arrays, (tokens, "b t", tokens, state), (tokens, state))
-    return documents.zero_padding(h, segment_ids), last
+    piece = partial(_piece, form, _Time(shards.time, reverse), log)
+    arrays = (a, rule, segments.mask_padding(b, segment_ids), initial)
+    h, last = sharding.run_sharded(shards, piece, arrays, (tokens, "b t", tokens, state), (tokens, state))
+    return segments.mask_padding(h, segment_ids), last
 
 
 class _Time(NamedTuple):
@@ -89,9 +89,9 @@ def _piece(form, time, log, a, rule, b, initial):
     if time.reverse:
         a, rule, b = jax.tree.map(partial(jnp.flip, axis=1), (a, rule, b))
     a, b, initial = a.reshape(*a.shape[:2], -1), b.reshape(*shape[:2], -1), initial.reshape(shape[0], -1)
-    h, last = form(time, *align((Decay(a, rule, log), b, initial), over=pieces.over(time.axis)))
+    h, last = form(time, *match_vma((Decay(a, rule, log), b, initial), over=sharding.axis_tuple(time.axis)))
     h, last = h.reshape(shape), last.reshape(shape[:1] + shape[2:])
-    last = pieces.of_piece(0 if time.reverse else -1, last, time.axis)
+    last = sharding.broadcast_from_shard(0 if time.reverse else -1, last, time.axis)
     return jnp.flip(h, axis=1) if time.reverse else h, last
 
 
@@ -108,7 +108,7 @@ def _recurrence(form, time, decay, b, initial):
 
 def _forward(form, time, decay, b, initial):
     if time.axis is not None:
-        initial = pieces.fold(_compose, loop.summary(decay, b, initial.dtype), initial, time.axis, time.reverse)
+        initial = sharding.prefix_over_shards(_compose, loop.summary(decay, b, initial.dtype), initial, time.axis, time.reverse)
     h, last = form.forward(decay, b, initial)
     return (h, last), (decay, h, initial)
 
@@ -118,10 +118,14 @@ def _backward(form, time, residuals, cotangents):
     dh, dlast = cotangents
     if time.axis is not None:
         product, added = loop.summary_back(decay, dh, dlast.dtype)
-        behind = pieces.fold(_compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse)
+        behind = sharding.prefix_over_shards(
+            _compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse
+        )
         dlast = dlast + behind
     da, db, dinitial = form.backward(decay, h, initial, dh, dlast)
-    return align((replace(decay, values=da, rule=None), db, pieces.only(-1 if time.reverse else 0, dinitial, time.axis)))
+    return match_vma(
+        (replace(decay, values=da, rule=None), db, sharding.mask_to_shard(-1 if time.reverse else 0, dinitial, time.axis))
+    )
 
 
 def _compose(h, summary):
@@ -147,4 +151,4 @@ def _check(a, b, log, initial_state, initial_segment, segment_ids) -> None:
     wanted = b.shape[:1] + b.shape[2:]
     if initial_state is not None and initial_state.shape != wanted:
         raise ValueError(f"initial_state has shape {initial_state.shape}, wanted {wanted}")
-    documents.check(segment_ids, initial_segment, *b.shape[:2])
+    segments.check(segment_ids, initial_segment, *b.shape[:2])

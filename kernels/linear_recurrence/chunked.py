@@ -11,8 +11,8 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.common.rows import put, row
-from seqzoo.kernels.common.varying import zeros
+from seqzoo.kernels.common.loops import get_step, set_step
+from seqzoo.kernels.common.vma import zeros_like_vma
 from seqzoo.kernels.linear_recurrence import loop
 from seqzoo.kernels.linear_recurrence.decay import FOLLOW, KEEP, Decay
 
@@ -53,9 +53,9 @@ def compose(product: Array, added: Array, initial: Array, reverse: bool = False)
     def step(i, carry):
         state, states = carry
         i = count - 1 - i if reverse else i
-        return row(product, i) * state + row(added, i), put(states, state, i)
+        return get_step(product, i) * state + get_step(added, i), set_step(states, state, i)
 
-    _, states = lax.fori_loop(0, count, step, (initial, zeros(added)))
+    _, states = lax.fori_loop(0, count, step, (initial, zeros_like_vma(added)))
     return states.reshape(-1, *initial.shape[1:])
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import documents
-from seqzoo.kernels.common.rows import put, row
-from seqzoo.kernels.common.varying import zeros
+from seqzoo.kernels.common import segments
+from seqzoo.kernels.common.loops import get_step, set_step
+from seqzoo.kernels.common.vma import zeros_like_vma
 
 FOLLOW, FORGET, KEEP = 0, 1, 2  # the given decay; 0, at a document's first token; 1, at padding
 
@@ -33,8 +33,8 @@ class Decay:
 
     def at(self, t: Array, dtype) -> Array:
         """[b or 1, d]: the decay of token t."""
-        values = self.values[:, 0] if self.constant else row(self.values, t)
-        return self._decays(values, None if self.rule is None else row(self.rule, t), dtype)
+        values = self.values[:, 0] if self.constant else get_step(self.values, t)
+        return self._decays(values, None if self.rule is None else get_step(self.rule, t), dtype)
 
     def written_out(self, dtype) -> Array:
         """[b or 1, t or 1, d]: those of all tokens."""
@@ -50,14 +50,18 @@ class Decay:
 
     def gradient(self, like: Array, dtype) -> Array:
         """Where `collect` starts; `like` is [b, t, d]."""
-        return zeros(like, (like.shape[0], like.shape[2]), dtype) if self.constant else zeros(like, dtype=self.values.dtype)
+        return (
+            zeros_like_vma(like, (like.shape[0], like.shape[2]), dtype)
+            if self.constant
+            else zeros_like_vma(like, dtype=self.values.dtype)
+        )
 
     def collect(self, gradient: Array, slope: Array, t: Array) -> Array:
         """The gradient with token t's: slope [b, d] is that of its decay."""
         slope = slope * self.at(t, slope.dtype) if self.log else slope
         if self.rule is not None:
-            slope = jnp.where(row(self.rule, t)[:, None] == FOLLOW, slope, 0)
-        return gradient + slope if self.constant else put(gradient, slope, t)
+            slope = jnp.where(get_step(self.rule, t)[:, None] == FOLLOW, slope, 0)
+        return gradient + slope if self.constant else set_step(gradient, slope, t)
 
     def collected(self, gradient: Array) -> Array:
         """The gradient of `values`, in their shape and dtype."""
@@ -69,5 +73,5 @@ class Decay:
 def rules(segment_ids: Array, initial_segment: Array | None, reverse: bool) -> Array:
     """[b, t] int8: what documents make of each token's decay. Reversed, a document starts at its last token."""
     turn = functools.partial(jnp.flip, axis=1) if reverse else lambda ids: ids
-    starts = turn(documents.starts(turn(segment_ids), initial_segment))
+    starts = turn(segments.starts(turn(segment_ids), initial_segment))
     return jnp.where(segment_ids == 0, KEEP, jnp.where(starts, FORGET, FOLLOW)).astype(jnp.int8)

@@ -9,8 +9,8 @@ alone, by shape, and as fast in the whole of an S4D layer.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.common.rows import put, row
-from seqzoo.kernels.common.varying import zeros
+from seqzoo.kernels.common.loops import get_step, set_step
+from seqzoo.kernels.common.vma import zeros_like_vma
 from seqzoo.kernels.linear_recurrence.decay import Decay
 
 
@@ -19,10 +19,10 @@ def forward(decay: Decay, b: Array, initial: Array) -> tuple[Array, Array]:
 
     def step(t, carry):
         last, h = carry
-        last = decay.at(t, last.dtype) * last + row(b, t)
-        return last, put(h, last, t)
+        last = decay.at(t, last.dtype) * last + get_step(b, t)
+        return last, set_step(h, last, t)
 
-    last, h = lax.fori_loop(0, b.shape[1], step, (initial, zeros(b)))
+    last, h = lax.fori_loop(0, b.shape[1], step, (initial, zeros_like_vma(b)))
     return h, last
 
 
@@ -35,11 +35,11 @@ def backward(decay: Decay, h: Array, initial: Array, dh: Array, dlast: Array) ->
     def step(i, carry):
         r, da, db = carry  # r: a_{t+1} r_{t+1}, what reaches h_t from behind
         t = h.shape[1] - 1 - i
-        r = r + row(dh, t)
-        before = jnp.where(t == 0, initial, row(h, jnp.maximum(t - 1, 0)).astype(initial.dtype))
-        return decay.at(t, r.dtype) * r, decay.collect(da, r * before, t), put(db, r, t)
+        r = r + get_step(dh, t)
+        before = jnp.where(t == 0, initial, get_step(h, jnp.maximum(t - 1, 0)).astype(initial.dtype))
+        return decay.at(t, r.dtype) * r, decay.collect(da, r * before, t), set_step(db, r, t)
 
-    dinitial, da, db = lax.fori_loop(0, h.shape[1], step, (dlast, decay.gradient(h, dlast.dtype), zeros(h)))
+    dinitial, da, db = lax.fori_loop(0, h.shape[1], step, (dlast, decay.gradient(h, dlast.dtype), zeros_like_vma(h)))
     return decay.collected(da), db, dinitial
 
 
@@ -49,7 +49,7 @@ def summary(decay: Decay, b: Array, dtype) -> tuple[Array, Array]:
     def step(t, carry):
         product, h = carry
         a_t = decay.at(t, dtype)
-        return a_t * product, a_t * h + row(b, t)
+        return a_t * product, a_t * h + get_step(b, t)
 
     return lax.fori_loop(0, b.shape[1], step, _unit(b, dtype))
 
@@ -61,11 +61,11 @@ def summary_back(decay: Decay, dh: Array, dtype) -> tuple[Array, Array]:
         product, r = carry
         t = dh.shape[1] - 1 - i
         a_t = decay.at(t, dtype)
-        return a_t * product, a_t * (r + row(dh, t))
+        return a_t * product, a_t * (r + get_step(dh, t))
 
     return lax.fori_loop(0, dh.shape[1], step, _unit(dh, dtype))
 
 
 def _unit(like: Array, dtype) -> tuple[Array, Array]:
-    added = zeros(like, (like.shape[0], *like.shape[2:]), dtype)
+    added = zeros_like_vma(like, (like.shape[0], *like.shape[2:]), dtype)
     return added + 1, added

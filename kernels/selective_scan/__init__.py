@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import dispatch, documents, pieces, placement
-from seqzoo.kernels.common.varying import align
+from seqzoo.kernels.common import implementations, segments, sharding
+from seqzoo.kernels.common.vma import match_vma
 from seqzoo.kernels.selective_scan import chunked, loop, reference
 
 __all__ = ["selective_scan"]
@@ -56,29 +56,29 @@ def selective_scan(
     Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
-    form = dispatch.choose("selective_scan", implementation, _FORMS, "loop" if dispatch.on_cpu() else "chunked")
-    layout = placement.plan("selective_scan", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
+    form = implementations.choose("selective_scan", implementation, _FORMS, "loop" if implementations.on_cpu() else "chunked")
+    shards = sharding.plan("selective_scan", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
     floats = [a for a in (x, dt, A, B, C, D, initial_state) if a is not None]
-    dtype, out_dtype = dispatch.state_dtype(*floats), x.dtype
-    x, dt, B, C = (documents.zero_padding(a, segment_ids).astype(dtype) for a in (x, dt, B, C))  # dt 0: padding passes h on
+    dtype, out_dtype = implementations.state_dtype(*floats), x.dtype
+    x, dt, B, C = (segments.mask_padding(a, segment_ids).astype(dtype) for a in (x, dt, B, C))  # dt 0: padding passes h on
     initial = jnp.zeros(x.shape[:1] + A.shape, dtype) if initial_state is None else initial_state.astype(dtype)
 
     # Two uses of dt part here: a document's first token decays by 0, as if its dt were inf, and yet writes.
     written = jnp.where(jnp.isinf(dt), 0, dt) * x
     if segment_ids is not None:
-        dt = jnp.where(documents.starts(segment_ids, initial_segment)[:, :, None], jnp.inf, dt)
+        dt = jnp.where(segments.starts(segment_ids, initial_segment)[:, :, None], jnp.inf, dt)
     arrays = (dt, written, A.astype(dtype), B, C, initial)
     axes = ("b t h", "b t h", "h .", "b t .", "b t .", "b h .")
-    y, last = pieces.run(layout, partial(_piece, form, layout.time), arrays, axes, ("b t h", "b h ."))
+    y, last = sharding.run_sharded(shards, partial(_piece, form, shards.time), arrays, axes, ("b t h", "b h ."))
     if D is not None:
         y = y + D.astype(dtype)[None, None] * x
-    return documents.zero_padding(y, segment_ids).astype(out_dtype), last
+    return segments.mask_padding(y, segment_ids).astype(out_dtype), last
 
 
 def _piece(form, time, *arrays):
     """y and the last state of one piece along the mesh axis `time`, or of the whole (None)."""
-    y, last = form(time, *align(arrays, over=pieces.over(time)))
-    return y, pieces.of_piece(-1, last, time)
+    y, last = form(time, *match_vma(arrays, over=sharding.axis_tuple(time)))
+    return y, sharding.broadcast_from_shard(-1, last, time)
 
 
 def _reference(_, *arrays):
@@ -93,7 +93,7 @@ def _scan(form, time, decay_dt, written, A, B, C, initial):
 def _forward(form, time, decay_dt, written, A, B, C, initial):
     initial = jnp.swapaxes(initial, 1, 2)
     if time is not None:
-        initial = pieces.fold(_compose, loop.summary(decay_dt, written, A.T, B), initial, time)
+        initial = sharding.prefix_over_shards(_compose, loop.summary(decay_dt, written, A.T, B), initial, time)
     y, last, saved = form.forward(decay_dt, written, A.T, B, C, initial)
     return (y, jnp.swapaxes(last, 1, 2)), (decay_dt, written, A, B, C, saved)
 
@@ -105,9 +105,9 @@ def _backward(form, time, residuals, cotangents):
     if time is not None:
         decay, added = loop.summary_back(decay_dt, A.T, C, dy)
         through = (decay, decay * dlast + added)
-        dlast = dlast + pieces.fold(_compose, through, jnp.zeros_like(dlast), time, reverse=True)
+        dlast = dlast + sharding.prefix_over_shards(_compose, through, jnp.zeros_like(dlast), time, reverse=True)
     dg, du, dA, dB, dC, dinitial = form.backward(decay_dt, written, A.T, B, C, saved, dy, dlast)
-    return align((dg, du, dA.T, dB, dC, pieces.only(0, jnp.swapaxes(dinitial, 1, 2), time)))
+    return match_vma((dg, du, dA.T, dB, dC, sharding.mask_to_shard(0, jnp.swapaxes(dinitial, 1, 2), time)))
 
 
 def _compose(h, summary):
@@ -138,4 +138,4 @@ def _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids) -> No
     for name, (array, shape) in wanted.items():
         if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating)):
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, wanted float{list(shape)}")
-    documents.check(segment_ids, initial_segment, batch, length)
+    segments.check(segment_ids, initial_segment, batch, length)

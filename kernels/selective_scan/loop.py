@@ -10,8 +10,8 @@ r are [b, n, d].
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.common.rows import put, row
-from seqzoo.kernels.common.varying import zeros
+from seqzoo.kernels.common.loops import get_step, set_step
+from seqzoo.kernels.common.vma import zeros_like_vma
 
 BLOCK = 16  # tokens between saved states: 1/16 of the history is kept, and one block's history stays in the cache
 
@@ -38,16 +38,16 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
 
     def token(t, carry):
         h, y = carry
-        h = decay(row(g, t), A) * h + outer(row(B, t), row(u, t))
-        return h, put(y, contract("bnd,bn->bd", h, row(C, t)), t)
+        h = decay(get_step(g, t), A) * h + outer(get_step(B, t), get_step(u, t))
+        return h, set_step(y, contract("bnd,bn->bd", h, get_step(C, t)), t)
 
     def block(i, carry):
         h, y, saved = carry
         h, y = lax.fori_loop(i * BLOCK, _end(i, length), token, (h, y))
-        return h, y, put(saved, h, i + 1)
+        return h, y, set_step(saved, h, i + 1)
 
-    saved = zeros(initial, (initial.shape[0], blocks(length) + 1, *initial.shape[1:]))
-    last, y, saved = lax.fori_loop(0, blocks(length), block, (initial, zeros(u), put(saved, initial, 0)))
+    saved = zeros_like_vma(initial, (initial.shape[0], blocks(length) + 1, *initial.shape[1:]))
+    last, y, saved = lax.fori_loop(0, blocks(length), block, (initial, zeros_like_vma(u), set_step(saved, initial, 0)))
     return y, last, saved[:, :-1]
 
 
@@ -61,8 +61,8 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
 
     def again(t, carry):
         h, decays, states = carry
-        a = decay(row(g, t), A)
-        after = a * h + outer(row(B, t), row(u, t))
+        a = decay(get_step(g, t), A)
+        after = a * h + outer(get_step(B, t), get_step(u, t))
         return (
             after,
             lax.dynamic_update_index_in_dim(decays, a, t % BLOCK, 0),
@@ -73,52 +73,52 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, saved: Array, dy:
         i = blocks(length) - 1 - i
         r, dA, *gradients, decays, states = carry
         first, end = i * BLOCK, _end(i, length)
-        h = row(saved, i)
+        h = get_step(saved, i)
         states = lax.dynamic_update_index_in_dim(states, h, 0, 0)
         _, decays, states = lax.fori_loop(first, end, again, (h, decays, states))
 
         def back(j, carry):
             r, dA_block, dg, du, dB, dC = carry
             t = end - 1 - (j - first)
-            g_t, u_t, B_t, C_t, dy_t = (row(x, t) for x in (g, u, B, C, dy))
+            g_t, u_t, B_t, C_t, dy_t = (get_step(x, t) for x in (g, u, B, C, dy))
             a, h, after = (
                 lax.dynamic_index_in_dim(x, slot, 0, keepdims=False)
                 for x, slot in ((decays, t % BLOCK), (states, t % BLOCK), (states, t % BLOCK + 1))
             )
             r = r + outer(C_t, dy_t)
-            dC = put(dC, contract("bnd,bd->bn", after, dy_t), t)
-            dB = put(dB, contract("bnd,bd->bn", r, u_t), t)
-            du = put(du, contract("bnd,bn->bd", r, B_t), t)
+            dC = set_step(dC, contract("bnd,bd->bn", after, dy_t), t)
+            dB = set_step(dB, contract("bnd,bd->bn", r, u_t), t)
+            du = set_step(du, contract("bnd,bn->bd", r, B_t), t)
             r = a * r
             e = h * r
-            dg = put(dg, contract("bnd,bn->bd", e * A[None], ones), t)
+            dg = set_step(dg, contract("bnd,bn->bd", e * A[None], ones), t)
             # Where g is inf, e is exactly 0, and so is g e in the limit.
             return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
 
-        r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, zeros(dA), *gradients))
+        r, dA_block, *gradients = lax.fori_loop(first, end, back, (r, zeros_like_vma(dA), *gradients))
         return r, dA + dA_block, *gradients, decays, states  # summed block by block: rounding grows with sqrt(t / 16)
 
-    decays, states = (zeros(dlast, (BLOCK + more, *dlast.shape)) for more in (0, 1))
-    carry = (dlast, zeros(dlast), *(zeros(x) for x in (g, u, B, C)), decays, states)
+    decays, states = (zeros_like_vma(dlast, (BLOCK + more, *dlast.shape)) for more in (0, 1))
+    carry = (dlast, zeros_like_vma(dlast), *(zeros_like_vma(x) for x in (g, u, B, C)), decays, states)
     dinitial, dA, dg, du, dB, dC, *_ = lax.fori_loop(0, blocks(length), block, carry)
     return dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial
 
 
 def summary(g: Array, u: Array, A: Array, B: Array) -> tuple[Array, Array]:
     """What a row does to any h: (decay, added), both [b, n, d], with h at the end = decay h before + added. No outputs are kept."""
-    step = lambda t, h: decay(row(g, t), A) * h + outer(row(B, t), row(u, t))
+    step = lambda t, h: decay(get_step(g, t), A) * h + outer(get_step(B, t), get_step(u, t))
     return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _none(g, A))
 
 
 def summary_back(g: Array, A: Array, C: Array, dy: Array) -> tuple[Array, Array]:
     """The same of gradients: (decay, added) with that of h before = decay times that of h at the end + added."""
     last = g.shape[1] - 1
-    step = lambda i, r: decay(row(g, last - i), A) * (r + outer(row(C, last - i), row(dy, last - i)))
+    step = lambda i, r: decay(get_step(g, last - i), A) * (r + outer(get_step(C, last - i), get_step(dy, last - i)))
     return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _none(g, A))
 
 
 def _none(g: Array, A: Array) -> Array:
-    return zeros(g, (g.shape[0], *A.shape))
+    return zeros_like_vma(g, (g.shape[0], *A.shape))
 
 
 def blocks(length: int) -> int:

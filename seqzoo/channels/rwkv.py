@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.channels.base import register
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.nn import Linear, lerp, mixes, token_shift
 
 
@@ -63,7 +63,7 @@ class RWKVChannelMix(nnx.Module):
         y = self.value(jnp.square(jax.nn.relu(self.key(lerp(x, previous, self.mix_key[...])))))
         if self.receptance is not None:
             y = jax.nn.sigmoid(self.receptance(lerp(x, previous, self.mix_receptance[...]))) * y
-        return y, None if state is None else RWKVChannelState(tail, documents.last_segment(segment_ids, segment))
+        return y, None if state is None else RWKVChannelState(tail, segments.last_segment(segment_ids, segment))
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> RWKVChannelState:
         """Nothing before the first token; `max_length` has no bearing on its size."""

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.registry import Registry
 
 State = Any  # a NamedTuple of arrays, with `segment` [b] int32 among them
@@ -70,7 +70,7 @@ def updated(state: State | None, segment_ids: Array | None, **leaves) -> State |
     """The state after a call: `leaves` replaced, `segment` moved on; None stays None."""
     if state is None:
         return None
-    return state._replace(segment=documents.last_segment(segment_ids, state.segment), **leaves)
+    return state._replace(segment=segments.last_segment(segment_ids, state.segment), **leaves)
 
 
 def state_bytes(mixer: Mixer, max_length: int | None = None, dtype: Any = None) -> int:

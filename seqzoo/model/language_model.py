@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.model.block import NORMS
 from seqzoo.model.sharding import constrain
 from seqzoo.model.stack import Stack, StackState
@@ -152,7 +152,7 @@ class LanguageModel(nnx.Module):
         batch, length = tokens.shape
         none = jnp.zeros((batch,), jnp.int32)
         segment, count = (None, none) if state is None else (state.segment, state.position)
-        counted, count = documents.positions(segment_ids, segment, count, length)
+        counted, count = segments.positions(segment_ids, segment, count, length)
         # Gathered over fsdp before the lookup: rows of tokens and columns of the table share that axis.
         x = jnp.take(constrain(self.embedding[...], "h ."), tokens, axis=0).astype(self.dtype)
         x = x if self.embedding_scale == 1 else x * self.embedding_scale
@@ -169,7 +169,7 @@ class LanguageModel(nnx.Module):
         x = self.norm(x)
         if state is None:
             return x, None
-        return x, ModelState(inner, count, documents.last_segment(segment_ids, state.segment))
+        return x, ModelState(inner, count, segments.last_segment(segment_ids, state.segment))
 
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""

@@ -9,11 +9,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AxisType, NamedSharding
 
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import sharding as kernel_sharding
 from seqzoo.model import params
 
-AXES = placement.AXES
-BATCH_AXES = placement.BATCH
+AXES = kernel_sharding.AXES
+BATCH_AXES = kernel_sharding.BATCH
 
 # The axes that parameters name in `nnx.Param(value, axes=(...))`, and the mesh axis that each is split over. "layers" are the
 # leading axes of stacked layers.
@@ -53,7 +53,7 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
         raise ShardingError(f"mesh {dict(sizes)} does not fit {count} devices: {fixed} does not divide {count}")
     shape = {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
     for axis, size in shape.items():
-        if size > 1 and axis in placement.HEADS and axis not in rules.values():
+        if size > 1 and axis in kernel_sharding.HEADS and axis not in rules.values():
             raise ShardingError(
                 f"mesh.{axis}={size}: nothing is split over it, so its devices would repeat the same work; "
                 f"wanted mesh.{axis}=1, or a parameter axis on {axis!r} in mesh.rules"
@@ -64,12 +64,12 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows over (replica, fsdp), tokens over seq; holds for every array [b, t] of a batch."""
-    return NamedSharding(mesh, jax.P(placement.BATCH, placement.TIME))
+    return NamedSharding(mesh, jax.P(kernel_sharding.BATCH, kernel_sharding.TIME))
 
 
 def check_batch(mesh: jax.sharding.Mesh, batch: int, length: int, what: str) -> None:
     """Raises ShardingError unless the rows divide evenly over the data axes and the tokens over seq."""
-    for size, axes, things in ((batch, placement.BATCH, "rows"), (length, placement.TIME, "tokens")):
+    for size, axes, things in ((batch, kernel_sharding.BATCH, "rows"), (length, kernel_sharding.TIME, "tokens")):
         ways = math.prod(mesh.shape[axis] for axis in axes)
         if size % ways:
             named = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
@@ -77,10 +77,10 @@ def check_batch(mesh: jax.sharding.Mesh, batch: int, length: int, what: str) -> 
 
 
 def constrain(x: Array, axes: str) -> Array:
-    """x kept where the ambient mesh cuts its axes, "b t ." say (see `Layout.spec`); x itself without a mesh."""
+    """x kept where the ambient mesh cuts its axes, "b t ." say (see `OpSharding.spec`); x itself without a mesh."""
     sizes = {"b": 1, "t": 1, "h": 1} | dict(zip(axes.split(), x.shape, strict=True))
-    layout = placement.plan("array", b=sizes["b"], t=sizes["t"], h=[sizes["h"]])
-    return jax.lax.with_sharding_constraint(x, layout.spec(axes)) if layout.free else x
+    shards = kernel_sharding.plan("array", b=sizes["b"], t=sizes["t"], h=[sizes["h"]])
+    return jax.lax.with_sharding_constraint(x, shards.spec(axes)) if shards.free else x
 
 
 def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[str, str | None]) -> dict[str, Any]:

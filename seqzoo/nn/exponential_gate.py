@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common.maximum import running_maximum
+from seqzoo.kernels.common.running_max import running_max
 
 
 class ExponentialGates(NamedTuple):
@@ -39,7 +39,7 @@ def exponential_gates(
       maximum: [b, h], m before the first token; None is -inf, an empty memory.
       segment, segment_ids: as for an op. What is given at padding is finite; nothing may be written there.
     """
-    before, after = running_maximum(x, log_decay=log_decay, initial_state=maximum, initial_segment=segment, segment_ids=segment_ids)
+    before, after = running_max(x, log_decay=log_decay, initial_state=maximum, initial_segment=segment, segment_ids=segment_ids)
     return ExponentialGates(*over_larger(before if log_decay is None else before + log_decay, x), before, after)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common.products import product
+from seqzoo.kernels.common.xla_cpu import product
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what "the framework's default" means in most released code.
 torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

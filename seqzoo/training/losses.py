@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import placement
+from seqzoo.kernels.common import sharding
 
 
 class PerToken(NamedTuple):
@@ -31,7 +31,7 @@ def per_token(attend: Callable[[Array], Array], x: Array, targets: Array, chunk:
     if chunk is None:
         return _per_token(attend, x, targets)
     batch, length = targets.shape
-    pieces = placement.plan("cross-entropy", b=batch, t=length).pieces
+    pieces = sharding.plan("cross-entropy", b=batch, t=length).time_shards
     local = length // pieces
     chunk = min(chunk, local)
     count = -(-local // chunk)

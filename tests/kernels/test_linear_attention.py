@@ -11,7 +11,7 @@ import pytest
 from helpers import scan_cases
 from helpers.scan_cases import FORMS, IDS, VIOLENT
 from helpers.tolerances import RELATIVE, assert_close, rms
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
 
 # "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
@@ -167,7 +167,7 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
     got = everything(arrays, IDS, initial_segment, weights, implementation=form, chunk_size=4)
     wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
     wanted["output"] = np.zeros(arrays["v"].shape)
-    numbers = np.asarray(documents.number(jnp.asarray(IDS), jnp.asarray(initial_segment)))
+    numbers = np.asarray(segments.relabel(jnp.asarray(IDS), jnp.asarray(initial_segment)))
     per_token = tuple(name for name in PER_TOKEN if name in arrays and arrays[name].ndim > 1)
     for row in range(3):
         for document in set(numbers[row]) - {-1}:
@@ -193,7 +193,7 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
                     wanted[name][row, where] = x[0, : len(where)]
     for name, x in wanted.items():
         if name in GATES and decay != "constant":
-            starts = np.asarray(documents.starts(jnp.asarray(IDS), jnp.asarray(initial_segment)))
+            starts = np.asarray(segments.starts(jnp.asarray(IDS), jnp.asarray(initial_segment)))
             assert not np.any(np.asarray(got[name])[starts])
         assert_close(got[name], x, what=name)
     for name in ("output", *per_token):

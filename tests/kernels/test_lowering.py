@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from seqzoo.kernels.attention import attention, empty_cache
-from seqzoo.kernels.common import dispatch
+from seqzoo.kernels.common import implementations
 from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
@@ -92,7 +92,7 @@ OPS = {
 @pytest.mark.parametrize(("op", "implementation"), [(op, name) for op, (*_, names) in OPS.items() for name in names])
 def test_values_and_gradients_lower_for_the_platform(op, implementation, platform, monkeypatch):
     call, shapes, _ = OPS[op]
-    monkeypatch.setattr(dispatch, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))  # what None stands for there
+    monkeypatch.setattr(implementations, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))  # what None stands for there
 
     def scalar(arrays, ids):
         return sum(jnp.sum(result) for result in call(*arrays, ids, implementation))

@@ -10,7 +10,7 @@ from flax import nnx
 from helpers.law import BATCH, DOCUMENTS, IDS, LENGTH, WIDTH, dots, place, subject
 from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import mixers
-from seqzoo.kernels.common import explain, placement
+from seqzoo.kernels.common import explain, sharding
 
 # Settings that change what a state holds or which terms there are.
 VARIANTS = (
@@ -162,7 +162,7 @@ def test_a_document_packed_behind_others_gives_what_it_gives_alone(spec):
             assert_close(take(alone.x), pick(packed.x)[0][real], what=what)
 
 
-MESH = jax.make_mesh((1, 2, 2, 2), placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+MESH = jax.make_mesh((1, 2, 2, 2), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
 
 
 @placed
@@ -170,7 +170,7 @@ def test_cut_over_devices_by_rows_time_and_heads_nothing_changes(spec):
     """Values, final state and all gradients over packed documents, behind a state, on 2 x 2 x 2 devices."""
     it = subject(spec)
     x, dy, dstate = it.random(3)
-    tokens = jax.NamedSharding(MESH, jax.P(placement.BATCH, placement.TIME))
+    tokens = jax.NamedSharding(MESH, jax.P(sharding.BATCH, sharding.TIME))
     x, ids, dy = (jax.device_put(a, tokens) for a in (x, IDS, dy))
     with jax.set_mesh(MESH):
         placed = it.placed(it.params, it.carried, x, ids, dy, dstate)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.attention import Cache, attention, empty_cache
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import Mixer, updated
 from seqzoo.nn import LayerNorm, Linear, RMSNorm, check_rotary, rotate
 
@@ -113,7 +113,7 @@ class PairwiseAttention(Mixer):
     def positions(batch, length, state, segment_ids) -> Array:
         """Indices inside each document, counted on from the cache."""
         count = jnp.zeros((batch,), jnp.int32) if state is None else state.cache.length
-        return documents.positions(segment_ids, None if state is None else state.segment, count, length)[0]
+        return segments.positions(segment_ids, None if state is None else state.segment, count, length)[0]
 
     def init_state(self, batch, max_length=None, dtype=None) -> AttentionState:
         """An empty cache: of `window` slots, or without a window of `max_length`, the longest document it can hold."""

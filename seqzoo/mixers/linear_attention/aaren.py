@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, carried, register, updated
 from seqzoo.mixers.linear_attention.linear import with_ones
@@ -69,7 +69,7 @@ class Aaren(Mixer):
             implementation=self.implementation,
             **carried(state),
         )
-        o = documents.zero_padding(o[..., :-1] / nonzero(o[..., -1:]), segment_ids).astype(v.dtype)
+        o = segments.mask_padding(o[..., :-1] / nonzero(o[..., -1:]), segment_ids).astype(v.dtype)
         return self.out(o.reshape(x.shape)), updated(state, segment_ids, memory=memory, maximum=gates.maximum[:, -1])
 
     def init_state(self, batch, max_length=None, dtype=None) -> AarenState:

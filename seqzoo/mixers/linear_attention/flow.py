@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, register, updated
 from seqzoo.nn import Linear, nonzero
@@ -63,7 +63,7 @@ class FlowAttention(Mixer):
         narrow, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)  # a flow is a sum over the whole document
         q, k, v = jax.nn.sigmoid(q.astype(wide)), jax.nn.sigmoid(k.astype(wide)), v.astype(wide)
         segment, count = (None, jnp.zeros(x.shape[:1], jnp.int32)) if state is None else (state.segment, state.position)
-        position, count = documents.positions(segment_ids, segment, count, x.shape[1])
+        position, count = segments.positions(segment_ids, segment, count, x.shape[1])
         t = (position + 1).astype(wide)[:, :, None, None]
         leaves = {"position": count}
 

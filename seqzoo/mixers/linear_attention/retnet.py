@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import register, updated
 from seqzoo.mixers.linear_attention.gated_memory import SMALL_XAVIER, GatedMemory
 from seqzoo.nn import check_rotary, rotate
@@ -87,7 +87,7 @@ class RetNet(GatedMemory):
         batch, length, _ = x.shape
         q, k, v = self.project(x)
         segment, count = (None, jnp.zeros((batch,), jnp.int32)) if state is None else (state.segment, state.position)
-        counted, count = documents.positions(segment_ids, segment, count, length)
+        counted, count = segments.positions(segment_ids, segment, count, length)
         if self.rope_base is not None:
             positions = counted if positions is None else positions
             q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_recurrence.recurrence import BranchedRecurrence, cells
 from seqzoo.nn import BlockDiagonal, Linear, ShortConvolution
@@ -81,7 +81,7 @@ class RGLRU(BranchedRecurrence):
         rest = -jnp.expm1(2 * log_decay)  # 1 - a^2
         multiplier = jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0)
         segment = jnp.zeros(u.shape[:1], jnp.int32) if state is None else state.segment
-        first = documents.firsts(segment_ids, segment, u.shape[1])
+        first = segments.first_tokens(segment_ids, segment, u.shape[1])
         multiplier = jnp.where(first[..., None], 1, multiplier)
         return log_decay, multiplier * write * u.astype(wide)
 

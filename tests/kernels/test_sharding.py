@@ -10,7 +10,7 @@ import pytest
 from helpers.collectives import moved
 from helpers.tolerances import assert_close
 from seqzoo.kernels.attention import attention
-from seqzoo.kernels.common import explain, placement
+from seqzoo.kernels.common import explain, sharding
 from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
@@ -22,7 +22,7 @@ AUTO = jax.sharding.AxisType.Auto
 
 
 def mesh(**sizes):
-    return jax.make_mesh(tuple(sizes.get(axis, 1) for axis in placement.AXES), placement.AXES, axis_types=(AUTO,) * 4)
+    return jax.make_mesh(tuple(sizes.get(axis, 1) for axis in sharding.AXES), sharding.AXES, axis_types=(AUTO,) * 4)
 
 
 def heads(t, b):
@@ -181,11 +181,11 @@ def test_foreign_mesh_axes_are_left_to_the_partitioner():
     whole = jax.jit(functools.partial(pulled, op))(*q)
     with jax.set_mesh(foreign):
         placed = [jax.device_put(x, jax.NamedSharding(foreign, jax.P("data"))) for x in q]
-        assert explain(op, *placed)[-1] == "linear_attention: one piece"
+        assert explain(op, *placed)[-1] == "linear_attention: not sharded"
         assert_close(jax.jit(lambda *a: pulled(op, *a))(*placed), whole)
         assert "all-gather" not in moved(compiled(op, *placed))
 
 
 def test_explain_names_the_implementation():
     said = explain(functools.partial(linear_recurrence, implementation="chunked"), *arrays("linear_recurrence"))
-    assert said == ["linear_recurrence: implementation='chunked'", "linear_recurrence: one piece"]
+    assert said == ["linear_recurrence: implementation='chunked'", "linear_recurrence: not sharded"]

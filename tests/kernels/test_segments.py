@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqzoo.kernels.common import documents
+from seqzoo.kernels.common import segments
 
 IDS = np.random.default_rng(0).choice([0, 0, 1, 2], size=(64, 13)).astype(np.int32)
 FIRST = np.random.default_rng(1).choice([0, 1, 2], size=64).astype(np.int32)
@@ -27,10 +27,10 @@ def read_aloud(ids, carried, count):
 
 
 def test_starts_numbers_positions_and_last_ids_are_those_of_a_plain_reading():
-    starts = documents.starts(jnp.asarray(IDS), jnp.asarray(FIRST))
-    numbers = documents.number(jnp.asarray(IDS), jnp.asarray(FIRST))
-    positions, count = documents.positions(jnp.asarray(IDS), jnp.asarray(FIRST), jnp.asarray(COUNT), IDS.shape[1])
-    last = documents.last_segment(jnp.asarray(IDS), jnp.asarray(FIRST))
+    starts = segments.starts(jnp.asarray(IDS), jnp.asarray(FIRST))
+    numbers = segments.relabel(jnp.asarray(IDS), jnp.asarray(FIRST))
+    positions, count = segments.positions(jnp.asarray(IDS), jnp.asarray(FIRST), jnp.asarray(COUNT), IDS.shape[1])
+    last = segments.last_segment(jnp.asarray(IDS), jnp.asarray(FIRST))
     for row in range(len(IDS)):
         wanted = read_aloud(IDS[row], FIRST[row], COUNT[row])
         assert list(starts[row]) == wanted[0]
@@ -41,13 +41,13 @@ def test_starts_numbers_positions_and_last_ids_are_those_of_a_plain_reading():
 
 
 def test_an_id_that_comes_back_opens_a_third_document():
-    assert documents.number(jnp.array([[1, 2, 0, 1]])).tolist() == [[0, 1, -1, 2]]
+    assert segments.relabel(jnp.array([[1, 2, 0, 1]])).tolist() == [[0, 1, -1, 2]]
 
 
 def test_no_ids_continue_the_carried_document_and_open_the_first_one():
-    positions, count = documents.positions(None, None, jnp.array([3, 0], jnp.int32), 2)
+    positions, count = segments.positions(None, None, jnp.array([3, 0], jnp.int32), 2)
     assert positions.tolist() == [[3, 4], [0, 1]] and count.tolist() == [5, 2]
-    assert documents.last_segment(None, jnp.array([7, 0], jnp.int32)).tolist() == [7, 1]
+    assert segments.last_segment(None, jnp.array([7, 0], jnp.int32)).tolist() == [7, 1]
 
 
 def test_the_first_document_of_all_has_a_first_token_too():
@@ -55,12 +55,12 @@ def test_the_first_document_of_all_has_a_first_token_too():
     ids = jnp.array([[0, 1, 1, 0, 2], [0, 1, 1, 0, 2], [0, 1, 1, 0, 2], [0, 0, 0, 0, 0]], jnp.int32)
     seen = jnp.array([0, 1, 2, 0], jnp.int32)
     wanted = [[0, 1, 0, 0, 1], [0, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]
-    assert documents.firsts(ids, seen, 5).astype(int).tolist() == wanted
-    assert documents.firsts(None, seen[:2], 3).astype(int).tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert segments.first_tokens(ids, seen, 5).astype(int).tolist() == wanted
+    assert segments.first_tokens(None, seen[:2], 3).astype(int).tolist() == [[1, 0, 0], [0, 0, 0]]
 
 
 def test_padding_becomes_exact_zero_even_from_nan():
-    y = documents.zero_padding(jnp.full((1, 2, 3), jnp.nan).at[0, 1].set(1.0), jnp.array([[0, 4]]))
+    y = segments.mask_padding(jnp.full((1, 2, 3), jnp.nan).at[0, 1].set(1.0), jnp.array([[0, 4]]))
     assert y.tolist() == [[[0.0] * 3, [1.0] * 3]]
 
 
@@ -74,4 +74,4 @@ def test_padding_becomes_exact_zero_even_from_nan():
 )
 def test_ids_of_another_shape_or_dtype_are_refused(ids, first, message):
     with pytest.raises(ValueError, match=message):
-        documents.check(ids, first, 2, 3)
+        segments.check(ids, first, 2, 3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import choose
-from seqzoo.kernels.common import dispatch, explain
+from seqzoo.kernels.common import explain, implementations
 from seqzoo.kernels.linear_attention import IMPLEMENTATIONS, linear_attention
 
 TABLE = {"cpu": {"head": {(1, 8, 8): ("f", "small"), (64, 8, 8): ("f", "many"), (1, 128, 128): ("f", "wide")}}}
@@ -21,13 +21,13 @@ KERNELS = Path(__file__).parents[2] / "kernels"
     [((1, 8, 8), "small"), ((4, 8, 8), "small"), ((16, 8, 8), "many"), ((2, 64, 100), "wide"), ((10**6, 1, 1), "many")],
 )
 def test_the_nearest_sizes_decide_by_their_ratios(sizes, form):
-    assert dispatch.fastest(TABLE, "head", sizes, "unknown") == ("f", form)
+    assert implementations.fastest(TABLE, "head", sizes, "unknown") == ("f", form)
 
 
 def test_what_was_never_timed_takes_the_other_form(monkeypatch):
-    assert dispatch.fastest(TABLE, "channel", (1, 8, 8), "unknown") == ("unknown", "unknown")
-    monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
-    assert dispatch.fastest(TABLE, "head", (1, 8, 8), "unknown") == ("unknown", "unknown")
+    assert implementations.fastest(TABLE, "channel", (1, 8, 8), "unknown") == ("unknown", "unknown")
+    monkeypatch.setattr(implementations, "platform", lambda: "tpu")
+    assert implementations.fastest(TABLE, "head", (1, 8, 8), "unknown") == ("unknown", "unknown")
 
 
 @pytest.mark.parametrize("decays", [{}, {"log_decay": (1, 9, 2)}, {"log_decay": (1, 9, 2, 4)}, {"value_log_decay": (1, 9, 2, 4)}])

@@ -8,8 +8,8 @@ import pytest
 from helpers.collectives import moved
 from helpers.scan_cases import IDS, VIOLENT, carried_on
 from helpers.tolerances import RELATIVE, assert_close
-from seqzoo.kernels.common import explain, placement
-from seqzoo.kernels.common.maximum import running_maximum
+from seqzoo.kernels.common import explain, sharding
+from seqzoo.kernels.common.running_max import running_max
 
 B, T = IDS.shape
 H = 4
@@ -54,14 +54,14 @@ def assert_equal_where_finite(got, wanted):
 def test_it_is_the_loop_at_mild_and_violent_decays(violent, packed):
     x, decay, first = inputs(violent=violent)
     ids, segment = (IDS, CARRIED) if packed else (None, None)
-    got = jax.jit(running_maximum)(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
+    got = jax.jit(running_max)(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
     assert_equal_where_finite(got, read_aloud(x, decay, first, ids, segment))
 
 
 def test_without_decay_or_state_it_is_the_plain_maximum():
     x, _, _ = inputs()
     wanted = np.maximum.accumulate(x, axis=1)
-    before, maximum = running_maximum(x)
+    before, maximum = running_max(x)
     assert np.array_equal(maximum, wanted)
     assert np.all(np.isneginf(before[:, 0])) and np.array_equal(before[:, 1:], wanted[:, :-1])
 
@@ -72,18 +72,18 @@ def test_nothing_is_lost_behind_a_large_decay():
     decay[:, 3] = -1e6
     x = np.full((1, 64, 1), -np.inf, np.float32)
     x[:, 8] = 1.0
-    _, maximum = running_maximum(x, log_decay=decay)
+    _, maximum = running_max(x, log_decay=decay)
     assert_close(maximum[0, 8:, 0], 1 - 1e-3 * np.arange(56), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("cut", [13, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (1, 36))])
 def test_pieces_in_turn_give_the_whole(cut):
     x, decay, first = inputs()
-    whole = running_maximum(x, log_decay=decay, initial_state=first, initial_segment=CARRIED, segment_ids=IDS)
+    whole = running_max(x, log_decay=decay, initial_state=first, initial_segment=CARRIED, segment_ids=IDS)
     head, tail = slice(0, cut), slice(cut, None)
 
     def run(tokens, **carried):
-        return running_maximum(x[:, tokens], log_decay=decay[:, tokens], segment_ids=IDS[:, tokens], **carried)
+        return running_max(x[:, tokens], log_decay=decay[:, tokens], segment_ids=IDS[:, tokens], **carried)
 
     one = run(head, initial_state=first, initial_segment=CARRIED)
     two = run(tail, initial_state=one[1][:, -1], initial_segment=carried_on(CARRIED, IDS[:, head]))
@@ -96,22 +96,22 @@ def test_cut_over_a_mesh_it_is_the_loop(sizes, violent):
     x, decay, first = inputs(t=32, b=2, violent=violent)
     ids = np.array([[0] * 2 + [1] * 9 + [2] * 5 + [0] * 4 + [2] * 4 + [3] * 8, [5] * 16 + [6] * 16], np.int32)
     segment = np.array([1, 5], np.int32)
-    mesh = jax.make_mesh(sizes, placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
-    run = lambda x, decay: running_maximum(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
+    mesh = jax.make_mesh(sizes, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    run = lambda x, decay: running_max(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
     with jax.set_mesh(mesh):
-        placed = [jax.device_put(a, jax.NamedSharding(mesh, jax.P(placement.BATCH, placement.TIME))) for a in (x, decay)]
-        assert f"time over seq={sizes[2]}" in next(line for line in explain(run, *placed) if line.startswith("running_maximum"))
+        placed = [jax.device_put(a, jax.NamedSharding(mesh, jax.P(sharding.BATCH, sharding.TIME))) for a in (x, decay)]
+        assert f"time over seq={sizes[2]}" in next(line for line in explain(run, *placed) if line.startswith("running_max"))
         got = jax.jit(run)(*placed)
     assert_equal_where_finite(got, read_aloud(x, decay, first, ids, segment))
 
 
 def test_cut_over_a_mesh_states_move_and_sequences_do_not():
-    mesh = jax.make_mesh((1, 1, 8, 1), placement.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    mesh = jax.make_mesh((1, 1, 8, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
     totals = []
     for t in (64, 1024):
         with jax.set_mesh(mesh):
             placed = [jax.device_put(a, jax.NamedSharding(mesh, jax.P(None, "seq"))) for a in inputs(t=t, b=1)[:2]]
-            run = jax.jit(lambda x, decay: running_maximum(x, log_decay=decay)[1])
+            run = jax.jit(lambda x, decay: running_max(x, log_decay=decay)[1])
             totals.append(moved(run.lower(*placed).compile()))
     assert totals[0] and totals[0] == totals[1]
 
@@ -119,10 +119,10 @@ def test_cut_over_a_mesh_states_move_and_sequences_do_not():
 def test_no_gradient_flows_and_dtypes_are_kept():
     x, decay, first = inputs()
     x = np.where(np.isfinite(x), x, 0)
-    loss = lambda x, decay, first: jnp.sum(running_maximum(x, log_decay=decay, initial_state=first)[1])
+    loss = lambda x, decay, first: jnp.sum(running_max(x, log_decay=decay, initial_state=first)[1])
     assert all(not np.any(g) for g in jax.grad(loss, argnums=(0, 1, 2))(x, decay, first))
     low = [jnp.asarray(a, jnp.bfloat16) for a in (x, decay, first)]
-    before, maximum = running_maximum(low[0], log_decay=low[1], initial_state=low[2])
+    before, maximum = running_max(low[0], log_decay=low[1], initial_state=low[2])
     assert before.dtype == maximum.dtype == jnp.bfloat16
     wanted = read_aloud(*(np.asarray(a, np.float64) for a in low))
     assert_close(maximum, wanted[1], tolerance=RELATIVE["bfloat16"])

@@ -1,0 +1,102 @@
+"""The implementations of an op: the choice of one, the same way for all ops, and the log of choices that `explain` reads."""
+
+import contextvars
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Choice(NamedTuple):
+    """Names of implementations."""
+
+    forward: str  # without gradients
+    backward: str  # with gradients: its forward pass, too
+
+
+Measured = Mapping[str, Mapping[str, Mapping[tuple[int, ...], tuple[str, str]]]]  # platform, kind, sizes: the fastest
+
+_log: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("seqzoo_log", default=None)
+
+
+def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
+    """Decisions of the ops inside function(*args, **kwargs): implementation and sharding, one line each, in the order of tracing.
+
+    Nothing is computed. Call it under the mesh in question (`jax.set_mesh`). Arrays may be `jax.ShapeDtypeStruct`. A jitted
+    function that was called with the same shapes before is not traced again and reports nothing: give the plain function.
+    """
+    lines: list[str] = []
+    token = _log.set(lines)
+    try:
+        jax.eval_shape(lambda args, kwargs: function(*args, **kwargs), args, kwargs)
+    finally:
+        _log.reset(token)
+    return lines
+
+
+def record(op: str, *decisions: str) -> None:
+    """Adds decisions of an op to the log, if `explain` is running."""
+    lines = _log.get()
+    if lines is not None:
+        lines.append(f"{op}: {', '.join(decisions)}")
+
+
+def state_dtype(*arrays):
+    """The dtype of states and accumulation: promote(float32, the inputs' dtypes)."""
+    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+
+
+def platform() -> str:
+    """Platform that a computation traced now will run on, as far as is known before it runs: "cpu", "gpu" or "tpu"."""
+    device = jax.config.jax_default_device
+    return getattr(device, "platform", device) or jax.default_backend()
+
+
+def on_cpu() -> bool:
+    """True if that is a CPU."""
+    return platform() == "cpu"
+
+
+def fastest(measured: Measured, kind: str, sizes: Sequence[int], otherwise: str) -> Choice:
+    """The fastest implementations on this platform at the nearest measured sizes (by their ratios); `otherwise` if none is known.
+
+    Args:
+      measured: the op's table, written by `python -m benchmarks.choose`.
+      kind: a key of the table, for what matters beside sizes.
+      sizes: in the order of the table.
+    """
+    times = measured.get(platform(), {}).get(kind)
+    if not times:
+        return Choice(otherwise, otherwise)
+    return Choice(*times[min(times, key=lambda known: sum(math.log(a / b) ** 2 for a, b in zip(known, sizes, strict=True)))])
+
+
+def choose_pair(op: str, implementation: str | None, table: Mapping[str, Any], default: Choice) -> Choice:
+    """The names to use: `implementation` for both passes, or `default` if that is None. Raises ValueError as `choose`."""
+    names = default if implementation is None else Choice(implementation, implementation)
+    for name in set(names):
+        _check_known(op, name, table)
+    suffixes = ("", " with gradients")
+    record(op, *(f"implementation={name!r}{suffix}" for name, suffix in zip(dict.fromkeys(names), suffixes, strict=False)))
+    return names
+
+
+def choose(op: str, implementation: str | None, table: Mapping[str, Callable], default: str) -> Callable:
+    """The callable that `implementation` names in `table`; None takes `default`.
+
+    Raises ValueError with the nearest name for an unknown one.
+    """
+    name = default if implementation is None else implementation
+    _check_known(op, name, table)
+    record(op, f"implementation={name!r}")
+    return table[name]
+
+
+def _check_known(op, name, table):
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{op}: implementation={name!r} is unknown; it is None or one of {sorted(table)}.{hint}")
