@@ -1,0 +1,96 @@
+"""The base of all layers that a spec string can name: settings are declared as typed class fields."""
+
+from typing import Any, ClassVar, dataclass_transform
+
+import jax.numpy as jnp
+from flax import nnx
+
+from seqzoo import specs
+from seqzoo.specs import Size, settings_model
+
+Depth = tuple[Any, int]
+"""(index, count) of a layer in its stack; the index may be traced."""
+
+
+def positional(*, kw_only: bool = False) -> Any:
+    """Marks the one field that a constructor takes by position."""
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(positional,))
+class _Declared(nnx.Module):
+    """Makes type checkers derive the constructor of a layer from its fields; `Layer.__init__` is what runs."""
+
+
+class Width(specs.Settings):
+    """The one argument that every layer has, checked like a setting."""
+
+    registered_name = "layer"
+    d_model: Size
+
+
+class Layer(_Declared):
+    """A layer whose settings are its annotated class fields, each with a default and a line of help.
+
+        class Swish(Layer):
+            expansion: Positive = 4.0
+            \"\"\"Hidden width over d_model.\"\"\"
+
+            def setup(self, rngs, depth):
+                self.up = Linear(self.d_model, round(self.expansion * self.d_model), **self.factory_kwargs(rngs))
+
+    `Swish(64, expansion=2, rngs=nnx.Rngs(0))` checks the settings, sets them as attributes and calls `setup`.
+    `Swish.Settings(expansion=2)` are the settings alone, for every place where a spec string may stand.
+    """
+
+    Settings: ClassVar[type[specs.Settings]]
+    registered_name: ClassVar[str | None] = None
+
+    d_model: int = positional()
+    """Width of input and output."""
+    depth: Depth | None = None
+    """(index, count) of the layer, for initial values that depend on it. Not kept."""
+    dtype: Any = None
+    """Of the computation; None promotes inputs and parameters."""
+    param_dtype: Any = jnp.float32
+    """Of the parameters."""
+    rngs: nnx.Rngs
+    """Source of the initial parameters. Not kept."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.Settings = settings_model(
+            cls, [base for base in reversed(cls.__mro__) if issubclass(base, Layer) and base is not Layer]
+        )
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        depth: Depth | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **settings: Any,
+    ):
+        """Checks the settings, sets each as an attribute, and calls `setup`.
+
+        Raises:
+          SpecError: a setting that is unknown or out of range. ValueError: settings that do not fit each other, or d_model.
+        """
+        checked = self.Settings(**settings)
+        self.d_model = Width(d_model=d_model).d_model
+        self.dtype, self.param_dtype = dtype, param_dtype
+        for name in type(checked).model_fields:
+            setattr(self, name, getattr(checked, name))
+        self.setup(rngs, depth)
+
+    def setup(self, rngs: nnx.Rngs, depth: Depth | None) -> None:
+        """Makes the parameters and inner layers; the settings are attributes by now."""
+
+    def factory_kwargs(self, rngs: nnx.Rngs) -> dict[str, Any]:
+        """The keyword arguments `dtype`, `param_dtype` and `rngs` for inner layers."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
+
+    def cache_dtype(self, dtype: Any = None) -> Any:
+        """The dtype of activations that a state keeps: the one given, else that of the computation."""
+        return next(each for each in (dtype, self.dtype, self.param_dtype) if each is not None)
