@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure, rival_ops, rivals
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 PEERS = rivals.MODELS | rival_ops.OPS
 

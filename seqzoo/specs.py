@@ -108,13 +108,14 @@ class Settings(BaseModel):
     registered_name: ClassVar[str | None] = None
 
     def __init__(self, **values: Any):
+        values = {name: _tuples(value) for name, value in values.items()}  # JSON has no tuples
         try:
             super().__init__(**values)
         except ValidationError as error:  # whose own text takes many lines
             problems = (_problem(type(self), problem, values) for problem in error.errors())
             raise SpecError("; ".join(dict.fromkeys(problems))) from None
 
-    def spec(self) -> Spec:
+    def to_spec(self) -> Spec:
         """The spec of an equal object: the registered name, and the settings that differ from their defaults."""
         given = {
             name: getattr(self, name) for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
@@ -122,7 +123,11 @@ class Settings(BaseModel):
         return Spec(spec_name(type(self)), tuple(given.items()))
 
     def __str__(self) -> str:
-        return str(self.spec())
+        return str(self.to_spec())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def spec_name(owner: type) -> str:
@@ -282,7 +287,7 @@ class Registry:
 
     def check(self, spec: str | Spec | Settings) -> Spec:
         """The spec, its name and every setting checked; raises SpecError."""
-        spec = parse(spec) if isinstance(spec, str) else spec.spec() if isinstance(spec, Settings) else spec
+        spec = parse(spec) if isinstance(spec, str) else spec.to_spec() if isinstance(spec, Settings) else spec
         settings_of(self.get(spec.name))(**dict(spec.settings))
         return spec
 
@@ -290,6 +295,10 @@ class Registry:
         """Builds what a spec names; `args` and `others` are what no spec sets, such as widths and keys of initial values."""
         spec = self.check(spec)
         owner = self.get(spec.name)  # TRANSITION
-        if "__init__" in owner.__dict__ and "depth" not in inspect.signature(owner.__init__).parameters:
+        if (
+            isinstance(owner, type)
+            and not issubclass(owner, Settings)
+            and "depth" not in inspect.signature(owner.__init__).parameters
+        ):
             others.pop("depth", None)
         return self.get(spec.name)(*args, **dict(spec.settings), **others)

@@ -1,24 +1,40 @@
-"""The registry of channel mixers, and what those that look at one token have in common."""
+"""The contract of a channel mixer, and the registry of them."""
 
 from typing import Any
 
-from flax import nnx
+from jax import Array
 
-from seqzoo.registry import Registry
+from seqzoo.nn.layer import Layer
+from seqzoo.specs import Registry, Settings
 
-registry = Registry("channel mixer", reserved=("dtype", "param_dtype", "depth", "rngs"))
+registry = Registry("channel mixer")
 register = registry.register
 
 
-class Pointwise(nnx.Module):
-    """A channel mixer that looks at no other token, so its state is empty."""
+class ChannelMixer(Layer):
+    """A layer that works on channels, with the call and the law of a `seqzoo.mixers.Mixer`. This base has no state."""
 
-    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> tuple:
-        """The empty tuple: nothing is carried."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        state: Any = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, Any]:
+        """[b, t, d_model] -> ([b, t, d_model], the state after the call, None if none was given)."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> Any:
+        """The empty state of `batch` rows: () unless the layer looks at other tokens."""
         return ()
+
+    def flops(self, batch: int, length: int) -> int:
+        """Forward model FLOPs: matrix products at 2mnk, no elementwise work."""
+        raise NotImplementedError
 
 
 @register("none")
-def no_channel_mixer(d_model: int, *, dtype=None, param_dtype=None, rngs=None) -> None:
-    """No channel mixing: the block is its mixer alone."""
-    return None
+class NoChannelMixer(Settings):
+    """No channel mixing: a block is its mixer alone."""

@@ -1,86 +1,74 @@
-"""Gated and plain multilayer perceptrons: each token alone."""
+"""Gated and plain multilayer perceptrons, applied to each token alone."""
 
 import math
+from functools import partial
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
-from seqzoo.channels.base import Pointwise, register
+from seqzoo.channels.base import ChannelMixer, register
 from seqzoo.nn import Linear
+from seqzoo.specs import Positive, Size
 
 
 @register("swiglu")
-class SwiGLU(Pointwise):
-    """y = W_o (silu(W_g x) * W_u x) (Shazeer 2020, arXiv:2002.05202).
+class SwiGLU(ChannelMixer):
+    """Gated MLP with a SiLU gate, y = W_o (silu(W_g x) * W_u x) (Shazeer 2020, arXiv:2002.05202).
 
-    Args:
-      d_model: width of x and y.
-      expansion: hidden width over d_model, rounded up to a multiple of 8; 8/3 gives the parameters of a GELU MLP with 4.
-      hidden: hidden width, exactly; None: from expansion.
-      bias: whether the projections have biases.
+    Cost: 6 d_model hidden FLOPs per token; no state.
     """
+
+    expansion: Positive = 8 / 3
+    """Hidden width over d_model, rounded up to a multiple of 8; 8/3 gives the parameters of a GELU MLP with 4."""
+    hidden: Size | None = None
+    """Hidden width, exactly; None: from expansion."""
+    bias: bool = False
+    """Whether the projections have biases."""
 
     activation = staticmethod(jax.nn.silu)
 
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        expansion: float = 8 / 3,
-        hidden: int | None = None,
-        bias: bool = False,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        hidden = 8 * math.ceil(d_model * expansion / 8) if hidden is None else hidden
-        make = lambda *widths, axes: Linear(*widths, axes=axes, bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.gate = make(d_model, hidden, axes=("embed", "mlp"))
-        self.up = make(d_model, hidden, axes=("embed", "mlp"))
-        self.down = make(hidden, d_model, axes=("mlp", "embed"))
-        self.size = (d_model, hidden)
+    def setup(self, rngs, depth):
+        hidden = 8 * math.ceil(self.d_model * self.expansion / 8) if self.hidden is None else self.hidden
+        linear = partial(Linear, bias=self.bias, **self.factory_kwargs(rngs))
+        self.gate = linear(self.d_model, hidden, axes=("embed", "mlp"))
+        self.up = linear(self.d_model, hidden, axes=("embed", "mlp"))
+        self.down = linear(hidden, self.d_model, axes=("mlp", "embed"))
+        self.hidden_size = hidden
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        """[b, t, d_model] -> ([b, t, d_model], state)."""
         return self.down(self.activation(self.gate(x)) * self.up(x)), state
 
-    def flops(self, batch: int, length: int) -> int:
-        """Three matrix products per token."""
-        return 6 * batch * length * math.prod(self.size)
+    def flops(self, batch, length):
+        return 6 * batch * length * self.d_model * self.hidden_size
 
 
 @register("geglu")
 class GeGLU(SwiGLU):
-    """y = W_o (gelu(W_g x) * W_u x), with the tanh form of GELU, as in Gemma (Shazeer 2020, arXiv:2002.05202).
+    """Gated MLP with a GELU gate (tanh form, as in Gemma), y = W_o (gelu(W_g x) * W_u x) (Shazeer 2020, arXiv:2002.05202).
 
-    Args:
-      d_model, expansion, hidden, bias: as in SwiGLU.
+    Cost: 6 d_model hidden FLOPs per token; no state.
     """
 
     activation = staticmethod(jax.nn.gelu)
 
 
 @register("gelu")
-class GeluMLP(Pointwise):
-    """y = W_o gelu(W_i x + b_i) + b_o (the tanh form of GELU, as in GPT-2).
+class GeluMLP(ChannelMixer):
+    """MLP with biases, y = W_o gelu(W_i x + b_i) + b_o (tanh form of GELU, as in GPT-2; Hendrycks & Gimpel 2016, arXiv:1606.08415).
 
-    Args:
-      d_model: width of x and y.
-      expansion: hidden width over d_model.
+    Cost: 4 expansion d_model^2 FLOPs per token; no state.
     """
 
-    def __init__(self, d_model: int, *, expansion: float = 4, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
-        hidden = round(d_model * expansion)
-        make = lambda *widths, axes: Linear(*widths, axes=axes, bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.up = make(d_model, hidden, axes=("embed", "mlp"))
-        self.down = make(hidden, d_model, axes=("mlp", "embed"))
-        self.size = (d_model, hidden)
+    expansion: Positive = 4.0
+    """Hidden width over d_model, rounded."""
+
+    def setup(self, rngs, depth):
+        self.hidden_size = round(self.d_model * self.expansion)
+        linear = partial(Linear, bias=True, **self.factory_kwargs(rngs))
+        self.up = linear(self.d_model, self.hidden_size, axes=("embed", "mlp"))
+        self.down = linear(self.hidden_size, self.d_model, axes=("mlp", "embed"))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        """[b, t, d_model] -> ([b, t, d_model], state)."""
         return self.down(jax.nn.gelu(self.up(x))), state
 
-    def flops(self, batch: int, length: int) -> int:
-        """Two matrix products per token."""
-        return 4 * batch * length * math.prod(self.size)
+    def flops(self, batch, length):
+        return 4 * batch * length * self.d_model * self.hidden_size

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from seqzoo import config
 from seqzoo.cli.shared import FLAGS, UsageError, checked, choose_config, parse_settings, take_flag, take_run_folder
-from seqzoo.registry import split
+from seqzoo.specs import split
 
 DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
 

@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 QUICKSTART = Path("configs/quickstart.py")
 NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate")

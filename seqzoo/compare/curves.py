@@ -6,7 +6,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.compare.summary import LAYERS
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 POSITIONS = "position_loss"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from seqzoo.registry import did_you_mean, split
+from seqzoo.specs import did_you_mean, split
 
 
 class ConfigError(ValueError):

@@ -12,7 +12,7 @@ from seqzoo.config.model import Model
 from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import Training
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 
 class Experiment(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 from seqzoo.config.base import ConfigError
 from seqzoo.config.comparison import Comparison
 from seqzoo.config.experiment import Experiment
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 Config = Experiment | Comparison
 

@@ -4,7 +4,7 @@ from pydantic import Field, field_validator, model_validator
 
 from seqzoo.config.base import Rules, Section
 from seqzoo.model import sharding
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 
 class Mesh(Section):

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from seqzoo import channels, mixers
 from seqzoo.config.base import Layers, Section
 from seqzoo.model import NORMS, REMAT, STACKS
-from seqzoo.registry import split
+from seqzoo.specs import split
 
 DType = Literal["float32", "bfloat16", "float16"]
 

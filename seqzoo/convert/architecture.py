@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from seqzoo.convert.checkpoint import Config, ConvertError
 from seqzoo.convert.tensor_map import Rule
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 
 class ModelMapping(NamedTuple):

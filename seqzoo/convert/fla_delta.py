@@ -9,7 +9,7 @@ from seqzoo.convert.architecture import ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.fla import eps_of, projections, stack_mapping
 from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, joined, matrix
-from seqzoo.registry import Spec
+from seqzoo.specs import Spec
 
 GATE = {"g_proj.weight": matrix("mixer.r.w")}
 DECAY = {"A_log": copy("mixer.decay.a_log"), "dt_bias": copy("mixer.decay.bias")}

@@ -4,7 +4,7 @@ from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
 from seqzoo.convert.rwkv6 import expansion, rwkv_eps, rwkv_stack
 from seqzoo.convert.tensor_map import Rule, copy, joined, matrix, one_minus, optional
-from seqzoo.registry import Spec
+from seqzoo.specs import Spec
 
 LOW_RANK = {"w": "decay", "a": "rate", "v": "first", "g": "gate"}
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from seqzoo.data.atomic_io import error_reason
 from seqzoo.data.errors import DataError
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 STDLIB = "stdlib"
 # Folders of the standard library that are left out: not of it, or not in every Python, or English in one literal of 800 kB.

@@ -9,7 +9,7 @@ import numpy as np
 
 from seqzoo.data.errors import DataError
 from seqzoo.data.sources import Document
-from seqzoo.registry import did_you_mean
+from seqzoo.specs import did_you_mean
 
 BYTES = "bytes"
 SEPARATOR = "<|endoftext|>"  # GPT-2's, and of many since

@@ -43,6 +43,8 @@ from seqzoo.mixers.linear_recurrence.rwkv4 import RWKV4
 from seqzoo.mixers.linear_recurrence.s4d import S4D
 from seqzoo.mixers.linear_recurrence.s5 import S5
 from seqzoo.mixers.selective_scan.mamba import Mamba
+from seqzoo.nn.layer import Depth
+from seqzoo.specs import Settings, Spec
 
 __all__ = [
     "HGRN",
@@ -91,10 +93,10 @@ names = registry.names
 
 
 def create(
-    spec: str,
+    spec: str | Spec | Settings,
     d_model: int,
     *,
-    depth: tuple[Any, int] | None = None,
+    depth: Depth | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
@@ -102,13 +104,15 @@ def create(
     """Builds the mixer that a spec string names.
 
     Args:
-      spec: a name with optional settings: "gla" or "gla(heads=4, expand_v=2)".
+      spec: a name with optional settings, "gla" or "gla(heads=4, expand_v=2)"; or typed settings,
+        `GatedLinearAttention.Settings(heads=4)`.
       d_model: width of its input and output.
       depth: (index, count) of the layer, for mixers whose initialisation depends on depth; the index may be traced.
       dtype: of the computation; None promotes inputs and parameters.
       param_dtype: of the parameters.
       rngs: where the initial parameters come from.
     Raises:
-      SpecError: unknown name or setting, with the nearest known.
+      SpecError: unknown name or setting, with the nearest known; a value out of range.
+      ValueError: settings that do not fit d_model or each other.
     """
     return registry.create(spec, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -3,19 +3,19 @@
 from typing import Any
 
 import jax
-from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.common import segments
-from seqzoo.registry import Registry
+from seqzoo.nn.layer import Layer
+from seqzoo.specs import Registry
 
 State = Any  # a NamedTuple of arrays, with `segment` [b] int32 among them
 
-registry = Registry("mixer", reserved=("dtype", "param_dtype", "depth", "rngs"))
+registry = Registry("mixer")
 register = registry.register
 
 
-class Mixer(nnx.Module):
+class Mixer(Layer):
     """A causal map on sequences that carries a state: y, state' = mixer(x, state=state).
 
     The law: for any split of x along time, running the pieces in turn while passing the state gives the y and the final state of
@@ -61,12 +61,12 @@ class Mixer(nnx.Module):
         raise NotImplementedError
 
 
-def carried(state: State | None, memory: str = "memory") -> dict[str, Array]:
+def state_kwargs(state: State | None, memory: str = "memory") -> dict[str, Array]:
     """The keyword arguments that hand a state's `memory` leaf to an op."""
     return {} if state is None else {"initial_state": getattr(state, memory), "initial_segment": state.segment}
 
 
-def updated(state: State | None, segment_ids: Array | None, **leaves) -> State | None:
+def next_state(state: State | None, segment_ids: Array | None, **leaves) -> State | None:
     """The state after a call: `leaves` replaced, `segment` moved on; None stays None."""
     if state is None:
         return None

@@ -10,7 +10,7 @@ from jax import Array
 from seqzoo import channels, mixers
 from seqzoo.model.sharding import constrain
 from seqzoo.nn import LayerNorm, RMSNorm, dropout
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 NORM_AT = ("input", "output")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqzoo.model.block import Period
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 REMAT = {  # what the backward pass may keep of a block
     "none": None,

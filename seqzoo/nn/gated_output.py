@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.nn.linear import Linear
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 Glu = Literal["full", "half", "none"]
 PROJECTIONS = {"full": 2, "half": 1, "none": 0}

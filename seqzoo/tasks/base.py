@@ -3,12 +3,12 @@
 A batch is a pure function of (seed, index), so resuming, changing the mesh and slicing over hosts need no iterator state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from jax import Array
 
-from seqzoo.registry import Registry
+from seqzoo.specs import Registry, Settings
 
 registry = Registry("task")
 register = registry.register
@@ -34,14 +34,27 @@ class Slice(NamedTuple):
     bytes_per_target: float | None = None  # of text: how many bytes a target stands for on average
 
 
-class Task:
-    """What the trainer asks of a task. Tasks know nothing of models."""
+class Task(Settings):
+    """A source of batches, whose settings are its fields. Tasks know nothing of models."""
 
     on_host: ClassVar[bool] = False  # whether batches are read from files: `rows` on the host, instead of `batch` on the devices
-    stateful: bool = False  # whether row r of a training batch goes on in row r of the next
 
-    vocab_size: int
-    max_length: int
+    if TYPE_CHECKING:  # a field in some tasks, computed in others
+
+        @property
+        def vocab_size(self) -> int:
+            """Number of token ids."""
+            ...
+
+    @property
+    def max_length(self) -> int:
+        """The longest example, in training or evaluation."""
+        raise NotImplementedError
+
+    @property
+    def stateful(self) -> bool:
+        """Whether row r of a training batch continues in row r of the next."""
+        return False
 
     def spec(self, step: int) -> BatchSpec:
         """The spec of training step `step` (host Python)."""

@@ -1,17 +1,21 @@
 """Multi-query associative recall (MQAR): how many key-value pairs can a model hold and find again?"""
 
-import dataclasses
-import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from pydantic import model_validator
 
+from seqzoo.specs import Length, Positive, Seed
 from seqzoo.tasks.base import BatchSpec, Slice, Task, register
 from seqzoo.tasks.epochs import Endless, Epochs
 from seqzoo.tasks.sampling import uniform_without_replacement, weighted_without_replacement
+
+Cell = TypeVar("Cell")
+Column = Cell | tuple[Cell, ...]
+"""One value for each training segment or evaluation set, or a single one for all."""
 
 
 class Shape(NamedTuple):
@@ -22,7 +26,6 @@ class Shape(NamedTuple):
 
 
 @register("mqar")
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MQAR(Task):
     """Multi-query associative recall (Arora et al., 2023, "Zoology", arXiv:2312.04927).
 
@@ -43,24 +46,8 @@ class MQAR(Task):
         mqar(length=(64, 128, 256, 256, 256), pairs=(4, 8, 16, 32, 64), examples=(100000, 20000, 20000, 20000, 20000), noise=True,
              eval_length=(64, 64, 64, 128, 256, 512, 1024), eval_pairs=(4, 8, 16, 32, 64, 128, 256))
 
-    Args:
-      vocab_size: V, even, larger than every length.
-      length: L, tokens of a training example, even.
-      pairs: K, pairs of a training example; 2 K (passes + 1) <= L and K <= V/2 - 1.
-      examples: training examples of each segment, visited once per epoch in a keyed order; None makes fresh ones for ever.
-      weights: share of each segment in the steps of endless data. Fixed-size data is weighted by its examples and takes none.
-      eval_length: L of the evaluation slices, a column like `length`; None: that of training, which must then be one.
-      eval_pairs: K of the evaluation slices, a column like `pairs`; None: the (length, pairs) of training.
-      batch_size: training examples in a batch.
-      eval_batch_size: evaluation examples in a batch; None: as `batch_size`.
-      eval_examples: examples of each evaluation slice; rows that fill up its last batch weigh 0.
-      power: a of the slots' power law, > 0: towards 0 queries come early (weights 1/i), at 1 they are uniform.
-      noise: replace every filler by an id uniform in {0, ..., V - 1}, which may be a key or a value of the example.
-      passes: how often the block of pairs is repeated (Arora et al., 2024b, arXiv:2407.05483, "just read twice").
-      seed: in [0, 2**31).
-
     Raises:
-      ValueError: a setting outside its range, by name, with the value found and the one wanted.
+      SpecError: a setting outside its range, by name, with the value found and the one wanted.
 
     The chance level of every slice is 1 / (V/2): a guesser who knows the value alphabet and not the example. (One who answers with
     any of the values on show reaches 1 / pairs without having learnt which belongs to which key.)
@@ -68,40 +55,47 @@ class MQAR(Task):
     Cost: O(K^2 + L) time and memory per example, whatever V; no tables are kept.
     """
 
-    vocab_size: int = 8192
-    length: int | tuple[int, ...] = 64
-    pairs: int | tuple[int, ...] = 8
-    examples: int | tuple[int, ...] | None = None
-    weights: float | tuple[float, ...] | None = None
-    eval_length: int | tuple[int, ...] | None = None
-    eval_pairs: int | tuple[int, ...] | None = None
-    batch_size: int = 64
-    eval_batch_size: int | None = None
-    eval_examples: int = 1024
-    power: float = 0.01
+    vocab_size: Length = 8192
+    """V, even, larger than every length."""
+    length: Column[Length] = 64
+    """L, tokens of a training example, even."""
+    pairs: Column[Length] = 8
+    """K, pairs of a training example; 2 K (passes + 1) <= L and K <= V/2 - 1."""
+    examples: Column[Length] | None = None
+    """Training examples of each segment, visited once per epoch in a keyed order; None makes fresh ones without end."""
+    weights: Column[Positive] | None = None
+    """Weight of each segment in the steps of endless data. Fixed-size data is weighted by its examples and takes none."""
+    eval_length: Column[Length] | None = None
+    """L of the evaluation sets, a column like `length`; None: that of training, which must then be one."""
+    eval_pairs: Column[Length] | None = None
+    """K of the evaluation sets, a column like `pairs`; None: the (length, pairs) of training."""
+    batch_size: Length = 64
+    """Training examples in a batch."""
+    eval_batch_size: Length | None = None
+    """Evaluation examples in a batch; None: as `batch_size`."""
+    eval_examples: Length = 1024
+    """Examples of each evaluation set; rows that fill up its last batch weigh 0."""
+    power: Positive = 0.01
+    """Exponent a of the slots' power law: towards 0 queries come early (weights 1/i), at 1 they are uniform."""
     noise: bool = False
-    passes: int = 1
-    seed: int = 0
+    """Whether every filler is replaced by an id uniform in {0, ..., V - 1}, which may be a key or a value of the example."""
+    passes: Length = 1
+    """How often the block of pairs is repeated (Arora et al., 2024b, arXiv:2407.05483, "just read twice")."""
+    seed: Seed = 0
+    """Of all examples."""
 
-    def __post_init__(self):
-        for name in ("length", "pairs", "examples", "weights", "eval_length", "eval_pairs"):
-            if isinstance(value := getattr(self, name), list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(value))
-        for name in ("vocab_size", "batch_size", "eval_batch_size", "eval_examples", "passes"):
-            _whole(name, getattr(self, name), optional=name == "eval_batch_size")
-        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**31):
-            raise ValueError(f"mqar: seed={self.seed!r}, wanted a whole number in [0, 2**31)")
-        if not self.power > 0:
-            raise ValueError(f"mqar: power={self.power!r}, wanted more than 0")
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self):
         if self.vocab_size % 2:
-            raise ValueError(f"mqar: vocab_size={self.vocab_size}, wanted an even number: half the ids are values")
+            raise ValueError(f"vocab_size={self.vocab_size}, wanted an even number: half the ids are values")
         for prefix, shapes in (("", self._train), ("eval_", self._evaluation)):
             for shape in shapes:
                 self._check(prefix, shape)
             if len(set(shapes)) < len(shapes):
                 found = ", ".join(map(str, map(tuple, shapes)))
-                raise ValueError(f"mqar: the (length, pairs) of {prefix}length and {prefix}pairs are {found}; wanted each once")
+                raise ValueError(f"the (length, pairs) of {prefix}length and {prefix}pairs are {found}; wanted each once")
         self._order  # noqa: B018 - checks examples and weights
+        return self
 
     @property
     def max_length(self) -> int:
@@ -190,11 +184,9 @@ class MQAR(Task):
             return self._train
         lengths = {shape.length for shape in self._train}
         if self.eval_length is None and len(lengths) > 1:
-            raise ValueError(
-                f"mqar: eval_pairs is given and training has several lengths, {sorted(lengths)}; wanted eval_length too"
-            )
+            raise ValueError(f"eval_pairs is given and training has several lengths, {sorted(lengths)}; wanted eval_length too")
         if self.eval_pairs is None:
-            raise ValueError(f"mqar: eval_length={self.eval_length!r} is given without eval_pairs; wanted both")
+            raise ValueError(f"eval_length={self.eval_length!r} is given without eval_pairs; wanted both")
         length = next(iter(lengths)) if self.eval_length is None else self.eval_length
         return _shapes(eval_length=length, eval_pairs=self.eval_pairs)
 
@@ -203,48 +195,36 @@ class MQAR(Task):
         """Whose turn it is among the training segments, and for fixed-size data which examples."""
         count = len(self._train)
         if self.examples is None:
-            weights = _filled("weights", 1.0 if self.weights is None else self.weights, count)
-            for weight in weights:
-                if not (isinstance(weight, int | float) and 0 < weight < math.inf):
-                    raise ValueError(f"mqar: weights={self.weights!r}, wanted numbers above 0")
-            return Endless(weights, self.seed)
+            return Endless(_filled("weights", 1.0 if self.weights is None else self.weights, count), self.seed)
         if self.weights is not None:
-            raise ValueError(f"mqar: weights={self.weights!r} with examples={self.examples!r}: wanted one of them, not both")
+            raise ValueError(f"weights={self.weights!r} with examples={self.examples!r}: wanted one of them, not both")
         sizes = _filled("examples", self.examples, count)
         for size in sizes:
-            _whole("examples", size)
             if size < self.batch_size:
-                raise ValueError(f"mqar: examples={self.examples!r}, wanted at least one batch each: batch_size={self.batch_size}")
+                raise ValueError(f"examples={self.examples!r}, wanted at least one batch each: batch_size={self.batch_size}")
         return Epochs(sizes, self.batch_size, self.seed)
 
     def _check(self, prefix: str, shape: Shape):
         """The generator's preconditions, as published."""
         length, pairs = shape
         if length % 2:
-            raise ValueError(f"mqar: {prefix}length={length}, wanted an even number")
+            raise ValueError(f"{prefix}length={length}, wanted an even number")
         if length >= self.vocab_size:
-            raise ValueError(f"mqar: vocab_size={self.vocab_size}, wanted more than {prefix}length={length}")
+            raise ValueError(f"vocab_size={self.vocab_size}, wanted more than {prefix}length={length}")
         if pairs > self.vocab_size // 2 - 1:
-            raise ValueError(
-                f"mqar: {prefix}pairs={pairs}, wanted at most vocab_size / 2 - 1 = {self.vocab_size // 2 - 1} distinct keys"
-            )
+            raise ValueError(f"{prefix}pairs={pairs}, wanted at most vocab_size / 2 - 1 = {self.vocab_size // 2 - 1} distinct keys")
         if (needed := 2 * pairs * (self.passes + 1)) > length:
             raise ValueError(
-                f"mqar: {prefix}pairs={pairs} with passes={self.passes} needs {needed} tokens; wanted a {prefix}length of at "
+                f"{prefix}pairs={pairs} with passes={self.passes} needs {needed} tokens; wanted a {prefix}length of at "
                 f"least that, found {length}"
             )
-
-
-def _whole(name: str, value, optional: bool = False):
-    if not (optional and value is None) and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        raise ValueError(f"mqar: {name}={value!r}, wanted a whole number of at least 1")
 
 
 def _filled(name: str, value, rows: int) -> tuple:
     """A column of `rows` values: a single value fills it."""
     column = value if isinstance(value, tuple) else (value,) * rows
     if len(column) != rows:
-        raise ValueError(f"mqar: {name}={value!r} has {len(column)} values, wanted one, or {rows} as the other columns have")
+        raise ValueError(f"{name}={value!r} has {len(column)} values, wanted one, or {rows} as the other columns have")
     return column
 
 
@@ -252,7 +232,4 @@ def _shapes(**columns) -> tuple[Shape, ...]:
     """The (length, pairs) rows of two columns."""
     rows = max([1, *(len(column) for column in columns.values() if isinstance(column, tuple))])
     lengths, pairs = (_filled(name, column, rows) for name, column in columns.items())
-    for name, column in zip(columns, (lengths, pairs), strict=True):
-        for value in column:
-            _whole(name, value)
     return tuple(map(Shape, lengths, pairs))

@@ -1,16 +1,15 @@
 """Parity: whether the ones so far are odd in number, the smallest task that needs a state to be tracked."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from pydantic import field_validator
 
+from seqzoo.specs import Length, Seed
 from seqzoo.tasks.base import BatchSpec, Slice, Task, register
 
 
 @register("parity")
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity(Task):
     """Bits, uniform and independent; the target of a token is the parity of all bits up to it.
 
@@ -21,37 +20,32 @@ class Parity(Task):
     have positive eigenvalues cannot do it at all lengths, one with an eigenvalue of -1 can (Grazzi et al. 2024, arXiv:2411.12537).
     What a batch holds is a pure function of (seed, length, step); training and evaluation examples come from different keys.
 
-    Args:
-      length: tokens of a training example.
-      eval_length: of the evaluation slices, one or several.
-      prefixes: whether a training example scores every token; else its last one.
-      batch_size, eval_batch_size: examples in a batch; None: as in training.
-      eval_examples: examples of each evaluation slice; rows that fill up its last batch weigh 0.
-      seed: in [0, 2**31).
     Raises:
-      ValueError: a setting outside its range, by name, with the value found and the one wanted.
+      SpecError: a setting outside its range, by name, with the value found and the one wanted.
     """
 
-    length: int = 40
-    eval_length: int | tuple[int, ...] = (40, 256)
+    length: Length = 40
+    """Tokens of a training example."""
+    eval_length: Length | tuple[Length, ...] = (40, 256)
+    """Tokens of the evaluation sets, one or several."""
     prefixes: bool = True
-    batch_size: int = 64
-    eval_batch_size: int | None = None
-    eval_examples: int = 512
-    seed: int = 0
+    """Whether a training example scores every token; else its last one."""
+    batch_size: Length = 64
+    """Training examples in a batch."""
+    eval_batch_size: Length | None = None
+    """Evaluation examples in a batch; None: as in training."""
+    eval_examples: Length = 512
+    """Examples of each evaluation set; rows that fill up its last batch weigh 0."""
+    seed: Seed = 0
+    """Of all examples."""
 
-    def __post_init__(self):
-        lengths = self.eval_length if isinstance(self.eval_length, tuple | list) else (self.eval_length,)  # JSON has no tuples
-        object.__setattr__(self, "eval_length", tuple(lengths))
-        sizes = {"length": self.length, "batch_size": self.batch_size, "eval_examples": self.eval_examples}
-        sizes |= {"eval_batch_size": self.batch_size if self.eval_batch_size is None else self.eval_batch_size}
-        for name, value in [*sizes.items(), *(("eval_length", length) for length in self.eval_length)]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"parity: {name}={value!r}, wanted a whole number of at least 1")
-        if not self.eval_length or len(set(self.eval_length)) < len(self.eval_length):
-            raise ValueError(f"parity: eval_length={self.eval_length!r}, wanted at least one length, and each once")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
-            raise ValueError(f"parity: seed={self.seed!r}, wanted a whole number in [0, 2**31)")
+    @field_validator("eval_length")
+    @classmethod
+    def _each_once(cls, value):
+        lengths = value if isinstance(value, tuple) else (value,)
+        if not lengths or len(set(lengths)) < len(lengths):
+            raise ValueError("wanted at least one length, and each once")
+        return lengths
 
     @property
     def vocab_size(self) -> int:

@@ -1,23 +1,22 @@
 """Text: predict the next token of documents, in windows or in streams that go on from batch to batch."""
 
-import dataclasses
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from seqzoo import data
 from seqzoo.data import Corpus, Split, Tokenizer
+from seqzoo.specs import Length, Rate, Seed
 from seqzoo.tasks.base import BatchSpec, Slice, Task, register
 from seqzoo.tasks.epochs import bijection, hashed
 
-POSITIONS = ("window", "document")
 HELD_OUT = "held_out"
 ORDER, PHASE, PHASE_HIGH, DOCUMENTS = range(4)  # what a key is for
 
 
 @register("text")
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Task):
     """The next token of a corpus's documents, each of which begins with a separator.
 
@@ -36,68 +35,59 @@ class Text(Task):
     The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths` that do
     not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths.
 
-    Args:
-      source: a prepared corpus, or as in `seqzoo.data.sources`: "stdlib", a folder, a glob, a file, or several of these.
-      length: tokens of a row.
-      batch_size: rows of a batch.
-      stream: whether batches continue each other.
-      held_out: share of the documents that is held out, in [0, 1); None: 0.05, or what the corpus was prepared with.
-      eval_lengths: tokens of the evaluation's rows, one length or several; None: `length`.
-      eval_batch_size: rows of an evaluation batch; None: as `batch_size`.
-      eval_tokens: evaluate on so many held-out tokens only, rounded up to stretches of the longest of `eval_lengths`; None: on all.
-      positions: "window": a position counts from the row's first token or, later in the row, from its document's first.
-        "document": always from its document's first. None: "document" for streams, for which there is no other, else "window".
-      field: the field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with.
-      verify: whether the shards of a prepared corpus are compared with their hashes when they are opened; if not, their sizes only.
-      seed: of the order, in [0, 2**31).
     Raises:
-      ValueError: a setting outside its range, by name; a source that does not exist (`seqzoo.data.DataError`). When the corpus is
+      SpecError: a setting outside its range, by name; a source that does not exist (`seqzoo.data.DataError`). When the corpus is
         first needed: files that cannot be read, shards that are not as prepared, too few tokens for a batch.
     Cost: the rows' own tokens; streams also keep three numbers per document of the current epoch.
     """
 
     source: str | tuple[str, ...] = "stdlib"
-    length: int = 1024
-    batch_size: int = 8
+    """A prepared corpus, or as in `seqzoo.data.sources`: "stdlib", a folder, a glob, a file, or several of these."""
+    length: Length = 1024
+    """Tokens of a row."""
+    batch_size: Length = 8
+    """Rows of a batch."""
     stream: bool = False
-    held_out: float | None = None
-    eval_lengths: int | tuple[int, ...] | None = None
-    eval_batch_size: int | None = None
-    eval_tokens: int | None = 131_072
-    positions: str | None = None
-    field: str | None = None
+    """Whether batches continue each other."""
+    held_out: Rate | None = None
+    """Fraction of the documents that is held out; None: 0.05, or what the corpus was prepared with."""
+    eval_lengths: Length | tuple[Length, ...] | None = None
+    """Tokens of the evaluation's rows, one length or several; None: `length`."""
+    eval_batch_size: Length | None = None
+    """Rows of an evaluation batch; None: as `batch_size`."""
+    eval_tokens: Length | None = 131_072
+    """Evaluate on this many held-out tokens only, rounded up to stretches of the longest of `eval_lengths`; None: on all."""
+    positions: Literal["window", "document"] | None = None
+    """"window": a position counts from the row's first token or, later in the row, from its document's first. "document": always
+    from its document's first. None: "document" for streams, for which there is no other, else "window"."""
+    field: Annotated[str, Field(min_length=1)] | None = None
+    """The field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with."""
     verify: bool = True
-    seed: int = 0
+    """Whether the shards of a prepared corpus are compared with their hashes when they are opened; if not, their sizes only."""
+    seed: Seed = 0
+    """Of the order."""
 
-    on_host = True  # batches come from `rows`, not from `batch`
+    on_host: ClassVar[bool] = True  # batches come from `rows`, not from `batch`
 
-    def __post_init__(self):
-        if isinstance(self.source, list):  # JSON has no tuples
-            object.__setattr__(self, "source", tuple(self.source))
-        lengths = self.length if self.eval_lengths is None else self.eval_lengths
-        object.__setattr__(self, "eval_lengths", tuple(lengths) if isinstance(lengths, tuple | list) else (lengths,))
-        sizes = {name: getattr(self, name) for name in ("length", "batch_size", "eval_batch_size", "eval_tokens")}
-        optional = ("eval_batch_size", "eval_tokens")
-        for name, value in [*sizes.items(), *(("eval_lengths", length) for length in self.eval_lengths)]:
-            if value is None and name in optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"text: {name}={value!r}, wanted a whole number of at least 1")
-        if not self.eval_lengths or len(set(self.eval_lengths)) < len(self.eval_lengths):
-            raise ValueError(f"text: eval_lengths={self.eval_lengths!r}, wanted at least one length, and each once")
-        for name in ("stream", "verify"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"text: {name}={getattr(self, name)!r}, wanted True or False")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
-            raise ValueError(f"text: seed={self.seed!r}, wanted a whole number in [0, 2**31)")
-        if self.positions is None:
-            object.__setattr__(self, "positions", "document" if self.stream else "window")
-        if self.positions not in POSITIONS or (self.stream and self.positions == "window"):
-            wanted = "'document' (the only one for stream=True)" if self.stream else " or ".join(map(repr, POSITIONS))
-            raise ValueError(f"text: positions={self.positions!r}, wanted {wanted}, or None")
-        if self.field is not None and not (isinstance(self.field, str) and self.field):
-            raise ValueError(f"text: field={self.field!r}, wanted a name, or None")
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self):
+        if not self.lengths or len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"eval_lengths={self.eval_lengths!r}, wanted at least one length, and each once")
+        if self.stream and self.positions == "window":
+            raise ValueError("positions='window', wanted 'document' (the only one for stream=True), or None")
         data.check(self.source, field=self.field, held_out=self.held_out)
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """`eval_lengths` with the default filled in."""
+        lengths = self.length if self.eval_lengths is None else self.eval_lengths
+        return lengths if isinstance(lengths, tuple) else (lengths,)
+
+    @property
+    def from_document(self) -> bool:
+        """Whether positions count from a document's first token, also where that is in an earlier row."""
+        return (self.positions or ("document" if self.stream else "window")) == "document"
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -123,8 +113,8 @@ class Text(Task):
     @property
     def max_length(self) -> int:
         """How many positions there are: tokens of the longest row, or of the longest document where positions count through it."""
-        longest = max(self.length, *self.eval_lengths)
-        if self.positions == "window":
+        longest = max(self.length, *self.lengths)
+        if not self.from_document:
             return longest
         return max(longest, *(split.longest for split in self.corpus.splits.values()))
 
@@ -157,7 +147,7 @@ class Text(Task):
                 settings={"length": length},
                 bytes_per_target=_bytes_per_target(self.corpus.splits[HELD_OUT]),
             )
-            for segment, length in enumerate(self.eval_lengths if self._stretches.count else ())
+            for segment, length in enumerate(self.lengths if self._stretches.count else ())
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -223,7 +213,7 @@ class Text(Task):
             segments += 1
         places = np.arange(len(starts))
         positions = places - np.maximum.accumulate(np.where(starts, places, 0))
-        if self.positions == "document" and len(starts):
+        if self.from_document and len(starts):
             own = split.starts[np.searchsorted(split.starts, begin, side="right") - 1]
             positions = np.where(segments == 1, places + (begin - own), positions)
         return Row(tokens[:-1], tokens[1:], segments, positions, np.ones(len(starts)))
@@ -251,7 +241,7 @@ class Text(Task):
     @cached_property
     def _stretches(self) -> "Stretches":
         """Which held-out tokens an evaluation predicts."""
-        targets, longest = self.corpus.splits[HELD_OUT].targets, max(self.eval_lengths)
+        targets, longest = self.corpus.splits[HELD_OUT].targets, max(self.lengths)
         wanted = targets if self.eval_tokens is None else min(targets, self.eval_tokens)
         return Stretches(targets, longest, -(-wanted // longest))
 

@@ -1,7 +1,7 @@
 """A task whose batches are read on the host, small enough to know them by heart: row r of batch s counts on from batch s - 1."""
 
-import dataclasses
 import threading
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,17 +10,23 @@ from seqzoo.tasks import BatchSpec, Slice
 
 
 @tasks.registry.register("counting")
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Counting(tasks.Task):
     """Token t of row r of batch s is (a r + s length + t) mod 16; a document ends every `document` tokens."""
 
-    on_host = True
+    on_host: ClassVar[bool] = True
     length: int = 8
     batch_size: int = 8
     document: int = 5
     bad: int | None = None  # the batch whose weights are infinite
-    stateful: bool = False
-    vocab_size = 16
+    stream: bool = False
+
+    @property
+    def vocab_size(self):
+        return 16
+
+    @property
+    def stateful(self):
+        return self.stream
 
     @property
     def max_length(self):

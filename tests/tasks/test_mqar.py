@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqzoo.registry import SpecError
+from seqzoo.specs import SpecError
 from seqzoo.tasks import MQAR, create, registry
 
 SPECS = {
@@ -230,14 +230,14 @@ def test_settings_survive_json_and_tasks_are_values():
         ({"eval_pairs": 17}, "eval_pairs=17"),
         ({"eval_length": 32}, "eval_length=32 is given without eval_pairs"),
         ({"length": (64, 128), "eval_pairs": 4}, "wanted eval_length too"),
-        ({"pairs": 0}, "pairs=0, wanted a whole number"),
+        ({"pairs": 0}, "pairs=0, wanted int in"),
         ({"pairs": ()}, "has 0 values"),
         ({"pairs": (4, 4)}, "wanted each once"),
         ({"pairs": (2, 4), "examples": (100, 100, 100)}, "examples=.* has 3 values"),
         ({"examples": 10}, "examples=10, wanted at least one batch each: batch_size=64"),
         ({"examples": 100, "weights": 2.0}, "not both"),
-        ({"pairs": (2, 4), "weights": (1, 0)}, "weights=.*, wanted numbers above 0"),
-        ({"power": 0.0}, "power=0.0, wanted more than 0"),
+        ({"pairs": (2, 4), "weights": (1, 0)}, "weights=.*, wanted number > 0"),
+        ({"power": 0.0}, "power=0.0, wanted number > 0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"eval_examples": 0}, "eval_examples=0"),
         ({"seed": -1}, "seed=-1"),

@@ -45,10 +45,10 @@ def test_bits_are_fair_and_batches_differ_by_step_split_and_seed():
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("parity(length=0)", "length=0, wanted a whole number of at least 1"),
+        ("parity(length=0)", "length=0, wanted int in"),
         ("parity(eval_length=(40, 40))", "wanted at least one length, and each once"),
         ("parity(eval_length=())", "wanted at least one length"),
-        ("parity(seed=-1)", r"seed=-1, wanted a whole number in \[0"),
+        ("parity(seed=-1)", r"seed=-1, wanted int in \[0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(spec, says):

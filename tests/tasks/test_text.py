@@ -62,7 +62,7 @@ def marked(task):
         splits[name] = data.Split(
             Places(len(split.tokens)), lambda starts=starts: starts, len(starts), split.text_bytes, split.sha256
         )
-    probe = Text(**{field: getattr(task, field) for field in task.__dataclass_fields__})
+    probe = Text(**{field: getattr(task, field) for field in Text.model_fields})
     probe.__dict__["corpus"] = data.Corpus(("marked",), splits, -1, "", {}, 0)
     return probe
 
@@ -323,22 +323,22 @@ def test_the_standard_library_is_the_default():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"length": 0}, "length=0, wanted a whole number of at least 1"),
-        ({"batch_size": True}, "batch_size=True, wanted a whole number"),
-        ({"eval_batch_size": 0}, "eval_batch_size=0, wanted a whole number"),
-        ({"eval_tokens": 1.5}, "eval_tokens=1.5, wanted a whole number"),
+        ({"length": 0}, "length=0, wanted int in"),
+        ({"batch_size": True}, "batch_size=True, wanted int in"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0, wanted int in"),
+        ({"eval_tokens": 1.5}, "eval_tokens=1.5, wanted int in"),
         ({"eval_lengths": (8, 8)}, r"eval_lengths=\(8, 8\), wanted at least one length, and each once"),
         ({"eval_lengths": ()}, "wanted at least one length"),
         ({"stream": 1}, "stream=1, wanted True or False"),
         ({"verify": None}, "verify=None, wanted True or False"),
-        ({"seed": -1}, r"seed=-1, wanted a whole number in \[0"),
-        ({"positions": "row"}, "positions='row', wanted 'window' or 'document', or None"),
+        ({"seed": -1}, r"seed=-1, wanted int in \[0"),
+        ({"positions": "row"}, "positions='row', wanted 'window' or 'document' or None"),
         (
             {"positions": "window", "stream": True},
             r"positions='window', wanted 'document' \(the only one for stream=True\), or None",
         ),
-        ({"field": ""}, "field='', wanted a name, or None"),
-        ({"held_out": 1}, r"held_out=1, wanted a number in \[0, 1\)"),
+        ({"field": ""}, "field='', wanted text or None"),
+        ({"held_out": 1}, r"held_out=1, wanted number in \[0, 1\)"),
         ({"source": "stdlb"}, r"no file or folder 'stdlb'. Did you mean 'stdlib'\?"),
     ],
 )

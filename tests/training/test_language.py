@@ -18,7 +18,7 @@ from seqzoo.model import sharding
 from seqzoo.model.sharding import ShardingError
 from seqzoo.training import feed, losses, metrics, step
 
-STREAM = dict(task="counting(stateful=True)", model__layers=("gla(heads=2)",))
+STREAM = dict(task="counting(stream=True)", model__layers=("gla(heads=2)",))
 
 
 def plan_of(**values):
@@ -122,11 +122,11 @@ def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
 
 def test_a_stream_refuses_mixers_whose_state_grows():
     with pytest.raises(ValueError, match=r"go on from batch to batch need a state of fixed size.*max_length"):
-        plan_of(task="counting(stateful=True)", model__layers=("softmax(heads=2)",))
+        plan_of(task="counting(stream=True)", model__layers=("softmax(heads=2)",))
 
 
 def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state_as_they_were():
-    plan = plan_of(**{**STREAM, "task": "counting(stateful=True, bad=1)"}, optimizer__skip_limit=2)
+    plan = plan_of(**{**STREAM, "task": "counting(stream=True, bad=1)"}, optimizer__skip_limit=2)
     state, run = training.initialise(plan), training.train_step(plan)
     states = []
     with jax.set_mesh(plan.mesh):

@@ -9,7 +9,7 @@ from jax import Array
 
 from seqzoo.kernels.attention import Cache, attention, empty_cache
 from seqzoo.kernels.common import segments
-from seqzoo.mixers.base import Mixer, updated
+from seqzoo.mixers.base import Mixer, next_state
 from seqzoo.nn import LayerNorm, Linear, RMSNorm, check_rotary, rotate
 
 
@@ -101,7 +101,7 @@ class PairwiseAttention(Mixer):
             **carried,
         )
         o = o.reshape(batch, length, -1)
-        return self.out(o if self.r is None else jax.nn.sigmoid(self.r(x)) * o), updated(state, segment_ids, cache=cache)
+        return self.out(o if self.r is None else jax.nn.sigmoid(self.r(x)) * o), next_state(state, segment_ids, cache=cache)
 
     def split(self, x: Array, norm: nnx.Module | None = None) -> Array:
         """[b, t, heads width] -> [b, t, heads, width], behind a norm as wide as a head, as all of them, or none."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.mixers.base import Mixer, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register
 from seqzoo.nn import Linear, ShortConvolution
 
 
@@ -46,7 +46,7 @@ class BaseConv(Mixer):
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         y, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)
-        return y * self.gate(x) + x.astype(y.dtype), updated(state, segment_ids, tail=tail)
+        return y * self.gate(x) + x.astype(y.dtype), next_state(state, segment_ids, tail=tail)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BaseConvState:
         """An empty tail; `max_length` has no bearing on its size."""

@@ -9,7 +9,7 @@ from jax import Array
 
 from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.linear import with_ones
 from seqzoo.nn import Linear, exponential_gates, nonzero
 
@@ -67,10 +67,10 @@ class Aaren(Mixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         o = segments.mask_padding(o[..., :-1] / nonzero(o[..., -1:]), segment_ids).astype(v.dtype)
-        return self.out(o.reshape(x.shape)), updated(state, segment_ids, memory=memory, maximum=gates.maximum[:, -1])
+        return self.out(o.reshape(x.shape)), next_state(state, segment_ids, memory=memory, maximum=gates.maximum[:, -1])
 
     def init_state(self, batch, max_length=None, dtype=None) -> AarenState:
         """An empty sum, with the maximum at -inf; `max_length` has no bearing on its size."""

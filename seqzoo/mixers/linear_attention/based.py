@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.linear import with_ones
 from seqzoo.nn import Linear, taylor, taylor_width
 
@@ -61,11 +61,11 @@ class Based(Mixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         # Every token's weight is ((1 + s)^2 + 1) / 2, so a smaller sum is padding's, or rounded.
         o = o[..., :-1] / jnp.maximum(o[..., -1:], 0.5)
-        return self.out(o.reshape(*x.shape[:2], -1)), updated(state, segment_ids, memory=memory)
+        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BasedState:
         """An empty memory; `max_length` has no bearing on its size."""

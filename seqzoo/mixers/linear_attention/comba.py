@@ -8,7 +8,7 @@ from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_attention.delta import EPS
 from seqzoo.mixers.linear_attention.gated_delta import GatedDeltaMemory
 from seqzoo.nn.delta import delta_rule, unit
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 OUTPUT_GATES = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
 from seqzoo.nn import Linear, RMSNorm, ShortConvolution
 from seqzoo.nn.delta import delta_rule, unit
@@ -99,10 +99,10 @@ class DeltaMemory(Mixer):
         (q, k, v), tails = self.project(x, state, segment_ids)
         beta = self.beta(x)
         strength = self.strongest * jax.nn.sigmoid(beta.astype(jnp.promote_types(beta.dtype, jnp.float32)))
-        settings = {"segment_ids": segment_ids, "implementation": self.implementation, **carried(state)}
+        settings = {"segment_ids": segment_ids, "implementation": self.implementation, **state_kwargs(state)}
         o, memory = self.remember(q, k, v, strength, self.log_decay(x), **settings)
         y = self.gate(x, self.norm(o).reshape(*x.shape[:2], -1))
-        return self.out(y), updated(state, segment_ids, memory=memory, **tails)
+        return self.out(y), next_state(state, segment_ids, memory=memory, **tails)
 
     def init_state(self, batch, max_length=None, dtype=None) -> DeltaState:
         """An empty memory; `max_length` has no bearing on its size."""

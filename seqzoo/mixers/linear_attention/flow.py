@@ -8,7 +8,7 @@ from jax import Array
 
 from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register
 from seqzoo.nn import Linear, nonzero
 
 EPS = 1e-6  # Wu et al. 2022, released code
@@ -84,7 +84,7 @@ class FlowAttention(Mixer):
         source = jnp.exp(jnp.minimum(flow(k, q_sum) / t, 1))
         competition = t * source / nonzero(summed("competition", one, one, source))
         o = allocation * summed("memory", *(z.astype(narrow) for z in (q / (incoming * t), k, competition * v)))
-        return self.out(o.astype(narrow).reshape(x.shape)), updated(state, segment_ids, **leaves)
+        return self.out(o.astype(narrow).reshape(x.shape)), next_state(state, segment_ids, **leaves)
 
     def init_state(self, batch, max_length=None, dtype=None) -> FlowState:
         """Empty sums; `max_length` has no bearing on their size."""

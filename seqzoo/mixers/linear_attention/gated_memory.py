@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, updated
+from seqzoo.mixers.base import Mixer, next_state, state_kwargs
 from seqzoo.nn import Linear, RMSNorm, torch_uniform
 
 SMALL_XAVIER = jax.nn.initializers.variance_scaling(2**-5, "fan_avg", "uniform")  # gain 2^-2.5: Sun et al.'s and Yang et al.'s code
@@ -80,7 +80,7 @@ class GatedMemory(Mixer):
     def attend(self, q, k, v, log_decay, state, segment_ids) -> tuple[Array, Array]:
         """(o [b, t, h, v], the memory after the last token)."""
         settings = {"scale": self.scale, "segment_ids": segment_ids, "implementation": self.implementation}
-        return linear_attention(q, k, v, log_decay=log_decay, **settings, **carried(state))
+        return linear_attention(q, k, v, log_decay=log_decay, **settings, **state_kwargs(state))
 
     def finish(self, x: Array, o: Array) -> Array:
         """y [b, t, d_model] of what was read, o [b, t, h, v]."""
@@ -90,7 +90,7 @@ class GatedMemory(Mixer):
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         o, memory = self.attend(*self.project(x), self.log_decay(x), state, segment_ids)
-        return self.finish(x, o), updated(state, segment_ids, memory=memory)
+        return self.finish(x, o), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MemoryState:
         """An empty memory; `max_length` has no bearing on its size."""

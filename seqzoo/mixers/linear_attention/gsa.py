@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register
 from seqzoo.mixers.linear_attention.gated_memory import log_gate, positive_temperature, widths
 from seqzoo.nn import Linear, RMSNorm
 
@@ -88,7 +88,7 @@ class GatedSlotAttention(Mixer):
         weights = jax.nn.softmax(scores, axis=-1)
         o, values = linear_attention(weights, write, v.astype(write.dtype), log_decay=forget, scale=1.0, **settings, **second)
         o = self.norm(jax.nn.silu(o.reshape(*x.shape[:2], -1))).astype(v.dtype)
-        return self.out(o), updated(state, segment_ids, keys=keys, values=values)
+        return self.out(o), next_state(state, segment_ids, keys=keys, values=values)
 
     def init_state(self, batch, max_length=None, dtype=None) -> GSAState:
         """Empty slots; `max_length` has no bearing on their number."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.gated_memory import MemoryState, empty_memory
 from seqzoo.nn import BoundedGate, Linear, RMSNorm
 
@@ -70,9 +70,9 @@ class HGRN2(Mixer):
             log_decay=heads(log_forget),
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
-        return self.out(self.norm(o.reshape(*x.shape[:2], -1))), updated(state, segment_ids, memory=memory)
+        return self.out(self.norm(o.reshape(*x.shape[:2], -1))), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MemoryState:
         """An empty memory; `max_length` has no bearing on its size."""

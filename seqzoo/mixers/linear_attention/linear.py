@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear
 
 EPS = 1e-6  # Katharopoulos et al. 2020, released code
@@ -55,11 +55,11 @@ class LinearAttention(Mixer):
         if self.normalised:
             v = with_ones(v)
         o, memory = linear_attention(
-            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **carried(state)
+            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **state_kwargs(state)
         )
         if self.normalised:
             o = o[..., :-1] / (o[..., -1:] + EPS)
-        return self.out(o.reshape(*x.shape[:2], -1)), updated(state, segment_ids, memory=memory)
+        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> LinearState:
         """An empty memory; `max_length` has no bearing on its size."""

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear, RMSNorm, ShortConvolution
 from seqzoo.nn.linear import output_init
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, timestep_bias
@@ -109,12 +109,12 @@ class Mamba2(Mixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         y = (o + self.skip[...].astype(x.dtype)[None, None, :, None] * x).reshape(z.shape)
         gate = jax.nn.silu(z)
         y = self.norm(y) * gate if self.norm_before_gate else self.norm(y * gate)
-        return self.out(y), updated(state, segment_ids, memory=memory, tail=tail, bc_tail=bc_tail)
+        return self.out(y), next_state(state, segment_ids, memory=memory, tail=tail, bc_tail=bc_tail)
 
     def init_state(self, batch, max_length=None, dtype=None) -> Mamba2State:
         """An empty memory; `max_length` has no bearing on its size."""

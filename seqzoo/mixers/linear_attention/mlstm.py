@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import normal, zeros
 
-from seqzoo.mixers.base import register, updated
+from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.gated_memory import GatedMemory, MemoryState, empty_memory
 from seqzoo.mixers.linear_attention.linear import with_ones
 from seqzoo.nn import CappedGate, LayerNorm, exponential_gates
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 EPS = 1e-6  # NX-AI's mlstm_kernels, behind the denominator, and the 7B model's norm
 INPUT_GATES = ("exponential", "sigmoid")
@@ -100,7 +100,7 @@ class MLSTM(GatedMemory):
             one = jnp.ones_like(weight) if maximum is None else jnp.exp(-maximum)
             o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + EPS)[..., None]
         leaves = {"memory": memory} if maximum is None else {"memory": memory, "maximum": maximum[:, -1]}
-        return self.finish(x, o), updated(state, segment_ids, **leaves)
+        return self.finish(x, o), next_state(state, segment_ids, **leaves)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MLSTMState | MemoryState:
         """An empty memory, with the maximum at -inf; `max_length` has no bearing on its size."""

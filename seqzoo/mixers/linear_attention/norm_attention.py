@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.gated_memory import MemoryState, empty_memory
 from seqzoo.nn import Linear
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 LOG_NORMALISERS = {  # log eta(n)
     "exp": lambda n: n,
@@ -66,10 +66,10 @@ class NormAttention(Mixer):
         n = self.n(x)
         n = jnp.maximum(n.astype(jnp.promote_types(n.dtype, jnp.float32)), LOWEST)
         o, memory = linear_attention(
-            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **carried(state)
+            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **state_kwargs(state)
         )
         o = (o * jnp.exp(-LOG_NORMALISERS[self.normaliser](n))[..., None]).astype(v.dtype)
-        return self.out(o.reshape(*x.shape[:2], -1)), updated(state, segment_ids, memory=memory)
+        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MemoryState:
         """An empty memory; `max_length` has no bearing on its size."""

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from seqzoo.kernels.common import segments
-from seqzoo.mixers.base import register, updated
+from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.gated_memory import SMALL_XAVIER, GatedMemory
 from seqzoo.nn import check_rotary, rotate
 
@@ -92,7 +92,7 @@ class RetNet(GatedMemory):
             positions = counted if positions is None else positions
             q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
         o, memory = self.attend(q, k, v, self.log_decay(x), state, segment_ids)
-        return self.finish(x, o), updated(state, segment_ids, memory=memory, position=count)
+        return self.finish(x, o), next_state(state, segment_ids, memory=memory, position=count)
 
     def init_state(self, batch, max_length=None, dtype=None) -> RetNetState:
         """An empty memory; `max_length` has no bearing on its size."""

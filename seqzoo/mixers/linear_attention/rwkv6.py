@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
 from seqzoo.nn import LayerNorm, Linear, LowRank, TokenBlend, mixes, small, token_shift
 
@@ -100,10 +100,10 @@ class RWKV6(Mixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         y = jax.nn.silu(self.gate(x_g)) * self.norm(o.reshape(*x.shape[:2], -1))
-        return self.out(y), updated(state, segment_ids, tail=tail, memory=memory)
+        return self.out(y), next_state(state, segment_ids, tail=tail, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> RWKV6State:
         """An empty memory; `max_length` has no bearing on its size."""

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
 from seqzoo.nn import LayerNorm, Linear, LowRank, mixes, token_shift
 from seqzoo.nn.delta import unit
@@ -138,11 +138,11 @@ class RWKV7(Mixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         own = jnp.sum(r * self.bonus[...].astype(r.dtype)[None, None] * k, axis=-1, keepdims=True) * v
         y = self.gate(x_g) * (self.norm(o.reshape(*x.shape[:2], -1)) + own.reshape(*x.shape[:2], -1))
-        return self.out(y), updated(state, segment_ids, tail=tail, memory=memory), streams
+        return self.out(y), next_state(state, segment_ids, tail=tail, memory=memory), streams
 
     def __call__(self, x, **arguments):
         return self.flow(x, self.init_streams(x), **arguments)[:2]

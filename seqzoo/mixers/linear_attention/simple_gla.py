@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.mixers.base import register, updated
+from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.gated_memory import GatedMemory, log_gate, positive_temperature
 from seqzoo.nn import Linear, ShortConvolution
 
@@ -81,7 +81,7 @@ class SimpleGatedLinearAttention(GatedMemory):
             inputs.append(self.split(jax.nn.silu(y)))
             tails.append(tail)
         o, memory = self.attend(*inputs, self.log_decay(x), state, segment_ids)
-        return self.finish(x, o), updated(state, segment_ids, memory=memory, tails=tuple(tails))
+        return self.finish(x, o), next_state(state, segment_ids, memory=memory, tails=tuple(tails))
 
     def convolutions(self) -> tuple[ShortConvolution, ...]:
         """Those of q, k and v; none if conv_width is None."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
-from seqzoo.mixers.base import Mixer, carried, updated
+from seqzoo.mixers.base import Mixer, next_state, state_kwargs
 
 
 class RecurrenceState(NamedTuple):
@@ -37,8 +37,8 @@ class Recurrence(Mixer):
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         decay, written = self.gates(x)
         settings = {"log": self.log_decay, "segment_ids": segment_ids, "implementation": self.implementation}
-        h, memory = linear_recurrence(decay, written, **settings, **carried(state))
-        return self.read(x, h), updated(state, segment_ids, memory=memory)
+        h, memory = linear_recurrence(decay, written, **settings, **state_kwargs(state))
+        return self.read(x, h), next_state(state, segment_ids, memory=memory)
 
     def init_state(self, batch, max_length=None, dtype=None) -> RecurrenceState:
         """Empty cells; `max_length` has no bearing on their number."""
@@ -75,7 +75,7 @@ class ComplexRecurrence(Mixer):
             before = {"initial_state": lax.complex(state.real, state.imaginary), "initial_segment": state.segment}
         settings = {"segment_ids": segment_ids, "implementation": self.implementation}
         h, last = linear_recurrence(decay[None, None], written, **settings, **before)
-        return self.read(x, h.real, h.imag), updated(state, segment_ids, real=last.real, imaginary=last.imag)
+        return self.read(x, h.real, h.imag), next_state(state, segment_ids, real=last.real, imaginary=last.imag)
 
     def init_state(self, batch, max_length=None, dtype=None) -> ComplexState:
         """Both planes zero; `max_length` has no bearing on their size."""
@@ -113,10 +113,10 @@ class BranchedRecurrence(Mixer):
         u, tail = self.conv_1d(self.linear_x(x), tail=tail, segment=segment, segment_ids=segment_ids)
         log_decay, written = self.gates(u, state, segment_ids)
         settings = {"log": True, "segment_ids": segment_ids, "implementation": self.implementation}
-        h, memory = linear_recurrence(log_decay, written, **settings, **carried(state))
+        h, memory = linear_recurrence(log_decay, written, **settings, **state_kwargs(state))
         gate = jax.nn.gelu(self.linear_y(x), approximate=self.approximate_gelu)
         y = self.linear_out(gate * self.read(u, h).astype(gate.dtype))
-        return y, updated(state, segment_ids, memory=memory, tail=tail)
+        return y, next_state(state, segment_ids, memory=memory, tail=tail)
 
     def init_state(self, batch, max_length=None, dtype=None) -> BranchState:
         """Empty cells and tail; `max_length` has no bearing on their size."""

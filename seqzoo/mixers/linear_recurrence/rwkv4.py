@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear, exponential_gates, lerp, mixes, over_larger, token_shift
 
 
@@ -77,7 +77,7 @@ class RWKV4(Mixer):
             jnp.exp(gates.log_write)[..., None] * written,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
         past, _ = token_shift(
             h.reshape(*h.shape[:2], -1),
@@ -88,7 +88,7 @@ class RWKV4(Mixer):
         past_weight, present_weight = (jnp.exp(z)[..., None] for z in over_larger(gates.before, bonus + k))
         read = past_weight * past.reshape(h.shape) + present_weight * written
         y = self.out(jax.nn.sigmoid(r) * (read[..., 0] / read[..., 1]).astype(r.dtype))
-        return y, updated(state, segment_ids, tail=tail, memory=memory, maximum=gates.maximum[:, -1])
+        return y, next_state(state, segment_ids, tail=tail, memory=memory, maximum=gates.maximum[:, -1])
 
     def init_state(self, batch, max_length=None, dtype=None) -> RWKV4State:
         """Empty sums, with the maximum at -inf; `max_length` has no bearing on their size."""

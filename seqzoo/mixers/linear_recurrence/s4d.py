@@ -11,7 +11,7 @@ from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_recurrence.recurrence import ComplexRecurrence
 from seqzoo.nn import GatedOutput, read_out, zero_order_hold
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, log_timestep
-from seqzoo.registry import choice
+from seqzoo.specs import choice
 
 FREQUENCIES = {  # Gu et al. 2022, section 4.3: the imaginary parts of A for n = 0 .. state / 2 - 1, its real parts being -1/2
     "lin": lambda n, state: math.pi * n,

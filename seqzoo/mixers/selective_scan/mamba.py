@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.selective_scan import selective_scan
-from seqzoo.mixers.base import Mixer, carried, register, updated
+from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear, ShortConvolution
 from seqzoo.nn.linear import output_init
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, timestep_bias
@@ -96,9 +96,9 @@ class Mamba(Mixer):
             D=self.skip[...].astype(wide),
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **carried(state),
+            **state_kwargs(state),
         )
-        return self.out(y * jax.nn.silu(z)), updated(state, segment_ids, memory=memory, tail=tail)
+        return self.out(y * jax.nn.silu(z)), next_state(state, segment_ids, memory=memory, tail=tail)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MambaState:
         """An empty state; `max_length` has no bearing on its size."""

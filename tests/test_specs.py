@@ -5,7 +5,7 @@ import re
 import pytest
 
 from seqzoo import channels, mixers
-from seqzoo.registry import Spec, SpecError, parse, split
+from seqzoo.specs import Spec, SpecError, parse, split
 
 
 def test_a_spec_parses_and_writes_itself_back():
@@ -28,8 +28,8 @@ def test_what_is_no_spec_is_refused(text):
     ("registry", "spec", "message"),
     [
         (mixers.registry, "softmx", "no mixer is called 'softmx'. Did you mean 'softmax'?"),
-        (mixers.registry, "softmax(head=4)", "'softmax' has no setting 'head'. Did you mean 'heads'?"),
-        (mixers.registry, "gla(rngs=1)", "'gla' has no setting 'rngs'"),
+        (mixers.registry, "softmax(head=4)", "softmax has no setting 'head'. Did you mean 'heads'?"),
+        (mixers.registry, "gla(rngs=1)", "gla has no setting 'rngs'"),
         (channels.registry, "swigl", "no channel mixer is called 'swigl'. Did you mean 'swiglu'?"),
     ],
 )
