@@ -33,9 +33,9 @@ def gla(config: Config) -> ModelMapping:
     config.ignore("use_gk", "use_gv")  # stored there, and never read
     spec = f"gla({_widths(config, 4, 0.5, 1.0)}, norm_eps={eps_of(config)})"
     gate = {
-        "gk_proj.0.weight": matrix("mixer.gate_down.w"),
-        "gk_proj.1.weight": matrix("mixer.gate_up.w"),
-        "gk_proj.1.bias": copy("mixer.gate_up.b"),
+        "gk_proj.0.weight": matrix("mixer.forget_down.w"),
+        "gk_proj.1.weight": matrix("mixer.forget_up.w"),
+        "gk_proj.1.bias": copy("mixer.forget_up.b"),
     }
     return stack_mapping(config, spec, projections("qkv") | _gated_norm(config) | gate)
 

@@ -61,7 +61,7 @@ class Mixer(Layer):
         raise NotImplementedError
 
 
-def state_kwargs(state: State | None, memory: str = "memory") -> dict[str, Array]:
+def state_kwargs(state: State | None, memory: str = "memory") -> dict[str, Any]:
     """The keyword arguments that hand a state's `memory` leaf to an op."""
     return {} if state is None else {"initial_state": getattr(state, memory), "initial_segment": state.segment}
 

@@ -40,11 +40,8 @@ class Task(Settings):
     on_host: ClassVar[bool] = False  # whether batches are read from files: `rows` on the host, instead of `batch` on the devices
 
     if TYPE_CHECKING:  # a field in some tasks, computed in others
-
-        @property
-        def vocab_size(self) -> int:
-            """Number of token ids."""
-            ...
+        vocab_size: Any = None
+        """Number of token ids."""
 
     @property
     def max_length(self) -> int:

@@ -27,7 +27,7 @@ def hashed(*words: Any) -> Any:
     hash-prospector).
     """
     if not all(isinstance(word, int | np.ndarray) for word in words):
-        words = [jnp.asarray(word, jnp.uint32) for word in words]
+        words = tuple(jnp.asarray(word, jnp.uint32) for word in words)
     x = 0
     for word in words:
         x = _wrapped(x + word + 0x1E3779B9)

@@ -121,7 +121,7 @@ class MQAR(Task):
         rows = jnp.arange(spec.batch, dtype=jnp.int32)
         if training and isinstance(self._order, Endless):
             key = jax.random.fold_in(key, index)  # two folds: step * batch would overflow in long runs
-        elif training:
+        elif training and isinstance(self._order, Epochs):
             rows = self._order.examples(spec.segment, index)
         else:
             rows = index * spec.batch + rows

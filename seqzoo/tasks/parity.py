@@ -42,10 +42,14 @@ class Parity(Task):
     @field_validator("eval_length")
     @classmethod
     def _each_once(cls, value):
-        lengths = value if isinstance(value, tuple) else (value,)
-        if not lengths or len(set(lengths)) < len(lengths):
+        if isinstance(value, tuple) and not 0 < len(set(value)) == len(value):
             raise ValueError("wanted at least one length, and each once")
-        return lengths
+        return value
+
+    @property
+    def eval_lengths(self) -> tuple[int, ...]:
+        """`eval_length` as a tuple."""
+        return self.eval_length if isinstance(self.eval_length, tuple) else (self.eval_length,)
 
     @property
     def vocab_size(self) -> int:
@@ -55,7 +59,7 @@ class Parity(Task):
     @property
     def max_length(self) -> int:
         """The longest example, in training or evaluation."""
-        return max(self.length, *self.eval_length)
+        return max(self.length, *self.eval_lengths)
 
     def spec(self, step: int) -> BatchSpec:
         """The spec of training step `step`: always the same."""
@@ -80,5 +84,5 @@ class Parity(Task):
         size = self.eval_batch_size or self.batch_size
         return tuple(
             Slice(f"length={n}", BatchSpec("eval", i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
-            for i, n in enumerate(self.eval_length)
+            for i, n in enumerate(self.eval_lengths)
         )

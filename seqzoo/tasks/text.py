@@ -147,7 +147,7 @@ class Text(Task):
                 settings={"length": length},
                 bytes_per_target=_bytes_per_target(self.corpus.splits[HELD_OUT]),
             )
-            for segment, length in enumerate(self.lengths if self._stretches.count else ())
+            for segment, length in enumerate(self.lengths if self._stretches.number else ())
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -251,28 +251,28 @@ class Stretches(NamedTuple):
 
     targets: int
     length: int
-    count: int
+    number: int
 
-    def begin(self, number: int) -> int:
+    def begin(self, index: int) -> int:
         """Where a stretch begins."""
-        if self.count * self.length >= self.targets:
-            return number * self.length
-        return number * (self.targets - self.length) // max(1, self.count - 1)
+        if self.number * self.length >= self.targets:
+            return index * self.length
+        return index * (self.targets - self.length) // max(1, self.number - 1)
 
     @property
     def tokens(self) -> int:
         """Tokens in all stretches."""
-        return min(self.count * self.length, self.targets)
+        return min(self.number * self.length, self.targets)
 
     def windows(self, length: int) -> int:
         """How many windows of `length` tokens cut up all stretches."""
-        last = self.targets - self.begin(self.count - 1)
-        return (self.count - 1) * -(-self.length // length) + -(-min(self.length, last) // length)
+        last = self.targets - self.begin(self.number - 1)
+        return (self.number - 1) * -(-self.length // length) + -(-min(self.length, last) // length)
 
     def window(self, length: int, number: int) -> tuple[int, int]:
         """Where a window begins and ends: no later than its stretch, and empty behind the last."""
         stretch, place = divmod(number, -(-self.length // length))
-        if stretch >= self.count:
+        if stretch >= self.number:
             return 0, 0
         end = min(self.begin(stretch) + self.length, self.targets)
         begin = min(self.begin(stretch) + place * length, end)

@@ -1,6 +1,6 @@
-"""Linear attention: softmax attention's kernel replaced by a feature map, so that the past is one matrix."""
+"""Linear attention: a feature map instead of softmax's kernel, so that the past is one matrix per head."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,17 @@ from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
+from seqzoo.mixers.linear_attention.base import Implementation
 from seqzoo.nn import Linear
+from seqzoo.specs import Size
 
 EPS = 1e-6  # Katharopoulos et al. 2020, released code
 
 
 class LinearState(NamedTuple):
-    """What has been written, with the normaliser as one more value column."""
+    """Recurrent state, with the normaliser as one more value column."""
 
-    memory: Array  # [b, h, k, v + 1]
+    matrix: Array  # [b, h, k, v + 1]
     segment: Array  # [b] int32
 
 
@@ -27,51 +29,56 @@ class LinearAttention(Mixer):
         S_t = S_{t-1} + phi(k_t) v_t^T        z_t = z_{t-1} + phi(k_t)        phi(x) = elu(x) + 1
         o_t = phi(q_t)^T S_t / (phi(q_t)^T z_t + eps)        y = W_o [o of all heads]
 
-    Use it as the baseline of all matrix memories: nothing is ever forgotten.
+    Use it as the baseline of all matrix-valued states: nothing is ever forgotten.
 
-    Args:
-      d_model: width of x and y.
-      heads: number of memories, each d_model / heads square.
-      normalised: whether to divide by the sum of weights; False leaves o_t = phi(q_t)^T S_t.
-      implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
       ValueError: heads does not divide d_model.
     Cost: time O(t d^2); state 4 d (d / heads + 1) bytes per row, independent of t.
     """
 
-    def __init__(self, d_model, *, heads=4, normalised=True, implementation=None, dtype=None, param_dtype=jnp.float32, rngs):
-        if d_model % heads:
-            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor")
-        make = lambda axes: Linear(d_model, d_model, axes=axes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
-        self.out = make(("heads", "embed"))
-        self.sizes = (d_model, heads, d_model // heads)
-        self.normalised, self.implementation = normalised, implementation
-        self.dtype = param_dtype if dtype is None else dtype
+    heads: Size = 4
+    """Number of heads; the state of each is d_model / heads square."""
+    normalised: bool = True
+    """Whether to divide by the sum of weights; False leaves o_t = phi(q_t)^T S_t."""
+    implementation: Implementation | tuple[Implementation, ...] | None = None
+    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    def setup(self, rngs, depth):
+        if self.d_model % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide d_model={self.d_model}: set heads to a divisor")
+        self.head_dim = self.d_model // self.heads
+        kwargs = self.factory_kwargs(rngs)
+        self.q, self.k, self.v = (Linear(self.d_model, self.d_model, **kwargs) for _ in range(3))
+        self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        q, k, v = (p(x).reshape(*x.shape[:2], *self.sizes[1:]) for p in (self.q, self.k, self.v))
-        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
-        if self.normalised:
-            v = with_ones(v)
-        o, memory = linear_attention(
-            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **state_kwargs(state)
+        q, k, v = (projection(x).reshape(*x.shape[:2], self.heads, -1) for projection in (self.q, self.k, self.v))
+        o, matrix = linear_attention(
+            jax.nn.elu(q) + 1,
+            jax.nn.elu(k) + 1,
+            append_ones(v) if self.normalised else v,
+            scale=1.0,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **state_kwargs(state, "matrix"),
         )
         if self.normalised:
             o = o[..., :-1] / (o[..., -1:] + EPS)
-        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, memory=memory)
+        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, matrix=matrix)
 
-    def init_state(self, batch, max_length=None, dtype=None) -> LinearState:
-        """An empty memory; `max_length` has no bearing on its size."""
-        _, heads, width = self.sizes
-        dtype = jnp.promote_types(jnp.float32, self.dtype if dtype is None else dtype)
-        return LinearState(jnp.zeros((batch, heads, width, width + self.normalised), dtype), jnp.zeros((batch,), jnp.int32))
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> LinearState:
+        """An empty state; `max_length` has no influence on its size."""
+        shape = (batch, self.heads, self.head_dim, self.head_dim + self.normalised)
+        dtype = jnp.promote_types(jnp.float32, self.cache_dtype(dtype))
+        return LinearState(jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
 
-    def flops(self, batch, length) -> int:
-        d_model, heads, width = self.sizes
-        return batch * length * (8 * d_model**2 + 4 * heads * width * (width + self.normalised))
+    def flops(self, batch, length):
+        return batch * length * (8 * self.d_model**2 + 4 * self.d_model * (self.head_dim + self.normalised))
 
 
-def with_ones(v: Array) -> Array:
-    """v [b, t, h, v] with a column of ones behind it: what a memory writes there is the sum of its weights."""
+def append_ones(v: Array) -> Array:
+    """v [b, t, h, v] with a last column of ones, which sums up the weights of what is written."""
     return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+
+
+with_ones = append_ones  # TRANSITION
