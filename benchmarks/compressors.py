@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from seqzoo import data, tasks, training
-from seqzoo.training import metrics
+from seqzoo.training.run import metrics
 
 COMPRESSORS = {
     "gzip -9": lambda text: gzip.compress(text, 9),
@@ -56,7 +56,7 @@ def documents(task) -> list[bytes]:
 
 def main(settings: Settings) -> None:
     """Compresses, prints a table and writes the JSON."""
-    experiment = training.open_run(settings.run)
+    experiment = training.load_config(settings.run)
     task = tasks.registry.create(experiment.task)
     if not isinstance(task, tasks.Text):
         raise ValueError(f"the run's task is {experiment.task}; wanted text")
@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
         for name, compress in COMPRESSORS.items()
     }
     lines = [line for line in metrics.read(settings.run / "metrics.jsonl") if line["kind"] == "eval"]
-    keys = ("step", "tokens", "seconds", "slice", "loss", "accuracy", "bits_per_byte", "position_loss")
+    keys = ("step", "tokens", "seconds", "eval_set", "loss", "accuracy", "bits_per_byte", "position_loss")
     summary = json.loads((settings.run / "summary.json").read_text())
     record = {
         "trained": json.loads((settings.run / "environment.json").read_text()),

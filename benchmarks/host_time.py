@@ -61,13 +61,13 @@ def experiment(leaves: int, steps: int) -> Experiment:
     raise ValueError(f"leaves={leaves}, wanted fewer")
 
 
-def turns(settings: Settings) -> tuple[training.Plan, dict[str, list[float]]]:
+def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float]]]:
     """Seconds per step of each turn, by name."""
-    plan = training.prepare(experiment(settings.leaves, settings.steps))
+    setup = training.prepare(experiment(settings.leaves, settings.steps))
     metrics = {name: jnp.zeros(()) for name in ("loss", "accuracy", "gradient_norm", "learning_rate")}
     empty = jax.jit(lambda state: ({**state, "step": state["step"] + 1}, metrics), donate_argnums=0)
-    compiled = empty.lower(training.initialise(plan)).compile()
-    loop.evaluator = lambda plan: lambda *_: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in plan.task.slices()}
+    compiled = empty.lower(training.initialise(setup)).compile()
+    loop.evaluator = lambda setup: lambda *_: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in setup.task.eval_sets()}
     began = []
 
     def step(state, batch=None):
@@ -75,14 +75,14 @@ def turns(settings: Settings) -> tuple[training.Plan, dict[str, list[float]]]:
         return compiled(state)
 
     def bare():
-        state = training.initialise(plan)
+        state = training.initialise(setup)
         for _ in range(settings.steps):
             state, _ = step(state)
 
     def whole():
         with tempfile.TemporaryDirectory() as folder:
-            run = loop._Loop(plan, Path(folder), Console(file=io.StringIO()))
-            run.compiled[plan.task.spec(0)] = step
+            run = loop._Loop(setup, Path(folder), Console(file=io.StringIO()))
+            run.compiled[setup.task.spec(0)] = step
             run.run()
 
     seconds = {"empty": [], "loop": []}
@@ -91,15 +91,15 @@ def turns(settings: Settings) -> tuple[training.Plan, dict[str, list[float]]]:
             began.clear()
             turn()
             seconds[name].append((began[-1] - began[0]) / (settings.steps - 1))
-    return plan, seconds
+    return setup, seconds
 
 
 def main(settings: Settings) -> None:
     """Times both in turn, prints and writes the JSON."""
-    plan, seconds = turns(settings)
+    setup, seconds = turns(settings)
     ratio = median(seconds["loop"]) / median(seconds["empty"])
     record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}}
-    record |= {"parameter_leaves": len(jax.tree.leaves(plan.abstract["params"])), "seconds_per_step": seconds, "ratio": ratio}
+    record |= {"parameter_leaves": len(jax.tree.leaves(setup.abstract["params"])), "seconds_per_step": seconds, "ratio": ratio}
     print(", ".join(f"{name} {1e6 * median(each):.0f} us a step" for name, each in seconds.items()) + f"; ratio {ratio:.2f}")
     settings.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {settings.out}")

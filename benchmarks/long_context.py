@@ -24,7 +24,7 @@ from benchmarks import measure  # noqa: E402
 from seqzoo import mixers, training  # noqa: E402
 from seqzoo.config import Experiment, replace  # noqa: E402
 from seqzoo.model import sharding  # noqa: E402
-from seqzoo.training import feed, step  # noqa: E402
+from seqzoo.training import input_pipeline, step  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def train(settings: Settings) -> dict:
             "mesh.fsdp": 1,
             "mesh.seq": devices,
         }
-        plan = training.prepare(replace(Experiment(), values))
-        with jax.set_mesh(plan.mesh):
-            _, batch = next(feed.training(plan, 0, 1))
-            gradients = lambda parameters, batch: step.gradients(plan, parameters, batch, None, jax.random.key(0))[:2]
-            return outcome(gradients, (training.initialise(plan)["params"], batch))
+        setup = training.prepare(replace(Experiment(), values))
+        with jax.set_mesh(setup.mesh):
+            _, batch = next(input_pipeline.train_batches(setup, 0, 1))
+            gradients = lambda parameters, batch: step.gradients(setup, parameters, batch, None, jax.random.key(0))[:2]
+            return outcome(gradients, (training.initialise(setup)["params"], batch))
 
     return {"layers": settings.step_layers, "tokens": settings.step_length} | compared(on(1), on(DEVICES))
 

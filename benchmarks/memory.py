@@ -54,9 +54,9 @@ def main(settings: Settings) -> None:
     for sizes in MESHES:
         model = {f"model.{key}": getattr(settings, key) for key in ("layers", "depth", "d_model", "remat")}
         chosen = {f"mesh.{axis}": size for axis, size in sizes.items()}
-        plan = training.prepare(replace(Experiment(), {**model, **chosen, "task": settings.task}))
-        with jax.set_mesh(plan.mesh):
-            planned = training.train_step(plan).lower(plan.abstract, plan.task.spec(0)).compile().memory_analysis()
+        setup = training.prepare(replace(Experiment(), {**model, **chosen, "task": settings.task}))
+        with jax.set_mesh(setup.mesh):
+            planned = training.train_step(setup).lower(setup.abstract, setup.task.spec(0)).compile().memory_analysis()
         result = {"mesh": sizes, "state_bytes": planned.argument_size_in_bytes, "temporary_bytes": planned.temp_size_in_bytes}
         print(f"{sizes}: state {result['state_bytes'] / 2**20:.0f} MiB, temporaries {result['temporary_bytes'] / 2**20:.0f} MiB")
         record["meshes"].append(result)

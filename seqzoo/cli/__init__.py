@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The trainer's own errors are told from wrong settings below, so it must be there before anything can fail.
-    from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError, distributed
+    from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError
+    from seqzoo.training.run import distributed
 
     try:
         given, arguments = take_flag("--distributed", arguments)  # no setting, as it differs from process to process
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checked(lambda: distributed.initialise(how))
     except UsageError as error:
         return fail(error, 2)
-    console = Console(quiet=how != "off" and not distributed.first())
+    console = Console(quiet=how != "off" and not distributed.is_main_process())
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     name, rest = (first, arguments[1:]) if first in COMMANDS else ("train", arguments)
     try:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, 1)
     except WriteError as error:
         code = fail(error, 1)
-        distributed.leave(code)
+        distributed.abort(code)
         return code
     except (UsageError, FileNotFoundError) as error:
         return fail(error, 2)

@@ -18,10 +18,11 @@ def show_run(folder: str | Path, console: Console) -> None:
     Raises:
       FileNotFoundError: no run.
     """
-    from seqzoo.training import Checkpoints, metrics, open_run
+    from seqzoo.training import Checkpoints, load_config
+    from seqzoo.training.run import metrics
 
     folder = Path(folder)
-    experiment = open_run(folder)
+    experiment = load_config(folder)
     if isinstance(experiment, config.Comparison):
         inside = ", ".join(sorted(str(path.parent) for path in folder.glob("*/*/config.json")))
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
@@ -40,14 +41,14 @@ def show_run(folder: str | Path, console: Console) -> None:
 
 
 def _last(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """The last training line, and the evaluation of every slice at the last step that has one."""
+    """The last training line, and the evaluation of every evaluation set at the last step that has one."""
     training = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     for line in training[-1:]:
         yield f"training at step {line['step']}: {_numbers(line)}"
     for line in evaluations:
         if line["step"] == evaluations[-1]["step"]:
-            yield f"evaluation at step {line['step']}, {line['slice']}: {_numbers(line)}"
+            yield f"evaluation at step {line['step']}, {line['eval_set']}: {_numbers(line)}"
 
 
 def _numbers(line: dict[str, Any]) -> str:

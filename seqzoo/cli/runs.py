@@ -30,7 +30,7 @@ def train(arguments: list[str], console: Console) -> int:
     for experiment, *_ in compare.group_by_label(chosen).values():
         checked(lambda experiment=experiment: training.check(experiment))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
-    folder = training.distributed.from_first(lambda: training.create_folder(run.folder, chosen.name))
+    folder = training.run.distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
     return start(chosen, folder, console)
 
 
@@ -72,7 +72,7 @@ def resume(arguments: list[str], console: Console) -> int:
     from seqzoo import training
 
     folder, words = take_run_folder("resume", arguments)
-    stored = checked(lambda: training.open_run(folder))
+    stored = checked(lambda: training.load_config(folder))
     refuse_distributed_comparison(stored)
     changed, words = CHANGED in words, [word for word in words if word != CHANGED]
     if not words:
@@ -91,12 +91,12 @@ def evaluate(arguments: list[str], console: Console) -> int:
     from seqzoo import training
 
     folder, words = take_run_folder("eval", arguments)
-    stored = one_experiment(checked(lambda: training.open_run(folder)), folder)
+    stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
     chosen = tyro.cli(Evaluation, default=Evaluation(mesh=stored.mesh), args=words, prog=f"train.py eval {folder}", config=FLAGS)
     step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
-    table = Table("slice", *(name.replace("_", " ") for name in shown), title=f"{folder} at step {step}")
+    table = Table("evaluation set", *(name.replace("_", " ") for name in shown), title=f"{folder} at step {step}")
     for name, result in results.items():
         table.add_row(name, *(format(result[key], form) if result.get(key) is not None else "" for key, form in shown.items()))
     console.print(table)
@@ -113,9 +113,9 @@ def one_experiment(stored: config.Config, folder: Path) -> config.Experiment:
 
 def refuse_distributed_comparison(chosen: config.Config) -> None:
     """Raises UsageError if several processes are to run a comparison."""
-    from seqzoo.training import distributed
+    from seqzoo.training.run import distributed
 
-    if isinstance(chosen, config.Comparison) and distributed.several():
+    if isinstance(chosen, config.Comparison) and distributed.is_multiprocess():
         raise UsageError("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
 
 
@@ -129,6 +129,6 @@ def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Me
     else:
         from seqzoo import training
 
-        run = lambda: training.run(chosen, folder, console=console, mesh=mesh, changed=changed)
+        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed)
         checked(run) if changed else run()
     return 0

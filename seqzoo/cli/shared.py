@@ -21,7 +21,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py [CONFIG.py] --sweep optimizer.learning_rate=1e-3,3e-3 --sweep model.layers=gla,softmax: every combination, in one table
 - train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be; with any other settings
   too, where they change the numbers only with --changed
-- train.py eval RUN [--mesh...] [--step N]: evaluate a run's latest checkpoint, or another, and print its slices
+- train.py eval RUN [--mesh...] [--step N]: evaluate a run's latest checkpoint, or another, and print its evaluation sets
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards that the task text reads; go on if that was stopped
 - train.py generate RUN --prompt TEXT [--temperature...]: go on from a text with a run's latest checkpoint, and print it as it comes
 - train.py inspect RUN | CONFIG.py [--settings]: what a run is and how it stands, also while it trains; the model by its parts

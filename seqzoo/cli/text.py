@@ -32,13 +32,13 @@ class Prepare(config.Section):
 def prepare(arguments: list[str], console: Console) -> int:
     """`prepare SOURCE FOLDER [--settings]`."""
     from seqzoo import data
-    from seqzoo.training import distributed
+    from seqzoo.training.run import distributed
 
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     settings = arguments[len(named) :]
     if len(named) != 2 and not {"-h", "--help"} & set(settings):
         raise UsageError("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
-    if distributed.several():
+    if distributed.is_multiprocess():
         raise UsageError("prepare runs in one process, found several; wanted --distributed off")
     prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
     chosen = checked(lambda: tyro.cli(Prepare, args=settings, prog=prog, config=FLAGS))
@@ -63,12 +63,13 @@ def generate(arguments: list[str], console: Console) -> int:
     """`generate RUN --prompt TEXT [--settings]`."""
     from seqzoo import tasks, training
     from seqzoo.generation import text
+    from seqzoo.training.run import distributed
 
-    if training.distributed.several():
+    if distributed.is_multiprocess():
         raise UsageError("generate runs in one process, found several; wanted --distributed off")
     folder, rest = take_run_folder("generate", arguments)
     settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
-    stored = checked(lambda: training.open_run(folder))
+    stored = checked(lambda: training.load_config(folder))
     model = checked(lambda: training.load_model(folder))
     tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.Numbers())
 

@@ -27,26 +27,26 @@ def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
       FileNotFoundError: a folder is no run. ValueError: no run has that metric, or one lacks x; the known names are listed.
     """
     from seqzoo.compare import figures
-    from seqzoo.training import metrics
+    from seqzoo.training.run import metric_writers, metrics
 
     runs = find(folders)
     names = labels(runs)
-    lines = {names[path]: [metrics.flat(line) | line for line in metrics.read(path / "metrics.jsonl")] for path in runs}
+    lines = {names[path]: [metric_writers.flatten(line) | line for line in metrics.read(path / "metrics.jsonl")] for path in runs}
     _check(lines, metric, x)
     return figures.by_position(_last_by_position(lines)) if metric == POSITIONS else figures.curves(lines, metric, x)
 
 
 def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
     """The runs in order; a comparison stands for its runs. Raises FileNotFoundError: no run, or a comparison without runs."""
-    from seqzoo.training import open_run
+    from seqzoo.training import load_config
 
     runs = {}
     for folder in map(Path, folders):
-        held = open_run(folder)
+        held = load_config(folder)
         if isinstance(held, config.Experiment):
             runs[folder] = held
             continue
-        inside = {path.parent: open_run(path.parent) for path in sorted(folder.glob("runs/*/config.json"))}
+        inside = {path.parent: load_config(path.parent) for path in sorted(folder.glob("runs/*/config.json"))}
         if not inside:
             raise FileNotFoundError(f"{folder} holds a comparison without any run yet")
         runs |= inside
@@ -81,10 +81,11 @@ def _check(lines: Mapping[str, Lines], metric: str, x: str) -> None:
 
 
 def _last_by_position(lines: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
-    """The lines with `position_loss` of each run's last evaluation, by label; with several slices the label names the slice."""
+    """The lines with `position_loss` of each run's last evaluation, by label; if there are several evaluation sets, it names the
+    evaluation set."""
     found = {}
     for label, run in lines.items():
         having = [line for line in run if POSITIONS in line]
         last = [line for line in having if line["step"] == having[-1]["step"]]
-        found |= {label if len(last) == 1 else f"{label} {line['slice']}": line for line in last}
+        found |= {label if len(last) == 1 else f"{label} {line['eval_set']}": line for line in last}
     return found

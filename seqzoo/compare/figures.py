@@ -24,7 +24,7 @@ def learning_curves(
       rows: one curve each.
       lines: the metrics.jsonl of every run that `rows` names.
       objective: accuracy or bits per byte.
-      chances: chance level of each slice.
+      chances: chance level of each evaluation set.
     Returns:
       A matplotlib figure.
     """
@@ -40,14 +40,14 @@ def learning_curves(
     left.set(xlabel="step", xlim=(0, None), ylim=(0, None))
     left.set_title("Training loss", fontsize=11.5, color=INK)
     right.set(xlabel="step", xlim=(0, None), **_limits(objective))
-    right.set_title(f"{objective.title.capitalize()}, mean over slices", fontsize=11.5, color=INK)
+    right.set_title(f"{objective.title.capitalize()}, mean over evaluation sets", fontsize=11.5, color=INK)
     _chance(right, _level(chances))
     _end_labels(right, ends, looks)
     return figure
 
 
 def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
-    """One curve per run: a panel for the metric in training, and one for its mean over slices in evaluation.
+    """One curve per run: a panel for the metric in training, and one for its mean over evaluation sets in evaluation.
 
     Args:
       lines: the metrics.jsonl of every run, by its label.
@@ -56,7 +56,7 @@ def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
     Returns:
       A matplotlib figure.
     """
-    names = {"train": "training", "eval": "evaluation, mean over slices"}
+    names = {"train": "training", "eval": "evaluation, mean over evaluation sets"}
     found = {kind: {label: _points(run, kind, metric, x) for label, run in lines.items()} for kind in names}
     found = {kind: {label: run for label, run in runs.items() if run} for kind, runs in found.items() if any(runs.values())}
     figure, panels = _figure(len(found), list(lines))
@@ -94,16 +94,16 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
     return figure
 
 
-def slices(
+def eval_sets(
     rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], objective: Objective, chances: Mapping[str, float | None]
 ):
-    """The objective in each slice, against the number of pairs, or another number in which the slices differ.
+    """The objective in each evaluation set, against the number of pairs, or another number in which the evaluation sets differ.
 
     Args:
       rows: one curve each.
-      settings: the settings of each slice.
+      settings: the settings of each evaluation set.
       objective: accuracy or bits per byte.
-      chances: chance level of each slice.
+      chances: chance level of each evaluation set.
     Returns:
       A matplotlib figure.
     """
@@ -113,13 +113,18 @@ def slices(
     order = sorted(places, key=places.get)
     ends = {}
     for row in rows:
-        here = [each for each in order if each in row.slices]
+        here = [each for each in order if each in row.eval_sets]
         style = looks[row.label]
         x = [places[each] for each in here]
         axes.fill_between(
-            x, [row.slices[e].low for e in here], [row.slices[e].high for e in here], color=style.colour, alpha=0.14, linewidth=0
+            x,
+            [row.eval_sets[e].low for e in here],
+            [row.eval_sets[e].high for e in here],
+            color=style.colour,
+            alpha=0.14,
+            linewidth=0,
         )
-        y = [row.slices[e].median for e in here]
+        y = [row.eval_sets[e].median for e in here]
         axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5, linewidth=1.8, clip_on=False)
         ends[row.label] = (x[-1], y[-1])
     if name is None:
@@ -195,7 +200,7 @@ def _figure(panels: int, labels: Sequence[str]):
 
 
 def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
-    """{x: metric}; the mean over the lines of one step, which are the slices of an evaluation."""
+    """{x: metric}; the mean over the lines of one step, which are the evaluation sets of an evaluation."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] == kind and line.get(metric) is not None:
@@ -223,7 +228,7 @@ def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = 
 
 
 def _level(chances: Mapping[str, float | None]) -> float:
-    """The mean chance level; NaN if a slice has none."""
+    """The mean chance level; NaN if an evaluation set has none."""
     return fmean(math.nan if level is None else level for level in chances.values()) if chances else math.nan
 
 
@@ -280,7 +285,8 @@ def move_apart(values: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def _places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:
-    """x coordinate of each slice: the first setting that differs between all slices ("pairs" first), else its index."""
+    """x coordinate of each evaluation set: the first setting that differs between all evaluation sets ("pairs" first), else its
+    index."""
     names = dict.fromkeys(("pairs", *(key for each in settings.values() for key in each)))
     for name in names:
         values = [each.get(name) for each in settings.values()]

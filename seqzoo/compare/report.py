@@ -9,7 +9,7 @@ from seqzoo.compare.tables import caption, format_chance, format_costs
 
 REPORT = "report.md"
 CURVES = "learning_curves.png"
-SLICES = "slices.png"
+EVAL_SETS = "eval_sets.png"
 
 
 def report(
@@ -26,20 +26,20 @@ def report(
     lines = [f"# {comparison.name}", "", f"{finished} of {len(runs)} runs have a result. {caption(runs)}", ""]
     lines += ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for row in rows:
-        cells = [f"`{row.label}`", *(str(row.slices.get(name, "")) for name in levels)]
+        cells = [f"`{row.label}`", *(str(row.eval_sets.get(name, "")) for name in levels)]
         cells += [*([f"{row.rate:g}"] if several else []), *format_costs(row)]
         lines.append("| " + " | ".join(cells) + " |")
     if any(level is not None for level in levels.values()):
         chance = ["chance", *map(format_chance, levels.values())]
         lines.append("| " + " | ".join(chance + [""] * (len(columns) - len(chance))) + " |")
     if several:
-        lines += ["", "## Learning rates", "", f"Mean {title} over slices, median over seeds; the best is in bold.", ""]
+        lines += ["", "## Learning rates", "", f"Mean {title} over evaluation sets, median over seeds; the best is in bold.", ""]
         rates = sorted({run.rate for run in runs})
         lines += ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" + "|---:" * len(rates) + "|"]
         for row in rows:
             show = lambda rate, row=row: f"**{row.rates[rate]:.3f}**" if rate == row.rate else f"{row.rates[rate]:.3f}"
             lines.append(f"| `{row.label}` | " + " | ".join(show(rate) if rate in row.rates else "-" for rate in rates) + " |")
-    figures = {f"{title.capitalize()} in each slice": SLICES} if len(levels) > 1 else {}
+    figures = {f"{title.capitalize()} in each evaluation set": EVAL_SETS} if len(levels) > 1 else {}
     for what, name in (figures | {"Learning curves": CURVES}).items():
         lines += ["", f"![{what}]({name})"]
     lines.append("")

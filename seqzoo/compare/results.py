@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqzoo import config
-from seqzoo.compare.report import CURVES, REPORT, SLICES, report
+from seqzoo.compare.report import CURVES, EVAL_SETS, REPORT, report
 from seqzoo.compare.summary import RATE, SEED, Run, chance_levels, objective_of_runs, summarise
 
 
@@ -39,7 +39,7 @@ def write_results(folder: Path, comparison: config.Comparison, runs: Sequence[Ru
 def write_figures(folder: Path, runs: Sequence[Run]) -> None:
     """Draws the figures for the runs at each label's best learning rate."""
     from seqzoo.compare import figures
-    from seqzoo.training import metrics
+    from seqzoo.training.run import metrics
 
     rows, objective, levels = summarise(runs), objective_of_runs(runs), chance_levels(runs)
     if not rows:
@@ -48,19 +48,19 @@ def write_figures(folder: Path, runs: Sequence[Run]) -> None:
     figures.save(figures.learning_curves(rows, lines, objective, levels), folder / CURVES)
     settings = {name: result["settings"] for run in runs if run.finished for name, result in run.summary["final"].items()}
     if len(settings) > 1:
-        figures.save(figures.slices(rows, settings, objective, levels), folder / SLICES)
+        figures.save(figures.eval_sets(rows, settings, objective, levels), folder / EVAL_SETS)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """One line per finished run and slice."""
+    """One line per finished run and evaluation set."""
     objective = objective_of_runs(runs)
     axes = list(dict.fromkeys(path for run in runs for path in run.point))
     lines = [
         {
             **{"run": run.name, "label": run.label, "learning_rate": run.rate, "seed": run.seed},
             **{path: run.point[path] for path in axes if path not in (RATE, SEED)},
-            **{"slice": name, objective.name: result[objective.name], "loss": result["loss"], "chance": result["chance"]},
-            **{f"slice.{key}": value for key, value in result["settings"].items()},
+            **{"eval_set": name, objective.name: result[objective.name], "loss": result["loss"], "chance": result["chance"]},
+            **{f"eval_set.{key}": value for key, value in result["settings"].items()},
             f"best_{objective.name}": run.summary["best"].get(name, result)[objective.name],
             **{key: run.summary[key] for key in ("parameters", "state_bytes", "tokens_per_second", "step")},
         }

@@ -27,14 +27,14 @@ def run(
     """Trains every experiment of a comparison that has no result yet, and writes results, report and figures.
 
     The folder receives config.json, one folder per experiment under runs/, and after each experiment results.json, results.csv and
-    report.md, at the end also learning_curves.png and, with several slices, slices.png. A second call continues an interrupted
-    comparison. An experiment whose loss is not finite is recorded as diverged, and the other experiments run.
+    report.md, at the end also learning_curves.png and, with several evaluation sets, eval_sets.png. A second call continues an
+    interrupted comparison. An experiment whose loss is not finite is recorded as diverged, and the other experiments run.
 
     Args:
       comparison: base and axes.
       folder: a new folder, or one that an earlier call with the same comparison left.
       console: where to print; None is standard output.
-      run: function that trains one experiment; None: `seqzoo.training.run(experiment, folder, console=console)`.
+      run: function that trains one experiment; None: `seqzoo.training.train(experiment, folder, console=console)`.
     Returns:
       The content of results.json.
     Raises:
@@ -43,7 +43,7 @@ def run(
     from seqzoo import training
 
     console = console or Console()
-    train = run or training.run
+    train = run or training.train
     folder = _open_folder(Path(folder), comparison)
     points = list(comparison.experiments())
     runs = [_new_run(comparison, number, len(points), *each) for number, each in enumerate(points)]

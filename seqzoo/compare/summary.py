@@ -46,9 +46,9 @@ class Row(NamedTuple):
 
     label: str
     rate: float
-    rates: dict[float, float]  # median over seeds of the mean over slices, for every learning rate that finished
-    score: Range  # of the mean over slices
-    slices: dict[str, Range]
+    rates: dict[float, float]  # median over seeds of the mean over evaluation sets, for every learning rate that finished
+    score: Range  # of the mean over evaluation sets
+    eval_sets: dict[str, Range]
     parameters: int
     state_bytes: int
     tokens_per_second: float | None
@@ -85,7 +85,7 @@ def objective_of_runs(runs: Iterable[Run]) -> Objective:
 
 
 def chance_levels(runs: Iterable[Run]) -> dict[str, float | None]:
-    """Chance level of each slice, in order; NaN if runs disagree, None if there is none, as for text."""
+    """Chance level of each evaluation set, in order; NaN if runs disagree, None if there is none, as for text."""
     found: dict[str, set] = {}
     for run in runs:
         for name, result in run.summary.get("final", {}).items() if run.finished else ():
@@ -97,9 +97,9 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     """One row per label, in the order of the runs: the best learning rate by the median over seeds.
 
     A learning rate counts by the median over its seeds of the objective (accuracy, or bits per byte for text) at the end of
-    training, averaged over slices; one learning rate is chosen for all slices, and ties go to the smaller. A run without a result
-    (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the numbers shown do not contain
-    it. Labels without any result have no row.
+    training, averaged over evaluation sets; one learning rate is chosen for all evaluation sets, and ties go to the smaller. A run
+    without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the numbers
+    shown do not contain it. Labels without any result have no row.
     """
     runs = list(runs)
     objective = objective_of_runs(runs)
@@ -116,7 +116,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
         finished = [run for run in by_rate[best] if run.finished]
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
         names = dict.fromkeys(name for run in finished for name in run.summary["final"])
-        slices = {
+        eval_sets = {
             name: _range(run.summary["final"][name][objective.name] for run in finished if name in run.summary["final"])
             for name in names
         }
@@ -127,7 +127,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
                 rate=best,
                 rates=rates,
                 score=_range(score(run) for run in finished),
-                slices=slices,
+                eval_sets=eval_sets,
                 parameters=first["parameters"],
                 state_bytes=first["state_bytes"],
                 tokens_per_second=median(speeds) if speeds else None,

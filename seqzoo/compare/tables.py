@@ -28,7 +28,8 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
-    """The rows for a terminal: accuracy or bits per byte in each slice, the best in bold, and the chance level if there is one.
+    """The rows for a terminal: accuracy or bits per byte in each evaluation set, the best in bold, and the chance level if there is
+    one.
 
     ± is half the distance from the lowest to the highest seed.
     """
@@ -42,12 +43,12 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
         result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
     for name in (*(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
         result.add_column(name, justify="right", no_wrap=True)
-    medians = {name: [row.slices[name].median for row in rows if name in row.slices] for name in levels}
+    medians = {name: [row.eval_sets[name].median for row in rows if name in row.eval_sets] for name in levels}
     best = {name: max(found, key=objective.sort_key, default=None) for name, found in medians.items()}
     for row in rows:
         cells = [Text.assemble(("● ", colour(row.label)), row.label)]
         for name in levels:
-            values = row.slices.get(name)
+            values = row.eval_sets.get(name)
             cells.append(_format_range(values, values.median == best[name]) if values else "")
         result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, format_costs(row)))
     if any(level is not None for level in levels.values()):

@@ -11,13 +11,13 @@ from seqzoo.config.files import Config, load_file, load_json
 from seqzoo.config.generation import Generation
 from seqzoo.config.mesh import Mesh
 from seqzoo.config.model import DType, Model
-from seqzoo.config.optimizer import USERS, Optimizer
+from seqzoo.config.optimizer import APPLIES_TO, Optimizer
 from seqzoo.config.run import Run
-from seqzoo.config.training import WEIGHTLESS, Training
+from seqzoo.config.training import NUMERICALLY_NEUTRAL, Training
 
 __all__ = [
-    "USERS",
-    "WEIGHTLESS",
+    "APPLIES_TO",
+    "NUMERICALLY_NEUTRAL",
     "Comparison",
     "Config",
     "ConfigError",

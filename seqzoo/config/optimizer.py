@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from seqzoo.config.base import Section
 
 # The settings that only some update rules, and only some schedules, have a use for.
-USERS = {
+APPLIES_TO = {
     "betas": ("name", ("adamw", "adamp", "lamb", "lion", "muon")),
     "epsilon": ("name", ("adamw", "adamp", "lamb", "muon")),
     "momentum": ("name", ("sgd", "muon")),
@@ -23,7 +23,7 @@ class Optimizer(Section):
 
     name: Literal["adamw", "adamp", "lamb", "lion", "sgd", "adafactor", "muon"] = "adamw"
     """The update rule. "muon" acts on the matrices of the blocks, and AdamW on all else; "adafactor" takes the learning rate as
-    relative to the size of each parameter; "sgd" has momentum. The formulas are in seqzoo/training/optimizer.py."""
+    relative to the size of each parameter; "sgd" has momentum. The formulas are in seqzoo/training/optim/optimizer.py."""
     learning_rate: float = Field(1e-3, gt=0)
     """The largest learning rate, reached at the end of the warm-up."""
     schedule: Literal["constant", "linear", "cosine", "wsd", "rsqrt"] = "cosine"
@@ -52,13 +52,14 @@ class Optimizer(Section):
     """Variance, at the first step, of Gaussian noise on each number of the clipped gradient. Published: 0.01 to 1."""
     noise_decay: float = Field(0.55, ge=0)
     """The noise's variance is noise / (1 + step)^noise_decay."""
-    batches: str = "1"
+    accumulate_steps: str = "1"
     """How many batches of the task, one step each, make an update: a number, or FROM_STEP:NUMBER, as in "0:1, 1000:2, 3000:4". The
     update is that of all of them at once, by tokens; it comes at the last one's step, and has that step's learning rate."""
     norm_test: float | None = Field(None, gt=0, lt=1)
     """Take more batches for the next update where the gradient's standard deviation is above this part of its norm: the norm test
-    (Lau et al. 2024). `batches` is then where to begin, at least 2. Published: 0.1 to 0.5. None: `batches` alone decides."""
-    most_batches: int = Field(16, ge=2)
+    (Lau et al. 2024). `accumulate_steps` is then where to begin, at least 2. Published: 0.1 to 0.5. None: `accumulate_steps` alone
+    decides."""
+    max_accumulate_steps: int = Field(16, ge=2)
     """How many batches an update has at most by the norm test, which takes powers of two."""
     skip_limit: int | None = Field(None, ge=1)
     """Leave out a step whose loss or gradient norm is not finite, and end the run at so many in a row; None: the first ends it."""
@@ -72,7 +73,7 @@ class Optimizer(Section):
             raise ValueError(f"{value}: wanted both in [0, 1)")
         return value
 
-    @field_validator("batches")
+    @field_validator("accumulate_steps")
     @classmethod
     def _from_step_to_number(cls, value):
         parts = _numbers(value)
@@ -89,8 +90,8 @@ class Optimizer(Section):
 
     @property
     def numbers(self) -> tuple[tuple[int, int], ...]:
-        """`batches` as (first step, number) pairs."""
-        return _numbers(self.batches)
+        """`accumulate_steps` as (first step, number) pairs."""
+        return _numbers(self.accumulate_steps)
 
     @model_validator(mode="after")
     def _norm_test_has_an_estimate_and_room(self):
@@ -99,18 +100,21 @@ class Optimizer(Section):
         first = self.numbers[0][1]
         if len(self.numbers) > 1 or first < 2:
             raise ValueError(
-                f"batches={self.batches!r}, but norm_test={self.norm_test} takes the variance over the batches of an update, "
-                f"and sets their number itself; wanted one number of at least 2"
+                f"accumulate_steps={self.accumulate_steps!r}, but norm_test={self.norm_test} takes the variance over the "
+                f"batches of an update, and sets their number itself; wanted one number of at least 2"
             )
-        if self.most_batches.bit_count() != 1 or self.most_batches <= first:
-            raise ValueError(f"most_batches={self.most_batches}: wanted a power of two above batches={self.batches!r}")
+        if self.max_accumulate_steps.bit_count() != 1 or self.max_accumulate_steps <= first:
+            raise ValueError(
+                f"max_accumulate_steps={self.max_accumulate_steps}: wanted a power of two above "
+                f"accumulate_steps={self.accumulate_steps!r}"
+            )
         return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self):
         idle = {  # setting: (what makes it idle, what would give it a use)
             setting: (f"{by}={getattr(self, by)!r}", f"{by} one of {', '.join(users)}")
-            for setting, (by, users) in USERS.items()
+            for setting, (by, users) in APPLIES_TO.items()
             if getattr(self, by) not in users
         }
         if self.schedule == "rsqrt" and self.cooldown_fraction is None:
@@ -118,7 +122,7 @@ class Optimizer(Section):
         if not self.noise:
             idle["noise_decay"] = (f"noise={self.noise}", "noise above 0")
         if self.norm_test is None:
-            idle["most_batches"] = ("norm_test=None", "a norm_test")
+            idle["max_accumulate_steps"] = ("norm_test=None", "a norm_test")
         if self.skip_limit is None:
             idle["skip_spikes"] = ("skip_limit=None", "a skip_limit")
         for setting, (why, instead) in idle.items():
@@ -134,9 +138,9 @@ class Optimizer(Section):
         return self
 
 
-def _numbers(batches: str) -> tuple[tuple[int, int], ...]:
-    """What `batches` says, "0:1, 1000:2" as ((0, 1), (1000, 2)), "4" as ((0, 4),); () of what is neither."""
-    parts = [re.fullmatch(r"\s*(?:(\d+):)?(\d+)\s*", part) for part in batches.split(",")]
+def _numbers(accumulate_steps: str) -> tuple[tuple[int, int], ...]:
+    """What `accumulate_steps` says, "0:1, 1000:2" as ((0, 1), (1000, 2)), "4" as ((0, 4),); () of what is neither."""
+    parts = [re.fullmatch(r"\s*(?:(\d+):)?(\d+)\s*", part) for part in accumulate_steps.split(",")]
     if not all(parts) or (len(parts) > 1 and any(part[1] is None for part in parts)):
         return ()
     return tuple((int(part[1] or 0), int(part[2])) for part in parts)

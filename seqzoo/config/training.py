@@ -12,7 +12,7 @@ class Training(Section):
     """Optimizer steps in all."""
     seed: int = 0
     """Of the initial parameters and of dropout. The data have their own seed, in the task."""
-    accumulate: int = Field(1, ge=1)
+    micro_batches: int = Field(1, ge=1)
     """Into how many micro-batches a batch is cut, one after the other: memory of one, the gradient of the whole batch."""
     loss_chunk: int | None = Field(None, ge=1)
     """Tokens of a row whose logits are there at once; None: all. Fewer need less memory, and the head's product once more."""
@@ -23,8 +23,8 @@ class Training(Section):
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations; there is one at the end as well."""
     stop_above: float | None = Field(None, ge=0, lt=1)
-    """End as soon as an evaluation's accuracy, averaged over slices, is above this; None: never. The schedule stays that of all
-    steps."""
+    """End as soon as an evaluation's accuracy, averaged over evaluation sets, is above this; None: never. The schedule stays that
+    of all steps."""
     stop_after_steps: int | None = Field(None, ge=1)
     """End this start of the run, with a checkpoint, after so many steps of it; `train.py resume` goes on for as many again. The
     schedule stays that of all steps. None: go on to the end."""
@@ -38,11 +38,11 @@ class Training(Section):
     """Whether the checkpoint of the best evaluation stays as well: highest mean accuracy, or of text fewest bits per byte."""
     log_every: int = Field(25, ge=1)
     """Steps between training lines in metrics.jsonl and, where the output is no terminal, on the console."""
-    watch: bool = False
+    module_norms: bool = False
     """Whether these lines have norms by module, of gradient and parameters: embedding, mixer and channel of every layer, head."""
 
 
 # What a run may change on its way without changing a number of it.
-WEIGHTLESS = {
+NUMERICALLY_NEUTRAL = {
     f"training.{name}" for name in ("stop_after_steps", "checkpoint_every", "checkpoint_minutes", "keep", "keep_best", "log_every")
 }

@@ -17,20 +17,20 @@ register = registry.register
 class BatchSpec(NamedTuple):
     """The static side of a batch: hashable, so that one jitted function per spec makes all its batches."""
 
-    split: str  # "train", or the name of an evaluation slice
+    split: str  # "train", or the name of an evaluation set
     segment: int  # which of the task's data segments
     batch: int  # rows
     length: int  # tokens per row
 
 
-class Slice(NamedTuple):
+class EvalSet(NamedTuple):
     """A named evaluation set: `batches` batches of one spec."""
 
     name: str
     spec: BatchSpec
     batches: int
     chance: float | None  # accuracy of a guesser that knows the task but not the example, in [0, 1]; None: nobody could say
-    settings: dict[str, Any]  # what sets the slice apart, for tables and plots: {"pairs": 8, "length": 64}
+    settings: dict[str, Any]  # what sets the evaluation set apart, for tables and plots: {"pairs": 8, "length": 64}
     bytes_per_target: float | None = None  # of text: how many bytes a target stands for on average
 
 
@@ -69,7 +69,7 @@ class Task(Settings):
         """Those rows of the batch of that spec at `index`, keys as in `batch`. Several threads call it at once."""
         raise NotImplementedError
 
-    def slices(self) -> tuple[Slice, ...]:
+    def eval_sets(self) -> tuple[EvalSet, ...]:
         """The named evaluation sets."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ from jax import Array
 from pydantic import model_validator
 
 from seqzoo.specs import Length, Positive, Seed
-from seqzoo.tasks.base import BatchSpec, Slice, Task, register
+from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
 from seqzoo.tasks.epochs import Endless, Epochs
 from seqzoo.tasks.sampling import uniform_without_replacement, weighted_without_replacement
 
@@ -49,8 +49,8 @@ class MQAR(Task):
     Raises:
       SpecError: a setting outside its range, by name, with the value found and the one wanted.
 
-    The chance level of every slice is 1 / (V/2): a guesser who knows the value alphabet and not the example. (One who answers with
-    any of the values on show reaches 1 / pairs without having learnt which belongs to which key.)
+    The chance level of every evaluation set is 1 / (V/2): a guesser who knows the value alphabet and not the example. (One who
+    answers with any of the values on show reaches 1 / pairs without having learnt which belongs to which key.)
 
     Cost: O(K^2 + L) time and memory per example, whatever V; no tables are kept.
     """
@@ -132,12 +132,12 @@ class MQAR(Task):
             scored = scored & (rows < self.eval_examples)[:, None]
         return {"tokens": tokens, "targets": targets, "weights": scored.astype(jnp.float32)}
 
-    def slices(self) -> tuple[Slice, ...]:
+    def eval_sets(self) -> tuple[EvalSet, ...]:
         """The evaluation sets: "pairs=8", or "length=128,pairs=8" where lengths vary."""
         size = self.eval_batch_size or self.batch_size
         varying = len({shape.length for shape in self._evaluation}) > 1
         return tuple(
-            Slice(
+            EvalSet(
                 name=f"length={shape.length},pairs={shape.pairs}" if varying else f"pairs={shape.pairs}",
                 spec=BatchSpec("eval", segment, size, shape.length),
                 batches=-(-self.eval_examples // size),

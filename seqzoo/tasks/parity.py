@@ -6,7 +6,7 @@ from jax import Array
 from pydantic import field_validator
 
 from seqzoo.specs import Length, Seed
-from seqzoo.tasks.base import BatchSpec, Slice, Task, register
+from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
 
 
 @register("parity")
@@ -79,10 +79,10 @@ class Parity(Task):
             scored &= (index * spec.batch + jnp.arange(spec.batch) < self.eval_examples)[:, None]
         return {"tokens": tokens, "targets": jnp.cumsum(tokens, axis=1) % 2, "weights": scored.astype(jnp.float32)}
 
-    def slices(self) -> tuple[Slice, ...]:
+    def eval_sets(self) -> tuple[EvalSet, ...]:
         """The evaluation sets, "length=256" and so on."""
         size = self.eval_batch_size or self.batch_size
         return tuple(
-            Slice(f"length={n}", BatchSpec("eval", i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
+            EvalSet(f"length={n}", BatchSpec("eval", i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
             for i, n in enumerate(self.eval_lengths)
         )

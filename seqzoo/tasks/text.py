@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from seqzoo import data
 from seqzoo.data import Corpus, Split, Tokenizer
 from seqzoo.specs import Length, Rate, Seed
-from seqzoo.tasks.base import BatchSpec, Slice, Task, register
+from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
 from seqzoo.tasks.epochs import bijection, hashed
 
 HELD_OUT = "held_out"
@@ -135,11 +135,11 @@ class Text(Task):
         """The spec of training step `step`: always the same."""
         return BatchSpec("train", 0, self.batch_size, self.length)
 
-    def slices(self) -> tuple[Slice, ...]:
+    def eval_sets(self) -> tuple[EvalSet, ...]:
         """The evaluation sets, "held-out length=1024" and so on; none without held-out documents. All score the same tokens."""
         size = self.eval_batch_size or self.batch_size
         return tuple(
-            Slice(
+            EvalSet(
                 name=f"held-out length={length}",
                 spec=BatchSpec(HELD_OUT, segment, size, length),
                 batches=-(-self._stretches.windows(length) // size),

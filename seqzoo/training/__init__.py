@@ -1,33 +1,43 @@
-"""One trainer for all: `run(experiment, folder)` trains or resumes, `evaluate_run(folder)` looks at what came out."""
+"""One trainer for all: `train(experiment, folder)` starts or resumes a run, `evaluate_run(folder)` evaluates its checkpoints.
+
+loop             the training run from top to bottom
+step             one training step, one evaluation batch
+state            from an experiment to a training state: a plain dict of arrays with shardings
+loss             cross-entropy, chunked over time
+input_pipeline   batches made on the devices, or read on the host ahead of time
+module_norms     norms of gradient and parameters by module
+restore          the trained model of a run folder
+optim/           update rules, schedules, gradient accumulation, skipped steps, sharding of the optimizer's state
+run/             run folders, checkpoints, metrics, signals, processes, profiling, throughput
+"""
 
 from seqzoo.data.atomic_io import WriteError
-from seqzoo.training.checkpoint import CheckpointError, Checkpoints
-from seqzoo.training.folder import create as create_folder
-from seqzoo.training.folder import environment, open_run, refuse_changes
-from seqzoo.training.loop import Diverged, check, run
-from seqzoo.training.signals import Interrupted
-from seqzoo.training.state import Plan, build, initialise, prepare
+from seqzoo.training.loop import Diverged, check, train
+from seqzoo.training.restore import evaluate_run, load_model
+from seqzoo.training.run.checkpoint import CheckpointError, Checkpoints
+from seqzoo.training.run.run_dir import create_run_dir, environment, load_config, refuse_changes
+from seqzoo.training.run.signals import Interrupted
+from seqzoo.training.state import TrainSetup, build, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
-from seqzoo.training.trained import evaluate_run, load_model
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Diverged",
     "Interrupted",
-    "Plan",
+    "TrainSetup",
     "WriteError",
     "build",
     "check",
-    "create_folder",
+    "create_run_dir",
     "environment",
     "evaluate_run",
     "evaluator",
     "initialise",
+    "load_config",
     "load_model",
-    "open_run",
     "prepare",
     "refuse_changes",
-    "run",
+    "train",
     "train_step",
 ]

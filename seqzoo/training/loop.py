@@ -15,17 +15,17 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
 from seqzoo.tasks.base import BatchSpec
-from seqzoo.training import distributed, feed, profiling, record, sinks, watch
-from seqzoo.training import folder as folders
-from seqzoo.training.checkpoint import Checkpoints
-from seqzoo.training.clock import Clock
-from seqzoo.training.profiling import Profiler
+from seqzoo.training import input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
-from seqzoo.training.record import Record
-from seqzoo.training.signals import Interrupted, StopSignals
-from seqzoo.training.state import Plan, State, initialise, prepare
+from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
+from seqzoo.training.run.checkpoint import Checkpoints
+from seqzoo.training.run.clock import Clock
+from seqzoo.training.run.metrics import Metrics
+from seqzoo.training.run.mfu import mfu, training_flops
+from seqzoo.training.run.profiling import Profiler
+from seqzoo.training.run.signals import Interrupted, StopSignals
+from seqzoo.training.state import State, TrainSetup, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
-from seqzoo.training.utilisation import mfu, training_flops
 
 
 class Diverged(FloatingPointError):
@@ -35,7 +35,7 @@ class Diverged(FloatingPointError):
     """
 
 
-def run(
+def train(
     experiment: config.Experiment,
     folder: str | Path,
     *,
@@ -54,46 +54,47 @@ def run(
     Returns:
       What is also in the folder's summary.json: "finished", "early" (finished before the last step, by training.stop_above),
       "step", "parameters" (their number), "state_bytes" (decode memory per row at the task's longest length), "tokens_per_second"
-      (median, without compilation; None if too few steps ran to tell), "final" and "best" ({slice: {"accuracy", "loss", "chance",
-      "settings"}}, of text with "bits_per_byte", of the last evaluation and of the best one by accuracy, or by bits per byte).
+      (median, without compilation; None if too few steps ran to tell), "final" and "best" ({eval set: {"accuracy", "loss",
+      "chance", "settings"}}, of text with "bits_per_byte", of the last evaluation and of the best one by accuracy, or by bits per
+      byte).
     Raises:
       ValueError: settings that do not fit, or a folder that holds something else. Diverged: no longer finite.
       CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.
       WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
-    console = console or Console(quiet=not distributed.first())
-    profiling.use_cache(experiment.run.compilation_cache)
-    plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
-    distributed.check_mesh(plan.mesh)
-    sinks.check(experiment.run.log)
-    enter = lambda: folders.enter(folder, experiment, mesh, data=plan.task.fingerprint(), changed=changed)
-    folder = distributed.from_first(enter)
-    finished = distributed.from_first(lambda: record.finished(folder, experiment.training.steps))
-    return finished or _Loop(plan, folder, console).run()
+    console = console or Console(quiet=not distributed.is_main_process())
+    profiling.enable_compilation_cache(experiment.run.compilation_cache)
+    setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    distributed.check_mesh(setup.mesh)
+    metric_writers.check(experiment.run.log)
+    enter = lambda: run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed)
+    folder = distributed.from_main_process(enter)
+    finished = distributed.from_main_process(lambda: metrics.finished_summary(folder, experiment.training.steps))
+    return finished or _Loop(setup, folder, console).run()
 
 
 def check(experiment: config.Experiment) -> None:
     """Raises ValueError if the experiment does not fit its task, its model, the devices or what is installed. Writes nothing."""
-    sinks.check(experiment.run.log)
+    metric_writers.check(experiment.run.log)
     prepare(experiment)
 
 
 class _Loop:
     """A run under way: the state and everything that watches it."""
 
-    def __init__(self, plan: Plan, folder: Path, console: Console):
-        self.plan = plan
-        self.settings = plan.experiment.training
+    def __init__(self, setup: TrainSetup, folder: Path, console: Console):
+        self.setup = setup
+        self.settings = setup.experiment.training
         self.folder = folder
-        about = {"config": plan.experiment.model_dump(mode="json"), "git": folders.git_revision()}
+        about = {"config": setup.experiment.model_dump(mode="json"), "git": run_dir.git_revision()}
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about)
         self.console = console
-        self.jitted = train_step(plan)
+        self.jitted = train_step(setup)
         self.compiled: dict[BatchSpec, Compiled] = {}
-        self.evaluate = evaluator(plan)
-        self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(plan.mesh, jax.P()))
-        self.flops = training_flops(plan.model(plan.abstract["params"]).flops)
-        self.profiler = Profiler(plan.experiment.run.window, folder)
+        self.evaluate = evaluator(setup)
+        self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(setup.mesh, jax.P()))
+        self.flops = training_flops(setup.model(setup.abstract["params"]).flops)
+        self.profiler = Profiler(setup.experiment.run.window, folder)
         self.pending = None  # (step, metrics on the devices, spec), dispatched and not yet read
 
     def run(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class _Loop:
             with self.checkpoints:
                 state = self.begin()
                 end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
-                with contextlib.closing(self.record), contextlib.closing(self.profiler):
+                with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
         except WriteError as error:
             again = f"when that is mended, go on with: train.py resume {self.folder}"
@@ -110,34 +111,34 @@ class _Loop:
 
     def begin(self) -> State:
         """The state where the run stands."""
-        for note in self.plan.task.notes():
-            self.say(f"note: {note}")
-        if self.plan.mesh.size < jax.device_count():
-            self.say(f"note: the mesh uses {self.plan.mesh.size} of {jax.device_count()} devices")
-        state = self.checkpoints.resume(self.plan.abstract, self.say)
+        for note in self.setup.task.notes():
+            self.print(f"note: {note}")
+        if self.setup.mesh.size < jax.device_count():
+            self.print(f"note: the mesh uses {self.setup.mesh.size} of {jax.device_count()} devices")
+        state = self.checkpoints.resume(self.setup.abstract, self.print)
         if state is not None:
-            self.say(f"resuming {self.folder} at step {int(state['step'])}")
+            self.print(f"resuming {self.folder} at step {int(state['step'])}")
         else:
-            state = initialise(self.plan)
+            state = initialise(self.setup)
         self.step = int(state["step"])
-        self.record = Record(self.plan, self.folder, self.step)
-        self.clock = Clock(earlier=self.record.seconds)
-        self.tokens = sum(spec.batch * spec.length for spec in map(self.plan.task.spec, range(self.step)))
-        self.checkpoints.best = self.record.best() if self.settings.keep_best else None
+        self.metrics = Metrics(self.setup, self.folder, self.step)
+        self.clock = Clock(earlier=self.metrics.seconds)
+        self.tokens = sum(spec.batch * spec.length for spec in map(self.setup.task.spec, range(self.step)))
+        self.checkpoints.best = self.metrics.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
         return state
 
     def train(self, state: State, end: int) -> dict[str, Any]:
         """From a state to the summary of the run behind its last step here."""
         with (
-            jax.set_mesh(self.plan.mesh),
+            jax.set_mesh(self.setup.mesh),
             Reporter(self.console, self.step, self.settings.steps) as self.reporter,
-            StopSignals(self.say) as signals,
+            StopSignals(self.print) as signals,
         ):
             self.stopping = signals.stopping
-            self.look(state)  # a run stopped between a checkpoint and its evaluation owes the evaluation
-            for spec, batch in self.clock.waiting(feed.training(self.plan, self.step, end)):
-                if self.stopping() or self.above():
+            self.maybe_evaluate(state)  # a run stopped between a checkpoint and its evaluation owes the evaluation
+            for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
+                if self.stopping() or self.should_stop_early():
                     break
                 step = self.compiled.get(spec) or self.compile(state, spec, batch)
                 self.profiler.at(self.step, state)
@@ -146,39 +147,39 @@ class _Loop:
                 # Step N is on its way; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
                 self.read_pending()
                 self.pending = (self.step, metrics, spec)
-                if any(map(self.due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
+                if any(map(self.is_due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
                     self.read_pending()
-                if self.due(self.settings.checkpoint_every) or self.late():
+                if self.is_due(self.settings.checkpoint_every) or self.checkpoint_overdue():
                     self.save(state)
-                self.look(state)
+                self.maybe_evaluate(state)
             self.read_pending()
             self.save(state)
             self.checkpoints.wait()  # what follows says that it is there
-            ended = self.step == self.settings.steps or self.above()
-            summary = self.summarise(finished=ended and self.record.evaluated == self.step)
+            ended = self.step == self.settings.steps or self.should_stop_early()
+            summary = self.summarise(finished=ended and self.metrics.evaluated == self.step)
             if not summary["finished"]:
-                self.say(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
+                self.print(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
                 if signals.caught is not None:
                     raise Interrupted(signals.caught, self.step)
         return summary
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line that stays. Never interpreted as markup: specs may hold brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
         """Whether something done every so many steps, and at the end, is due after the current step."""
         return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
-    def compile(self, state: State, spec: BatchSpec, batch: feed.Batch | None) -> Compiled:
+    def compile(self, state: State, spec: BatchSpec, batch: input_pipeline.Batch | None) -> Compiled:
         """The step for batches of that spec; the first says what memory it will need, before it runs."""
         with self.clock.phase("compile"):
             lowered = self.jitted.lower(state, spec, batch)
             self.compiled[spec] = compiled = lowered.compile()
         if len(self.compiled) == 1:
-            self.say(f"memory of a step: {profiling.memory(compiled) or 'not told by this backend'}")
-            if self.plan.experiment.run.dump_hlo and distributed.first():
-                profiling.dump(lowered, compiled, self.folder)
+            self.print(f"memory of a step: {profiling.memory(compiled) or 'not told by this backend'}")
+            if self.setup.experiment.run.dump_hlo and distributed.is_main_process():
+                profiling.dump_hlo(lowered, compiled, self.folder)
         return compiled
 
     def read_pending(self) -> None:
@@ -189,7 +190,7 @@ class _Loop:
         metrics = jax.device_get(metrics)
         watched = metrics.pop("watched", {})
         metrics = {name: float(value) for name, value in metrics.items()}
-        if not self.acceptable(metrics):
+        if not self.is_acceptable(metrics):
             self.diverged(step, metrics)
         self.clock.tick(spec.batch * spec.length, flops=self.flops(spec))
         self.tokens += spec.batch * spec.length
@@ -202,22 +203,22 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
             more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
-            more |= {name: watch.by_layer(norms) for name, norms in watched.items()}
-            self.record.train(step, **metrics, **more, **self.stamp())
+            more |= {name: module_norms.by_layer(norms) for name, norms in watched.items()}
+            self.metrics.train(step, **metrics, **more, **self.progress())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
 
-    def stamp(self) -> dict[str, float]:
+    def progress(self) -> dict[str, float]:
         """Training tokens so far and seconds so far, what curves may be drawn against."""
         return {"tokens": self.tokens, "seconds": self.clock.total()}
 
     def mfu(self, flops_per_second: float | None) -> float | None:
         """Model FLOPs utilisation at that rate; None where the devices' peak is not known."""
-        model, mesh = self.plan.experiment.model, self.plan.mesh
+        model, mesh = self.setup.experiment.model, self.setup.mesh
         return mfu(flops_per_second, mesh.size, mesh.devices.flat[0], model.dtype or model.param_dtype)
 
-    def acceptable(self, metrics: dict[str, float]) -> bool:
+    def is_acceptable(self, metrics: dict[str, float]) -> bool:
         """Whether a run goes on after a step with these metrics: they are finite, or not too many in a row were left out."""
-        limit = self.plan.experiment.optimizer.skip_limit
+        limit = self.setup.experiment.optimizer.skip_limit
         return all(map(math.isfinite, metrics.values())) if limit is None else metrics["skipped_in_a_row"] < limit
 
     def save(self, state: State) -> None:
@@ -230,16 +231,16 @@ class _Loop:
             self.checkpoints.save(state)
         self.saved_at = time.monotonic()
 
-    def late(self) -> bool:
+    def checkpoint_overdue(self) -> bool:
         """Whether the last checkpoint is older than training.checkpoint_minutes, asked where a line is logged."""
         minutes = self.settings.checkpoint_minutes
-        if minutes is None or not self.due(self.settings.log_every):
+        if minutes is None or not self.is_due(self.settings.log_every):
             return False
-        return distributed.from_first(lambda: time.monotonic() - self.saved_at > 60 * minutes)
+        return distributed.from_main_process(lambda: time.monotonic() - self.saved_at > 60 * minutes)
 
-    def look(self, state: State) -> None:
-        """Evaluates all slices if that is due and not done yet."""
-        if not self.due(self.settings.eval_every) or self.record.evaluated >= self.step:
+    def maybe_evaluate(self, state: State) -> None:
+        """Evaluates all evaluation sets if that is due and not done yet."""
+        if not self.is_due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
             return
         with self.clock.phase("eval"):
             results = self.evaluate(state.get("ema", state["params"]), self.stopping)
@@ -248,17 +249,17 @@ class _Loop:
         losses = {f"{name} loss": result["loss"] for name, result in results.items()}
         if not all(map(math.isfinite, losses.values())):
             self.diverged(self.step, losses)
-        self.record.evaluation(self.step, results, **self.stamp())
+        self.metrics.evaluation(self.step, results, **self.progress())
         self.reporter.evaluation(self.step, results)
-        if self.settings.keep_best and self.record.best() == self.step:
+        if self.settings.keep_best and self.metrics.best() == self.step:
             self.save(state)
             self.checkpoints.best = self.step
 
-    def above(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Whether the run was evaluated where it stands, and came above training.stop_above."""
-        if self.settings.stop_above is None or self.record.evaluated != self.step:
+        if self.settings.stop_above is None or self.metrics.evaluated != self.step:
             return False
-        return self.record.accuracy(self.step) > self.settings.stop_above
+        return self.metrics.accuracy(self.step) > self.settings.stop_above
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Raises Diverged."""
@@ -280,7 +281,7 @@ class _Loop:
     def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
         """Writes and returns summary.json."""
         rates = {"tokens_per_second": self.clock.tokens_per_second(), "mfu": self.mfu(self.clock.flops_per_second())}
-        return self.record.summarise(finished, self.step, **rates, seconds=self.clock.phases(), **more)
+        return self.metrics.summarise(finished, self.step, **rates, seconds=self.clock.phases(), **more)
 
 
 def _all_finite(tree) -> jax.Array:

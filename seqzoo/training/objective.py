@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-Evaluation = Mapping[str, Mapping[str, Any]]  # {slice: its numbers}
+Evaluation = Mapping[str, Mapping[str, Any]]  # {eval set: its numbers}
 
 
 class Objective(NamedTuple):
@@ -21,7 +21,7 @@ class Objective(NamedTuple):
         return self.name.replace("_", " ")
 
     def mean(self, evaluation: Evaluation) -> float:
-        """The mean over slices; every slice counts the same."""
+        """The mean over evaluation sets; every evaluation set counts the same."""
         return fmean(numbers[self.name] for numbers in evaluation.values())
 
     def sort_key(self, value: float) -> float:
@@ -34,7 +34,7 @@ BITS_PER_BYTE = Objective("bits_per_byte", higher=False, worst=8.0)
 
 
 def objective_of(evaluations: Iterable[Evaluation]) -> Objective:
-    """Bits per byte if every slice of every evaluation has them, else the accuracy."""
-    slices = [numbers for evaluation in evaluations for numbers in evaluation.values()]
-    of_text = slices and all(math.isfinite(numbers.get(BITS_PER_BYTE.name, math.nan)) for numbers in slices)
+    """Bits per byte if every evaluation set of every evaluation has them, else the accuracy."""
+    eval_sets = [numbers for evaluation in evaluations for numbers in evaluation.values()]
+    of_text = eval_sets and all(math.isfinite(numbers.get(BITS_PER_BYTE.name, math.nan)) for numbers in eval_sets)
     return BITS_PER_BYTE if of_text else ACCURACY

@@ -32,7 +32,7 @@ class Reporter:
         if self._progress:
             self._progress.stop()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line that stays. Never interpreted as markup: specs may hold brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -49,13 +49,13 @@ class Reporter:
     def line(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
         """A training line where there is no bar."""
         if not self._progress:
-            self.say(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
+            self.print(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """The accuracies of an evaluation, or of text the bits per byte, in one line."""
         objective = objective_of([results])
         shown = "  ".join(f"{name} {each[objective.name]:.3f}" for name, each in results.items())
-        self.say(f"step {step}/{self.steps}  {objective.title} {shown}")
+        self.print(f"step {step}/{self.steps}  {objective.title} {shown}")
 
 
 def _text(metrics, rate, left) -> str:

@@ -16,14 +16,15 @@ from jax.sharding import Mesh, NamedSharding
 from seqzoo import config, tasks
 from seqzoo.model import LanguageModel, ModelState, params, sharding
 from seqzoo.tasks.base import Task
-from seqzoo.training import moments, optimizer
+from seqzoo.training.optim import optimizer
+from seqzoo.training.optim.sharding import optimizer_state_shardings
 
 State = dict[str, Any]
 
 SPECS_CHECKED = 1000  # steps whose batches are checked before the start; later ones are checked when their step is traced
 
 
-class Plan(NamedTuple):
+class TrainSetup(NamedTuple):
     """All that is decided before the first array is made."""
 
     experiment: config.Experiment
@@ -54,7 +55,7 @@ def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
     )
 
 
-def prepare(experiment: config.Experiment) -> Plan:
+def prepare(experiment: config.Experiment) -> TrainSetup:
     """Checks an experiment against task, model and devices, and plans its state. Allocates and writes nothing.
 
     Raises:
@@ -67,7 +68,7 @@ def prepare(experiment: config.Experiment) -> Plan:
             f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {task.max_length} tokens long; "
             f"wanted at least that, or None"
         )
-    if experiment.training.stop_above is not None and not task.slices():
+    if experiment.training.stop_above is not None and not task.eval_sets():
         raise ValueError(
             f"training.stop_above={experiment.training.stop_above}, but {experiment.task} evaluates nothing; wanted None"
         )
@@ -79,7 +80,7 @@ def prepare(experiment: config.Experiment) -> Plan:
     replicated = NamedSharding(mesh, jax.P())
     by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)
     shapes = jax.eval_shape(lambda: _initial(experiment, task, tx))
-    by_moment = moments.shardings(tx, shapes["opt_state"], shapes["params"], by_parameter)
+    by_moment = optimizer_state_shardings(tx, shapes["opt_state"], shapes["params"], by_parameter)
     shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
     if "ema" in shapes:
         shardings["ema"] = by_parameter
@@ -87,26 +88,28 @@ def prepare(experiment: config.Experiment) -> Plan:
         rows = lambda axis: NamedSharding(mesh, jax.P(*[None] * axis, sharding.BATCH_AXES))
         shardings["carry"] = jax.tree.map(rows, shapes["carry"].row_axes())
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
-    return Plan(experiment, task, mesh, graphdef, parameters, tx, abstract)
+    return TrainSetup(experiment, task, mesh, graphdef, parameters, tx, abstract)
 
 
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
     """Raises ShardingError if a batch of training or evaluation does not divide over micro-batches and devices."""
-    count = experiment.training.accumulate
+    count = experiment.training.micro_batches
     for spec in dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED))):
         what = f"task {experiment.task}, training"
         if spec.batch % count:
-            raise sharding.ShardingError(f"{what}: {spec.batch} rows do not divide into training.accumulate={count} micro-batches")
-        micro = what if count == 1 else f"{what}, a micro-batch of training.accumulate={count}"
+            raise sharding.ShardingError(
+                f"{what}: {spec.batch} rows do not divide into training.micro_batches={count} micro-batches"
+            )
+        micro = what if count == 1 else f"{what}, a micro-batch of training.micro_batches={count}"
         sharding.check_batch(mesh, spec.batch // count, spec.length, micro)
-    for part in task.slices():
+    for part in task.eval_sets():
         sharding.check_batch(mesh, part.spec.batch, part.spec.length, f"task {experiment.task}, evaluation {part.name!r}")
 
 
-def initialise(plan: Plan) -> State:
+def initialise(setup: TrainSetup) -> State:
     """The state before the first step, each leaf made where it belongs."""
-    with jax.set_mesh(plan.mesh):
-        return jax.jit(lambda: _initial(plan.experiment, plan.task, plan.tx), out_shardings=plan.shardings)()
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(lambda: _initial(setup.experiment, setup.task, setup.tx), out_shardings=setup.shardings)()
 
 
 def _initial(experiment: config.Experiment, task: Task, tx: optax.GradientTransformation) -> State:

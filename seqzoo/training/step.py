@@ -13,54 +13,58 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from seqzoo.model import ModelState
-from seqzoo.tasks.base import Slice
-from seqzoo.training import feed, growing, guard, losses, optimizer, watch
-from seqzoo.training.state import Plan, State
+from seqzoo.tasks.base import EvalSet
+from seqzoo.training import input_pipeline, loss, module_norms
+from seqzoo.training.optim import gradient_accumulation, optimizer, skip_nonfinite
+from seqzoo.training.state import State, TrainSetup
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, float32 scalars
 
 
 def score(
-    plan: Plan, parameters: dict, batch: Batch, carry: ModelState | None = None, key: Array | None = None
-) -> tuple[losses.PerToken, ModelState | None]:
+    setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None = None, key: Array | None = None
+) -> tuple[loss.PerToken, ModelState | None]:
     """What the model says of every token of a batch, and its state behind it (None if it had none before)."""
     side = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
-    model = plan.model(parameters)
+    model = setup.model(parameters)
     x, carry = model.hidden(batch["tokens"], state=carry, key=key, **side)
-    return losses.per_token(model.attend, x, batch["targets"], plan.experiment.training.loss_chunk), carry
+    return loss.per_token(model.attend, x, batch["targets"], setup.experiment.training.loss_chunk), carry
 
 
-def sums(batch: Batch, found: losses.PerToken) -> Sums:
+def sums(batch: Batch, found: loss.PerToken) -> Sums:
     """Weighted sums over the tokens of a batch: cross-entropy in nats, hits, and the weights themselves."""
     weights = batch["weights"].astype(found.entropy.dtype)
     return {"loss": jnp.sum(weights * found.entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
 
 
-def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
+def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]]]:
     """(state, spec, batch=None) -> (state after one step, metrics). The state is donated; each spec compiles once.
 
     Without a batch the task makes it on the devices, of the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
-    all micro-batches together; a batch without any weight has loss 0. With training.watch the metrics have "watched": norms by
-    module, of the gradient and of the parameters it was taken at.
+    all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have "watched": norms
+    by module, of the gradient and of the parameters it was taken at.
     """
-    settings = plan.experiment
+    settings = setup.experiment
     rate = optimizer.schedule(settings.optimizer, settings.training.steps)
-    replicated = NamedSharding(plan.mesh, jax.P())
+    replicated = NamedSharding(setup.mesh, jax.P())
 
-    @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(plan.shardings, replicated))
+    @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(setup.shardings, replicated))
     def step(state, spec, batch=None):
-        batch = feed.on_device(plan, spec, state["step"]) if batch is None else batch
+        batch = input_pipeline.on_device(setup, spec, state["step"]) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
-        gradient, metrics, carry = gradients(plan, state["params"], batch, state.get("carry"), key)
+        gradient, metrics, carry = gradients(setup, state["params"], batch, state.get("carry"), key)
         about = {"value": metrics["loss"], "weight": jnp.sum(batch["weights"]), "step": state["step"]}
-        updates, opt_state = plan.tx.update(gradient, state["opt_state"], state["params"], **about)
+        updates, opt_state = setup.tx.update(gradient, state["opt_state"], state["params"], **about)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
-        metrics |= growing.progress(state["opt_state"], opt_state)
-        if settings.training.watch:
-            metrics["watched"] = {"gradient_norms": watch.norms(gradient), "parameter_norms": watch.norms(state["params"])}
+        metrics |= gradient_accumulation.accumulation_metrics(state["opt_state"], opt_state)
+        if settings.training.module_norms:
+            metrics["watched"] = {
+                "gradient_norms": module_norms.norms(gradient),
+                "parameter_norms": module_norms.norms(state["params"]),
+            }
         if settings.optimizer.skip_limit is not None:
-            metrics["skipped"], metrics["skipped_in_a_row"] = guard.skipped(opt_state)
+            metrics["skipped"], metrics["skipped_in_a_row"] = skip_nonfinite.skip_counts(opt_state)
             if carry is not None:  # what a step that is left out found may hold what is not finite
                 carry = optax.tree.where(metrics["skipped_in_a_row"] == 0, carry, state["carry"])
         parameters = optax.apply_updates(state["params"], updates)
@@ -74,18 +78,18 @@ def train_step(plan: Plan) -> Callable[..., tuple[State, dict[str, Array]]]:
     return step
 
 
-def gradients(plan: Plan, parameters: dict, batch: Batch, carry: ModelState | None, key: Array):
+def gradients(setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None, key: Array):
     """(gradient of the loss, {"loss", "accuracy"}, carry) of a batch, in micro-batches one after the other.
 
     Every micro-batch's sums are divided by the whole batch's weight, so that the result is that of the whole batch at once however
     the weights lie. The carry has no gradient: back-propagation ends where the batch begins.
     """
-    settings = plan.experiment.training
+    settings = setup.experiment.training
     weight = jnp.sum(batch["weights"])
     weight = jnp.where(weight == 0, 1, weight)
 
     def loss(parameters, batch, carry, key):
-        found, carry = score(plan, parameters, batch, carry, key)
+        found, carry = score(setup, parameters, batch, carry, key)
         total = sums(batch, found)
         means = {"loss": total["loss"] / weight, "accuracy": total["correct"] / weight}
         if not settings.z_loss:
@@ -94,11 +98,11 @@ def gradients(plan: Plan, parameters: dict, batch: Batch, carry: ModelState | No
         return means["loss"] + means["z_loss"], (means, carry)
 
     both = jax.value_and_grad(loss, has_aux=True)
-    if settings.accumulate == 1:
+    if settings.micro_batches == 1:
         (_, (means, carry)), gradient = both(parameters, batch, carry, key)
         return gradient, means, carry
 
-    count = settings.accumulate
+    count = settings.micro_batches
     axes = None if carry is None else carry.row_axes()
     batches = jax.tree.map(lambda leaf: _split(leaf, 0, count), batch)
     carries = None if carry is None else jax.tree.map(lambda leaf, axis: _split(leaf, axis, count), carry, axes)
@@ -132,40 +136,40 @@ def _join(leaf: Array, axis: int) -> Array:
     return whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
 
 
-def evaluator(plan: Plan) -> Callable[..., dict[str, dict[str, Any]]]:
-    """evaluate(parameters, stop=lambda: False) -> {slice: numbers}, or None if `stop()` came true between batches.
+def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]]]:
+    """evaluate(parameters, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between batches.
 
-    The numbers are those of `_numbers`. Batches are made by one function per slice and measured by one per shape, so slices of
-    equal shape share a compilation.
+    The numbers are those of `_numbers`. Batches are made by one function per evaluation set and measured by one per shape, so
+    evaluation sets of equal shape share a compilation.
     """
-    replicated = NamedSharding(plan.mesh, jax.P())
+    replicated = NamedSharding(setup.mesh, jax.P())
 
     @functools.partial(jax.jit, out_shardings=replicated)
     def measure(parameters, batch):
-        found, _ = score(plan, parameters, batch)
+        found, _ = score(setup, parameters, batch)
         weights = batch["weights"].astype(found.entropy.dtype)
         by_position = {"loss": jnp.sum(weights * found.entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
         return sums(batch, found), by_position
 
-    batches = feed.evaluation(plan)
+    batches = input_pipeline.eval_batches(setup)
     add = jax.jit(functools.partial(jax.tree.map, jnp.add), out_shardings=replicated, donate_argnums=0)
 
     def evaluate(parameters, stop=lambda: False):
         totals = {}
-        for part in plan.task.slices():
+        for part in setup.task.eval_sets():
             total = None
             for batch in batches(part):
                 if stop():
                     return None
                 found = measure(parameters, batch)
                 total = found if total is None else add(total, found)
-            totals[part.name] = total  # read below: the devices need not wait for the host between slices
-        return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in plan.task.slices()}
+            totals[part.name] = total  # read below: the devices need not wait for the host between evaluation sets
+        return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in setup.task.eval_sets()}
 
     return evaluate
 
 
-def _numbers(part: Slice, total: dict[str, Any], by_position: dict[str, Any]) -> dict[str, Any]:
+def _numbers(part: EvalSet, total: dict[str, Any], by_position: dict[str, Any]) -> dict[str, Any]:
     """{"loss", "accuracy"}; of text also "bits_per_byte", and "position_loss": {"from": [...], "loss": [...]}, octave by octave."""
     weight = float(total["weight"]) or 1.0
     numbers = {"loss": float(total["loss"]) / weight, "accuracy": float(total["correct"]) / weight}

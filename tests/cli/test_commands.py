@@ -18,7 +18,7 @@ def ran(monkeypatch, tmp_path):
         calls.append((chosen, folder.name))
         return {}
 
-    monkeypatch.setattr(training, "run", record)
+    monkeypatch.setattr(training, "train", record)
     monkeypatch.setattr(compare, "run", record)
 
     def run(*words):
@@ -185,7 +185,7 @@ def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(training, "run", fail)
+    monkeypatch.setattr(training, "train", fail)
     assert ran(file) == code
 
 
@@ -196,17 +196,17 @@ def test_a_place_that_cannot_be_written_is_said(file, monkeypatch, tmp_path, cap
 
 
 def test_several_processes_do_not_share_a_comparison(ran, comparison, capsys, monkeypatch):
-    monkeypatch.setattr(training.distributed, "several", lambda: True)
+    monkeypatch.setattr(training.run.distributed, "is_multiprocess", lambda: True)
     assert ran(comparison) == 2
     assert "a comparison runs in one process" in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_that_is_said(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    folder = training.create_folder("runs", "mine")
+    folder = training.create_run_dir("runs", "mine")
     (folder / "config.json").write_text(tiny().model_dump_json())
     calls = []
-    monkeypatch.setattr(training, "run", lambda chosen, folder, *, console, mesh, changed: calls.append((chosen, folder, mesh)))
+    monkeypatch.setattr(training, "train", lambda chosen, folder, *, console, mesh, changed: calls.append((chosen, folder, mesh)))
     assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--mesh.replica", "2"]) == 0
     assert calls == [(tiny(), folder, config.Mesh(fsdp=4, replica=2))]
     assert cli.main(["resume", "runs/mine", "--mesh.replica", "3"]) == 2

@@ -73,7 +73,7 @@ def run(tmp_path):
     (folder / "config.json").write_text(MIXED.model_dump_json())
     lines = [
         {"step": 4, "kind": "train", "loss": 1.25, "tokens_per_second": None},
-        {"step": 4, "kind": "eval", "slice": "pairs=1", "accuracy": 0.5, "position_loss": {"from": [0], "loss": [1.0]}},
+        {"step": 4, "kind": "eval", "eval_set": "pairs=1", "accuracy": 0.5, "position_loss": {"from": [0], "loss": [1.0]}},
         {"step": 5, "kind": "train", "loss": 1.125, "tokens_per_second": 100.0},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "ki')

@@ -26,7 +26,9 @@ def keep(folder, experiment, lines):
 
 def lines(scale):
     training = [line(step, "train", loss=scale / step, mfu=None) for step in (1, 2, 4)]
-    return training + [line(4, "eval", slice=name, loss=scale * part, accuracy=part) for name, part in (("a", 0.25), ("b", 0.75))]
+    return training + [
+        line(4, "eval", eval_set=name, loss=scale * part, accuracy=part) for name, part in (("a", 0.25), ("b", 0.75))
+    ]
 
 
 @pytest.fixture
@@ -47,7 +49,10 @@ def drawn(axes):
 def test_training_and_evaluation_are_drawn_against_steps_tokens_or_seconds(runs, x, places):
     left, right = curves.draw(runs, "loss", x).axes
     assert drawn(left) == {colour("gla"): (places, [1.0, 0.5, 0.25]), colour("softmax"): (places, [2.0, 1.0, 0.5])}
-    assert drawn(right) == {colour("gla"): (places[-1:], [0.5]), colour("softmax"): (places[-1:], [1.0])}  # means over slices
+    assert drawn(right) == {
+        colour("gla"): (places[-1:], [0.5]),
+        colour("softmax"): (places[-1:], [1.0]),
+    }  # means over evaluation sets
     assert {text.get_text() for text in right.texts} == {"gla(heads=2)", "softmax(heads=2)"} and not left.texts
 
 
@@ -82,9 +87,9 @@ def test_runs_that_differ_in_nothing_are_named_by_their_folders(tmp_path):
 
 def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):
     octaves = lambda *losses: {"from": [0, 1, 2, 4][: len(losses)], "loss": losses}
-    parts = [line(2, "eval", slice="dropped", position_loss=octaves(5.0))]
-    parts += [line(step, "eval", slice="long", position_loss=octaves(None, 3.0, 2.0, 1.0 / step)) for step in (2, 4)]
-    parts += [line(4, "eval", slice="short", position_loss=octaves(4.0, 3.0))]
+    parts = [line(2, "eval", eval_set="dropped", position_loss=octaves(5.0))]
+    parts += [line(step, "eval", eval_set="long", position_loss=octaves(None, 3.0, 2.0, 1.0 / step)) for step in (2, 4)]
+    parts += [line(4, "eval", eval_set="short", position_loss=octaves(4.0, 3.0))]
     run = keep(tmp_path / "run", tiny(model__layers=("gla",)), parts)
     (axes,) = curves.draw([run], "position_loss").axes
     long, short = axes.get_lines()

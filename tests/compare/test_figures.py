@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
-from seqzoo.compare.figures import _places, decoding, move_apart, slices
+from seqzoo.compare.figures import _places, decoding, eval_sets, move_apart
 from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY
 
@@ -52,7 +52,7 @@ def test_slices_stand_at_the_number_that_tells_them_apart():
 def test_accuracy_in_slices_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
     ranges = {"pairs=2": Range(0.9, 0.8, 1.0), "pairs=8": Range(0.5, 0.4, 0.6)}
     row = Row("gla", 1e-3, {1e-3: 0.7}, Range(0.7, 0.6, 0.8), ranges, 10, 20, 1e5, ("0-gla",))
-    figure = slices([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
+    figure = eval_sets([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
     (axes,) = figure.axes
     curve, chance = axes.get_lines()
     assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == MIXERS["gla"]
@@ -63,7 +63,7 @@ def test_the_labels_of_many_curves_have_a_line_each():
     ranges = {name: Range(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
     names = [f"mixer{i}" for i in range(30)]
     rows = [Row(name, 1e-3, {1e-3: 1.0}, Range(1.0, 1.0, 1.0), ranges, 10, 20, 1e5, (name,)) for name in names]
-    figure = slices(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
+    figure = eval_sets(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
     figure.canvas.draw()
     labels = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines

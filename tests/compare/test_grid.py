@@ -16,7 +16,8 @@ from helpers.tiny import quiet, tiny
 from seqzoo import cli, compare, config, training
 from seqzoo.config import Comparison
 from seqzoo.model import LanguageModel
-from seqzoo.training import metrics, optimizer
+from seqzoo.training.optim import optimizer
+from seqzoo.training.run import metrics
 
 ROOT = Path(__file__).parents[2]
 FIGURE2 = config.load_file(ROOT / "configs" / "mqar_figure2.py")
@@ -85,9 +86,9 @@ def test_axes_of_names_survive_json(tmp_path):
 
 def test_the_cells_are_those_of_the_plans_that_would_be_trained():
     for point in compare.grid_points(NAMED):
-        plan = training.prepare(point.experiments[0])
-        assert point.parameters == sum(leaf.size for leaf in jax.tree.leaves(plan.abstract["params"]))
-        leaves = jax.tree.leaves(jax.eval_shape(lambda plan=plan: plan.model(plan.abstract["params"]).init_state(1, 16)))
+        setup = training.prepare(point.experiments[0])
+        assert point.parameters == sum(leaf.size for leaf in jax.tree.leaves(setup.abstract["params"]))
+        leaves = jax.tree.leaves(jax.eval_shape(lambda setup=setup: setup.model(setup.abstract["params"]).init_state(1, 16)))
         assert point.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         assert (point.steps, point.tokens) == (6, 6 * 8 * 16)
 
@@ -160,7 +161,7 @@ STOPPING = {"training.steps": 9, "training.eval_every": 2, "training.checkpoint_
 def unstopped(tmp_path_factory):
     """A run to its end, and the mean accuracy of each of its evaluations."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    summary = training.run(config.replace(tiny(), STOPPING), folder, console=quiet())
+    summary = training.train(config.replace(tiny(), STOPPING), folder, console=quiet())
     assert summary["finished"] and not summary["early"]
     return means(folder)
 
@@ -184,20 +185,20 @@ def level(accuracies):
 def test_a_run_ends_at_the_first_evaluation_above_the_threshold(unstopped, tmp_path):
     threshold, step = level(unstopped)
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": threshold})
-    summary = training.run(experiment, tmp_path / "run", console=quiet())
+    summary = training.train(experiment, tmp_path / "run", console=quiet())
     assert (summary["finished"], summary["early"], summary["step"]) == (True, True, step)
     assert means(tmp_path / "run") == {s: a for s, a in unstopped.items() if s <= step}
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == step
-    assert training.run(experiment, tmp_path / "run", console=quiet()) == summary, "a finished run is not trained again"
+    assert training.train(experiment, tmp_path / "run", console=quiet()) == summary, "a finished run is not trained again"
 
 
 def test_a_run_that_was_cut_off_at_the_evaluation_that_ends_it_ends_there(unstopped, tmp_path):
     """Checkpoint and evaluation are there, the summary is not."""
     threshold, step = level(unstopped)
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": threshold})
-    training.run(experiment, tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "run", console=quiet())
     (tmp_path / "run" / "summary.json").unlink()
-    summary = training.run(experiment, tmp_path / "run", console=quiet())
+    summary = training.train(experiment, tmp_path / "run", console=quiet())
     assert (summary["finished"], summary["early"], summary["step"]) == (True, True, step)
 
 
@@ -205,7 +206,7 @@ def test_a_run_that_was_cut_off_at_the_evaluation_that_ends_it_ends_there(unstop
 def test_an_accuracy_that_only_equals_the_threshold_does_not_end_a_run(unstopped, tmp_path):
     best = max(unstopped.values())
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": min(best, 0.999)})
-    summary = training.run(experiment, tmp_path / "run", console=quiet())
+    summary = training.train(experiment, tmp_path / "run", console=quiet())
     assert (summary["early"], summary["step"]) == (False, 9)
 
 
@@ -216,7 +217,7 @@ def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path)
         folder.mkdir(parents=True)
         early = experiment.optimizer.learning_rate == 1e-2
         steps, accuracy = (range(2, 5, 2), 0.995) if early else (range(2, 11, 2), 0.5)
-        lines = [{"step": s, "kind": "eval", "slice": "pairs=4", "accuracy": accuracy, "loss": 1.0} for s in steps]
+        lines = [{"step": s, "kind": "eval", "eval_set": "pairs=4", "accuracy": accuracy, "loss": 1.0} for s in steps]
         lines += [{"step": s, "kind": "train", "loss": 1.0, "tokens_per_second": 1e5} for s in steps]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         final = {"pairs=4": {"accuracy": accuracy, "loss": 1.0, "chance": 1 / 16, "settings": {"pairs": 4}}}

@@ -13,7 +13,7 @@ from seqzoo import compare, training
 from seqzoo.compare.summary import RATE, SEED
 from seqzoo.config import Comparison, Experiment, Training
 
-SLICES = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
+EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
 
 class Trainer:
@@ -28,16 +28,21 @@ class Trainer:
             raise KeyboardInterrupt
         self.ran.append(folder.name)
         folder.mkdir(parents=True)
-        ends = {name: self.accuracy(experiment, pairs) for name, pairs in SLICES.items()}
+        ends = {name: self.accuracy(experiment, pairs) for name, pairs in EVAL_SETS.items()}
         lines = []
         for step in range(10, 101, 10):
             done = 1 - math.exp(-step / 30)
             lines.append({"step": step, "kind": "train", "loss": 5 * (1 - done * ends["pairs=4"]), "tokens_per_second": 1e5})
-            lines += [{"step": step, "kind": "eval", "slice": s, "accuracy": a * done, "loss": 1.0} for s, a in ends.items()]
+            lines += [{"step": step, "kind": "eval", "eval_set": s, "accuracy": a * done, "loss": 1.0} for s, a in ends.items()]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         chance = 1 / 128
         final = {
-            name: {"accuracy": accuracy, "loss": 1 - accuracy, "chance": chance, "settings": {"length": 64, "pairs": SLICES[name]}}
+            name: {
+                "accuracy": accuracy,
+                "loss": 1 - accuracy,
+                "chance": chance,
+                "settings": {"length": 64, "pairs": EVAL_SETS[name]},
+            }
             for name, accuracy in ends.items()
         }
         if self.bits is not None:
@@ -96,14 +101,14 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
         "results.csv",
         "results.json",
         "runs",
-        "slices.png",
+        "eval_sets.png",
     ]
 
 
 def test_the_learning_rate_is_chosen_by_the_median_over_seeds(finished):
     rows = {row["label"]: row for row in finished[2]["rows"]}
     assert (rows["softmax"]["rate"], rows["gla(heads=2)"]["rate"]) == (1e-2, 1e-3)
-    two = rows["softmax"]["slices"]["pairs=2"]
+    two = rows["softmax"]["eval_sets"]["pairs=2"]
     assert (two["median"], two["low"], two["high"]) == (0.7, 0.6, 0.8)
     assert rows["gla(heads=2)"]["score"]["median"] == pytest.approx(0.5 - 0.1 / 3)
     assert set(rows["softmax"]["rates"]) == {"0.001", "0.01"}
@@ -122,7 +127,7 @@ def test_the_csv_has_a_line_for_every_run_and_slice(finished):
         lines = list(csv.DictReader(file))
     assert len(lines) == 36
     line = lines[-1]
-    assert (line["label"], line["learning_rate"], line["seed"], line["slice.pairs"]) == ("gla(heads=2)", "0.01", "2", "16")
+    assert (line["label"], line["learning_rate"], line["seed"], line["eval_set.pairs"]) == ("gla(heads=2)", "0.01", "2", "16")
     assert float(line["accuracy"]) == 0.9 and float(line["chance"]) == 1 / 128
 
 
@@ -146,12 +151,12 @@ def test_the_terminal_shows_accuracy_chance_parameters_state_and_speed(finished)
 
 def test_the_report_shows_table_rates_pictures_and_origin(finished):
     text = (finished[0] / "report.md").read_text()
-    assert "12 of 12 runs" in text and "![" in text and "slices.png" in text and "jax " in text
+    assert "12 of 12 runs" in text and "![" in text and "eval_sets.png" in text and "jax " in text
     assert "| `softmax` | 0.267 | **0.667** |" in text
 
 
 def test_pictures_are_png_of_a_readable_size(finished):
-    for name in ("slices.png", "learning_curves.png"):
+    for name in ("eval_sets.png", "learning_curves.png"):
         data = (finished[0] / name).read_bytes()
         width, height = np.frombuffer(data[16:24], ">u4")
         assert data[:4] == b"\x89PNG" and width > 900 and height > 500
@@ -207,7 +212,7 @@ def test_text_is_compared_by_bits_per_byte_of_which_fewer_are_better(tmp_path):
     }
     report = (tmp_path / "c" / "report.md").read_text()
     assert "Bits per byte after the last step" in report and "**1.750**" in report
-    assert "chance" not in report and "slices.png" not in report and not (tmp_path / "c" / "slices.png").exists()
+    assert "chance" not in report and "eval_sets.png" not in report and not (tmp_path / "c" / "eval_sets.png").exists()
     assert "chance" not in console.export_text()
     lines = list(csv.DictReader(io.StringIO((tmp_path / "c" / "results.csv").read_text())))
     assert [line["bits_per_byte"] for line in lines] == ["2.0", "2.5", "1.75"]

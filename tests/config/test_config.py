@@ -58,18 +58,27 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         ),
         *(
             (
-                lambda wrong=wrong: Optimizer(batches=wrong),
-                f"batches: '{wrong}': wanted a number of at least 1, or FROM_STEP:NUMBER",
+                lambda wrong=wrong: Optimizer(accumulate_steps=wrong),
+                f"accumulate_steps: '{wrong}': wanted a number of at least 1, or FROM_STEP:NUMBER",
             )
             for wrong in ("0", "", "two", "5:2", "0:1,9:0", "0:1,9:2,9:4", "1,9:2")
         ),
-        (lambda: Optimizer(batches="0:2,9:4", norm_test=0.5), "batches='0:2,9:4', but norm_test=0.5 .*one number of at least 2"),
-        (lambda: Optimizer(norm_test=0.5), "batches='1', but norm_test=0.5 takes the variance over the batches of an update"),
         (
-            lambda: Optimizer(batches="4", norm_test=0.5, most_batches=12),
-            "most_batches=12: wanted a power of two above batches='4'",
+            lambda: Optimizer(accumulate_steps="0:2,9:4", norm_test=0.5),
+            "accumulate_steps='0:2,9:4', but norm_test=0.5 .*one number of at least 2",
         ),
-        (lambda: Optimizer(batches="4", most_batches=8), "most_batches=8 has no use with norm_test=None; wanted most_batches=16"),
+        (
+            lambda: Optimizer(norm_test=0.5),
+            "accumulate_steps='1', but norm_test=0.5 takes the variance over the batches of an update",
+        ),
+        (
+            lambda: Optimizer(accumulate_steps="4", norm_test=0.5, max_accumulate_steps=12),
+            "max_accumulate_steps=12: wanted a power of two above accumulate_steps='4'",
+        ),
+        (
+            lambda: Optimizer(accumulate_steps="4", max_accumulate_steps=8),
+            "max_accumulate_steps=8 has no use with norm_test=None; wanted max_accumulate_steps=16",
+        ),
         (lambda: Mesh(fsdp=-1, replica=-1), "at most one -1"),
         (lambda: Mesh(tensor=0), "wanted at least 1 each"),
         (lambda: Mesh(rules={"embd": "fsdp"}), r"no parameter axis is called 'embd'. Did you mean 'embed'\?"),

@@ -73,8 +73,8 @@ def test_decoders_that_join_words_are_given_their_context():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder."""
-    folder = training.create_folder(str(tmp_path_factory.mktemp("runs")), "one")
-    training.run(config.replace(config.Experiment(), TINY | {"training.steps": 1}), folder, console=quiet())
+    folder = training.create_run_dir(str(tmp_path_factory.mktemp("runs")), "one")
+    training.train(config.replace(config.Experiment(), TINY | {"training.steps": 1}), folder, console=quiet())
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from seqzoo import tasks
-from seqzoo.tasks import BatchSpec, Slice
+from seqzoo.tasks import BatchSpec, EvalSet
 
 
 @tasks.registry.register("counting")
@@ -48,9 +48,9 @@ class Counting(tasks.Task):
             "weights": weights.astype(np.float32),
         }
 
-    def slices(self):
+    def eval_sets(self):
         spec = BatchSpec("held", 0, self.batch_size, self.length)
-        return (Slice(f"length={self.length}", spec, 2, None, {"length": self.length}, bytes_per_target=2.0),)
+        return (EvalSet(f"length={self.length}", spec, 2, None, {"length": self.length}, bytes_per_target=2.0),)
 
     def fingerprint(self):
         return {"counting": FINGERPRINT[0]}

@@ -172,7 +172,7 @@ def test_examples_left_out_are_said():
 
 def test_training_and_evaluation_share_no_example():
     task = create("mqar(vocab_size=128, pairs=3, examples=128, eval_examples=128)")
-    (held_out,) = task.slices()
+    (held_out,) = task.eval_sets()
     train = set().union(*(rows(batch_of(task, task.spec(step), step)["tokens"]) for step in range(2)))
     evaluation = set().union(*(rows(batch_of(task, held_out.spec, index)["tokens"]) for index in range(held_out.batches)))
     assert len(train) == len(evaluation) == 128 and not train & evaluation
@@ -180,7 +180,7 @@ def test_training_and_evaluation_share_no_example():
 
 def test_every_slice_is_evaluated_on_exactly_the_examples_asked_for():
     task = create("mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4), eval_examples=100, eval_batch_size=32)")
-    two, four = task.slices()
+    two, four = task.eval_sets()
     assert (two.name, four.name) == ("pairs=2", "pairs=4")
     assert (two.batches, two.spec.length, two.chance) == (4, 64, 1 / 128) and two.settings == {"length": 64, "pairs": 2}
     for held_out in (two, four):
@@ -192,13 +192,13 @@ def test_every_slice_is_evaluated_on_exactly_the_examples_asked_for():
 def test_a_slice_is_the_same_whatever_other_slices_there_are():
     one = create("mqar(vocab_size=256, pairs=8, eval_pairs=4)")
     many = create("mqar(vocab_size=256, pairs=8, eval_pairs=(2, 4, 8))")
-    a, b = batch_of(one, one.slices()[0].spec, 0), batch_of(many, many.slices()[1].spec, 0)
+    a, b = batch_of(one, one.eval_sets()[0].spec, 0), batch_of(many, many.eval_sets()[1].spec, 0)
     assert np.array_equal(a["tokens"], b["tokens"])
 
 
 def test_slices_name_the_length_where_lengths_vary():
     task = create("mqar(vocab_size=512, length=(64, 128), pairs=(4, 8), eval_length=(64, 256), eval_pairs=(4, 16))")
-    assert [held_out.name for held_out in task.slices()] == ["length=64,pairs=4", "length=256,pairs=16"]
+    assert [held_out.name for held_out in task.eval_sets()] == ["length=64,pairs=4", "length=256,pairs=16"]
     assert task.max_length == 256
     specs = {task.spec(step) for step in range(20)}
     assert {spec.length for spec in specs} == {64, 128}

@@ -21,11 +21,11 @@ def test_a_target_is_the_parity_of_the_bits_so_far():
 
 def test_the_last_token_alone_is_scored_in_evaluation_and_where_prefixes_are_not():
     task = create("parity(length=13, eval_length=(20, 40), prefixes=False, batch_size=4, eval_examples=6)")
-    assert [(s.name, s.batches, s.chance) for s in task.slices()] == [("length=20", 2, 0.5), ("length=40", 2, 0.5)]
+    assert [(s.name, s.batches, s.chance) for s in task.eval_sets()] == [("length=20", 2, 0.5), ("length=40", 2, 0.5)]
     assert task.max_length == 40
     last = np.arange(13) == 12
     np.testing.assert_array_equal(batch(task, task.spec(0), 0)["weights"], np.tile(last, (4, 1)))
-    scored = [batch(task, task.slices()[0].spec, i)["weights"] for i in range(2)]
+    scored = [batch(task, task.eval_sets()[0].spec, i)["weights"] for i in range(2)]
     assert [w[:, -1].sum() for w in scored] == [4, 2] and all(w[:, :-1].sum() == 0 for w in scored)
 
 

@@ -196,7 +196,7 @@ def test_rows_are_a_pure_function_of_settings_and_index(corpus, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_some_rows_are_those_rows_of_the_whole_batch(corpus, stream):
     task = Text(**corpus, length=9, batch_size=6, stream=stream)
-    for spec in (task.spec(0), task.slices()[0].spec):
+    for spec in (task.spec(0), task.eval_sets()[0].spec):
         whole = batch(task, 1, spec)
         for chosen in (slice(0, 2), slice(2, 6), slice(5, 6), slice(None, None, 2), slice(3, 3)):
             for name, array in task.rows(spec, 1, chosen).items():
@@ -217,9 +217,9 @@ def test_evaluation_predicts_held_out_tokens_once_in_order_and_the_same_at_every
     task = Text(**corpus, length=8, eval_lengths=lengths, eval_batch_size=3, eval_tokens=bound, positions="document")
     probe, held = marked(task), tokens(task, "held_out")
     targets, longest = len(held) - 1, max(lengths)
-    assert [part.name for part in task.slices()] == [f"held-out length={length}" for length in lengths]
+    assert [part.name for part in task.eval_sets()] == [f"held-out length={length}" for length in lengths]
     scored = []
-    for part in task.slices():
+    for part in task.eval_sets():
         assert (part.chance, part.settings, part.spec.batch) == (None, {"length": part.spec.length}, 3)
         assert part.bytes_per_target * targets == pytest.approx(task.describe()["held_out"]["bytes"])
         places = []
@@ -257,7 +257,7 @@ def test_held_out_documents_are_in_no_training_batch(tmp_path, stream):
         (tmp_path / f"{byte}.txt").write_bytes(bytes([byte + 1]) * 10)
     task = Text(source=f"{tmp_path}/*.txt", held_out=0.3, length=10, batch_size=4, eval_tokens=None, stream=stream)
     seen = {int(byte) for index in range(3 * steps(task)) for byte in np.unique(batch(task, index)["tokens"])}
-    (part,) = task.slices()
+    (part,) = task.eval_sets()
     held = {int(byte) for index in range(part.batches) for byte in np.unique(batch(task, index, part.spec)["tokens"])}
     assert seen & held <= {SEPARATOR} and (seen | held) - {0} == {*range(1, 201), SEPARATOR} and len(held) > 20
 
@@ -288,7 +288,7 @@ def test_vocabulary_tokenizer_and_settings_are_known_without_reading_the_corpus(
     assert (task.on_host, task.stateful, Text(**corpus, stream=True).stateful) == (True, False, True)
     assert task.spec(7) == BatchSpec("train", 0, 8, 8)
     with pytest.raises(AssertionError):
-        task.slices()
+        task.eval_sets()
 
 
 def test_positions_in_documents_need_as_many_as_the_longest_has(corpus):
@@ -308,7 +308,7 @@ def test_tasks_of_one_source_share_the_corpus_and_its_record(source):
 def test_a_spec_string_with_several_sources_goes_there_and_back(source):
     spec = f"text(source=({source + '/01.txt'!r}, {source + '/02.txt'!r}), eval_lengths=(8, 16), held_out=0.0)"
     assert create(registry.check(spec)) == create(str(registry.check(spec))) == create(spec)
-    assert create(spec).slices() == ()
+    assert create(spec).eval_sets() == ()
 
 
 def test_the_standard_library_is_the_default():

@@ -16,18 +16,19 @@ from seqzoo import training
 from seqzoo.config import Experiment
 from seqzoo.model import sharding
 from seqzoo.model.sharding import ShardingError
-from seqzoo.training import feed, losses, metrics, step
+from seqzoo.training import input_pipeline, step
+from seqzoo.training.run import metrics
 
 STREAM = dict(task="counting(stream=True)", model__layers=("gla(heads=2)",))
 
 
-def plan_of(**values):
+def setup_of(**values):
     return training.prepare(tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), **values}))
 
 
-def host_batch(plan, index=0):
-    spec = plan.task.spec(index)
-    return plan.task.rows(spec, index, slice(0, spec.batch))
+def host_batch(setup, index=0):
+    spec = setup.task.spec(index)
+    return setup.task.rows(spec, index, slice(0, spec.batch))
 
 
 @pytest.mark.parametrize("length, chunk", [(12, 4), (13, 4), (13, 1), (13, 40)])
@@ -38,7 +39,7 @@ def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk)
 
     def both(chunk):
         def loss(x, w):
-            found = losses.per_token(lambda x: x @ w, x, targets, chunk)
+            found = loss.per_token(lambda x: x @ w, x, targets, chunk)
             return jnp.sum(jnp.cos(found.entropy) + found.log_z**2), found
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, w)
@@ -54,7 +55,7 @@ def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk)
 def test_a_loss_in_pieces_holds_no_more_than_a_piece_of_the_logits():
     def planned(chunk):
         x, w, targets = jnp.zeros((2, 512, 16)), jnp.zeros((16, 1024)), jnp.zeros((2, 512), jnp.int32)
-        loss = lambda x, w: losses.per_token(lambda x: x @ w, x, targets, chunk).entropy.sum()
+        loss = lambda x, w: loss.per_token(lambda x: x @ w, x, targets, chunk).entropy.sum()
         return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, w).compile().memory_analysis().temp_size_in_bytes
 
     assert planned(16) < planned(None) / 8
@@ -65,7 +66,7 @@ def test_with_time_cut_each_device_scores_its_own_piece():
     mesh = sharding.make_mesh({"replica": 1, "fsdp": 2, "seq": 4, "tensor": 1}, sharding.RULES)
     x, w = jax.random.normal(jax.random.key(0), (2, 20, 4)), jax.random.normal(jax.random.key(1), (4, 9))
     targets = jax.random.randint(jax.random.key(2), (2, 20), 0, 9, jnp.int32)
-    loss = lambda x, w: losses.per_token(lambda x: x @ w, x, targets, 2).entropy.sum()
+    loss = lambda x, w: loss.per_token(lambda x: x @ w, x, targets, 2).entropy.sum()
     wanted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, w)
     with jax.set_mesh(mesh):
         x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", "seq")))
@@ -81,33 +82,33 @@ Z_LOSS = pytest.param({"training__z_loss": 0.1, "training__loss_chunk": 3}, mark
 def test_micro_batches_add_up_to_the_batch_however_the_weights_lie(values):
     found = []
     for count in (1, 4):
-        plan = plan_of(**{"training__accumulate": count, **values})
-        state = training.initialise(plan)
-        gradients = jax.jit(functools.partial(step.gradients, plan))
-        found.append(gradients(state["params"], host_batch(plan), state.get("carry"), jax.random.key(0)))
+        setup = setup_of(**{"training__micro_batches": count, **values})
+        state = training.initialise(setup)
+        gradients = jax.jit(functools.partial(step.gradients, setup))
+        found.append(gradients(state["params"], host_batch(setup), state.get("carry"), jax.random.key(0)))
     assert_close(found[1], found[0])
-    weights = host_batch(plan)["weights"]
+    weights = host_batch(setup)["weights"]
     assert len({float(weights[i::4].sum()) for i in range(4)}) > 1, "the micro-batches must weigh differently"
 
 
 def test_rows_that_do_not_divide_into_micro_batches_are_refused_by_name():
     with pytest.raises(ShardingError, match=r"8 rows do not divide into training\.accumulate=3"):
-        plan_of(training__accumulate=3)
+        setup_of(training__micro_batches=3)
     with pytest.raises(ShardingError, match=r"micro-batch of training\.accumulate=4: 2 rows do not divide over .*mesh\.fsdp=4"):
-        plan_of(training__accumulate=4, mesh__fsdp=4)
+        setup_of(training__micro_batches=4, mesh__fsdp=4)
 
 
 def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
     """The law, through the trainer: without updates, windows with a carried state score what the row scores in one piece."""
     still = dict(optimizer__learning_rate=1e-30, optimizer__weight_decay=0.0)
-    plan = plan_of(**STREAM, **still)
-    state, run = training.initialise(plan), training.train_step(plan)
-    rows = [host_batch(plan, index) for index in range(3)]
+    setup = setup_of(**STREAM, **still)
+    state, run = training.initialise(setup), training.train_step(setup)
+    rows = [host_batch(setup, index) for index in range(3)]
     row = {name: np.concatenate([each[name] for each in rows], axis=1) for name in rows[0]}
-    found, _ = step.score(plan, state["params"], row)
+    found, _ = step.score(setup, state["params"], row)
     seen = []
-    with jax.set_mesh(plan.mesh):
-        for index, (spec, batch) in enumerate(feed.training(plan, 0, 3)):
+    with jax.set_mesh(setup.mesh):
+        for index, (spec, batch) in enumerate(input_pipeline.train_batches(setup, 0, 3)):
             np.testing.assert_array_equal(batch["tokens"], rows[index]["tokens"])
             state, numbers = run(state, spec, batch)
             seen.append(float(numbers["loss"]))
@@ -116,21 +117,21 @@ def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
         for each, e in zip(rows, np.split(np.asarray(found.entropy), 3, 1), strict=True)
     ]
     np.testing.assert_allclose(seen, per, rtol=1e-5)
-    alone = [step.score(plan, state["params"], each)[0].entropy for each in rows]
+    alone = [step.score(setup, state["params"], each)[0].entropy for each in rows]
     assert abs(float((rows[1]["weights"] * alone[1]).sum() / rows[1]["weights"].sum()) - per[1]) > 1e-4, "the state must matter"
 
 
 def test_a_stream_refuses_mixers_whose_state_grows():
     with pytest.raises(ValueError, match=r"go on from batch to batch need a state of fixed size.*max_length"):
-        plan_of(task="counting(stream=True)", model__layers=("softmax(heads=2)",))
+        setup_of(task="counting(stream=True)", model__layers=("softmax(heads=2)",))
 
 
 def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state_as_they_were():
-    plan = plan_of(**{**STREAM, "task": "counting(stream=True, bad=1)"}, optimizer__skip_limit=2)
-    state, run = training.initialise(plan), training.train_step(plan)
+    setup = setup_of(**{**STREAM, "task": "counting(stream=True, bad=1)"}, optimizer__skip_limit=2)
+    state, run = training.initialise(setup), training.train_step(setup)
     states = []
-    with jax.set_mesh(plan.mesh):
-        for spec, batch in feed.training(plan, 0, 3):
+    with jax.set_mesh(setup.mesh):
+        for spec, batch in input_pipeline.train_batches(setup, 0, 3):
             state, _ = run(state, spec, batch)
             states.append(jax.tree.map(np.asarray, {name: state[name] for name in ("params", "carry")}))
     for name in ("params", "carry"):
@@ -139,11 +140,11 @@ def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state
 
 
 def test_the_mean_of_the_parameters_follows_them_by_its_decay():
-    plan = plan_of(training__ema=0.75)
-    state, run = training.initialise(plan), training.train_step(plan)
-    with jax.set_mesh(plan.mesh):
+    setup = setup_of(training__ema=0.75)
+    state, run = training.initialise(setup), training.train_step(setup)
+    with jax.set_mesh(setup.mesh):
         wanted = jax.tree.map(np.asarray, state["params"])
-        for spec, batch in feed.training(plan, 0, 3):
+        for spec, batch in input_pipeline.train_batches(setup, 0, 3):
             state, _ = run(state, spec, batch)
             wanted = jax.tree.map(lambda mean, now: 0.75 * mean + 0.25 * np.asarray(now), wanted, state["params"])
     assert_close(state["ema"], wanted)
@@ -151,26 +152,26 @@ def test_the_mean_of_the_parameters_follows_them_by_its_decay():
 
 def test_threads_read_ahead_and_every_process_its_own_rows():
     counting.READERS.clear()
-    plan = plan_of(mesh__fsdp=2, mesh__seq=4)
-    batches = [(spec, batch) for spec, batch in feed.training(plan, 2, 5)]
+    setup = setup_of(mesh__fsdp=2, mesh__seq=4)
+    batches = [(spec, batch) for spec, batch in input_pipeline.train_batches(setup, 2, 5)]
     assert len(batches) == 3 and not any(name == "MainThread" for name in counting.READERS)
     for index, (_, batch) in enumerate(batches, 2):
-        for name, array in host_batch(plan, index).items():
+        for name, array in host_batch(setup, index).items():
             np.testing.assert_array_equal(batch[name], array)
             assert {shard.data.shape for shard in batch[name].addressable_shards} == {(4, 2)}
 
 
-@pytest.mark.parametrize("values", [{}, {**STREAM, "training__accumulate": 2}], ids=["windows", "stream"])
+@pytest.mark.parametrize("values", [{}, {**STREAM, "training__micro_batches": 2}], ids=["windows", "stream"])
 def test_a_run_from_files_resumes_bitwise_and_on_other_devices_to_rounding(values, digest, numbers, tmp_path):
     experiment = tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), "model__dropout": 0.1, **values})
-    training.run(experiment, tmp_path / "whole", console=quiet())
-    training.run(stopping(experiment, 3), tmp_path / "cut", console=quiet())
-    training.run(experiment, tmp_path / "cut", console=quiet())
+    training.train(experiment, tmp_path / "whole", console=quiet())
+    training.train(stopping(experiment, 3), tmp_path / "cut", console=quiet())
+    training.train(experiment, tmp_path / "cut", console=quiet())
     assert digest(experiment, tmp_path / "cut") == digest(experiment, tmp_path / "whole")
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
-    training.run(stopping(experiment, 3), tmp_path / "other", console=quiet())
+    training.train(stopping(experiment, 3), tmp_path / "other", console=quiet())
     mesh = experiment.mesh.model_copy(update={"fsdp": 2, "seq": 4})
-    training.run(experiment, tmp_path / "other", console=quiet(), mesh=mesh)
+    training.train(experiment, tmp_path / "other", console=quiet(), mesh=mesh)
     for one, other in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "other"), strict=True):
         for key in ("loss", "accuracy", "bits_per_byte"):
             np.testing.assert_allclose(other.get(key, 0), one.get(key, 0), rtol=1e-4)
@@ -178,15 +179,15 @@ def test_a_run_from_files_resumes_bitwise_and_on_other_devices_to_rounding(value
 
 def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
-    summary = training.run(experiment, tmp_path / "run", console=quiet())
+    summary = training.train(experiment, tmp_path / "run", console=quiet())
     last = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "eval"][-1]
     assert last["bits_per_byte"] == pytest.approx(last["loss"] / math.log(2) / 2.0)
     assert summary["final"]["length=8"]["bits_per_byte"] == last["bits_per_byte"]
-    plan = training.prepare(experiment)
-    parameters = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(plan.abstract, print)["params"]
-    rows = [plan.task.rows(plan.task.slices()[0].spec, index, slice(0, 8)) for index in range(2)]
+    setup = training.prepare(experiment)
+    parameters = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(setup.abstract, print)["params"]
+    rows = [setup.task.rows(setup.task.eval_sets()[0].spec, index, slice(0, 8)) for index in range(2)]
     weights = np.concatenate([each["weights"] for each in rows])
-    entropy = np.concatenate([step.score(plan, parameters, each)[0].entropy for each in rows])
+    entropy = np.concatenate([step.score(setup, parameters, each)[0].entropy for each in rows])
     for start, stop, loss in zip([0, 1, 2, 4], [1, 2, 4, 8], last["position_loss"]["loss"], strict=True):
         piece = slice(start, stop)
         np.testing.assert_allclose(loss, (weights * entropy)[:, piece].sum() / weights[:, piece].sum(), rtol=1e-5)
@@ -195,20 +196,20 @@ def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
-    training.run(stopping(experiment, 2), tmp_path / "run", console=quiet())
+    training.train(stopping(experiment, 2), tmp_path / "run", console=quiet())
     monkeypatch.setattr(counting, "FINGERPRINT", ["sha256:1"])
     with pytest.raises(ValueError, match="counting was sha256:0 and is sha256:1; wanted the same contents, or a new folder"):
-        training.run(experiment, tmp_path / "run", console=quiet())
+        training.train(experiment, tmp_path / "run", console=quiet())
 
 
 def test_the_best_evaluations_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
     bits = iter([1.0, 0.5, 0.7, 0.9, 0.8])  # at steps 2, 4, 6, 8 and 9
-    scripted = lambda plan: lambda *_: {"length=8": {"loss": 1.0, "accuracy": 0.0, "bits_per_byte": next(bits)}}
+    scripted = lambda setup: lambda *_: {"length=8": {"loss": 1.0, "accuracy": 0.0, "bits_per_byte": next(bits)}}
     monkeypatch.setattr("seqzoo.training.loop.evaluator", scripted)
     values = dict(training__keep=1, training__keep_best=True, training__eval_every=2, training__checkpoint_every=3)
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",), training__steps=9, **values)
-    training.run(stopping(experiment, 7), tmp_path / "run", console=quiet())
-    training.run(experiment, tmp_path / "run", console=quiet())
+    training.train(stopping(experiment, 7), tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "run", console=quiet())
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4, 9]
     assert training.evaluate_run(tmp_path / "run", step=4)[0] == 4
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 8; there are 4, 9"):
@@ -219,29 +220,31 @@ def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, monkeypatch):
     hours = iter(range(10**6))
     monkeypatch.setattr("seqzoo.training.loop.time.monotonic", lambda: 3600.0 * next(hours))
     values = dict(training__checkpoint_every=100, training__checkpoint_minutes=30, training__keep=9, training__log_every=2)
-    training.run(tiny(**values), tmp_path / "run", console=quiet())
+    training.train(tiny(**values), tmp_path / "run", console=quiet())
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2, 4, 6]
 
 
 def test_a_checkpoint_says_what_made_it(tmp_path):
     experiment = tiny()
-    training.run(experiment, tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "run", console=quiet())
     about = json.loads((tmp_path / "run" / "checkpoints" / "6" / "about.json").read_text())
     assert Experiment(**about["config"]) == experiment and "git" in about
 
 
 def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path):
     folder = tmp_path / "run"
-    training.run(stopping(tiny(), 4), folder, console=quiet())
+    training.train(stopping(tiny(), 4), folder, console=quiet())
     longer = tiny(training__steps=8, training__log_every=2)
     with pytest.raises(ValueError, match=r"training\.steps is 6 there, 8 here\); wanted .* or --changed"):
-        training.run(longer, folder, console=quiet())
-    assert training.run(longer, folder, console=quiet(), changed=True)["step"] == 8
+        training.train(longer, folder, console=quiet())
+    assert training.train(longer, folder, console=quiet(), changed=True)["step"] == 8
     changed = json.loads((folder / "environment.json").read_text())["resumed"][-1]["changed"]
     assert changed == {"training.steps": [6, 8], "training.stop_after_steps": [4, None], "training.log_every": [1, 2]}
-    assert training.open_run(folder) == longer
-    training.run(tiny(training__steps=8, training__keep=1), folder, console=quiet())
-    assert training.run(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, "a finished run goes on too"
+    assert training.load_config(folder) == longer
+    training.train(tiny(training__steps=8, training__keep=1), folder, console=quiet())
+    assert training.train(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, (
+        "a finished run goes on too"
+    )
     with pytest.raises(ValueError, match=r"training\.steps=9, but .* has a checkpoint of step 10; wanted at least 10"):
-        training.run(tiny(training__steps=9), folder, console=quiet(), changed=True)
-    assert training.open_run(folder) == tiny(training__steps=10)
+        training.train(tiny(training__steps=9), folder, console=quiet(), changed=True)
+    assert training.load_config(folder) == tiny(training__steps=10)

@@ -39,11 +39,11 @@ def mesh(**sizes):
 
 
 def test_adams_moments_lie_where_their_parameters_lie_and_the_step_keeps_them_there():
-    plan = training.prepare(tiny(**SHARDED))
-    state = training.initialise(plan)
-    with jax.set_mesh(plan.mesh):
-        after, _ = training.train_step(plan)(state, plan.task.spec(0))
-    for s in (plan.abstract, after):
+    setup = training.prepare(tiny(**SHARDED))
+    state = training.initialise(setup)
+    with jax.set_mesh(setup.mesh):
+        after, _ = training.train_step(setup)(state, setup.task.spec(0))
+    for s in (setup.abstract, after):
         adam = next(x for x in jax.tree.leaves(s["opt_state"], is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
         for moments in (adam.mu, adam.nu):
             jax.tree.map(lambda p, m: np.testing.assert_equal(p.sharding.spec, m.sharding.spec), s["params"], moments)
@@ -53,13 +53,13 @@ def test_adams_moments_lie_where_their_parameters_lie_and_the_step_keeps_them_th
 
 
 def test_a_step_compiles_once_per_spec_and_donates_its_state():
-    plan = training.prepare(
+    setup = training.prepare(
         tiny(model__depth=1, task="mqar(vocab_size=32, length=(8, 16), pairs=(1, 2), batch_size=8, eval_pairs=1, eval_length=8)")
     )
-    state, run = training.initialise(plan), training.train_step(plan)
-    specs = sorted({plan.task.spec(i) for i in range(50)})
+    state, run = training.initialise(setup), training.train_step(setup)
+    specs = sorted({setup.task.spec(i) for i in range(50)})
     assert len(specs) == 2
-    with jax.set_mesh(plan.mesh):
+    with jax.set_mesh(setup.mesh):
         for _ in range(2):
             for spec in specs:
                 before, (state, _) = state, run(state, spec)
@@ -68,21 +68,21 @@ def test_a_step_compiles_once_per_spec_and_donates_its_state():
 
 
 def test_loss_and_accuracy_are_weighted_means_over_tokens():
-    plan = training.prepare(tiny())
-    state = training.initialise(plan)
+    setup = training.prepare(tiny())
+    state = training.initialise(setup)
     rng = np.random.default_rng(0)
     batch = {
         "tokens": rng.integers(0, 32, (8, 16)).astype(np.int32),
         "targets": rng.integers(0, 32, (8, 16)).astype(np.int32),
         "weights": rng.uniform(0, 2, (8, 16)).astype(np.float32),
     }
-    logits = np.asarray(plan.model(state["params"])(batch["tokens"])[0], np.float64)
+    logits = np.asarray(setup.model(state["params"])(batch["tokens"])[0], np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     entropy = -np.take_along_axis(log_probs, batch["targets"][..., None], -1)[..., 0]
     hits = logits.argmax(-1) == batch["targets"]
     w = batch["weights"].astype(np.float64)
     wanted = {"loss": (w * entropy).sum(), "correct": (w * hits).sum(), "weight": w.sum()}
-    assert_close(step.sums(batch, step.score(plan, state["params"], batch)[0]), wanted)
+    assert_close(step.sums(batch, step.score(setup, state["params"], batch)[0]), wanted)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
     """And XLA finds a way from every layout to the next without gathering whole arrays, or it would say so."""
     losses = {}
     for name, sizes in {"one": {}, "eight": {f"mesh__{axis}": size for axis, size in eight.items()}}.items():
-        plan = training.prepare(tiny(**{**SHARDED, "mesh__replica": 1, "mesh__fsdp": 1, **sizes}))
-        with jax.set_mesh(plan.mesh):
-            state, run = training.initialise(plan), training.train_step(plan)
+        setup = training.prepare(tiny(**{**SHARDED, "mesh__replica": 1, "mesh__fsdp": 1, **sizes}))
+        with jax.set_mesh(setup.mesh):
+            state, run = training.initialise(setup), training.train_step(setup)
             losses[name] = []
             for i in range(3):
-                state, metrics = run(state, plan.task.spec(i))
+                state, metrics = run(state, setup.task.spec(i))
                 losses[name].append(float(metrics["loss"]))
     np.testing.assert_allclose(losses["eight"], losses["one"], rtol=1e-4)
     assert "Involuntary" not in capfd.readouterr().err
@@ -115,9 +115,9 @@ def test_with_time_cut_a_step_sends_no_more_for_longer_rows(layers):
     totals = []
     for length in (64, 128):
         task = f"mqar(vocab_size=256, length={length}, pairs=2, batch_size=8, eval_pairs=2)"
-        plan = training.prepare(tiny(task=task, model__layers=(layers,), model__channel="swiglu", mesh__seq=8))
-        with jax.set_mesh(plan.mesh):
-            totals.append(moved(training.train_step(plan).lower(plan.abstract, plan.task.spec(0)).compile()))
+        setup = training.prepare(tiny(task=task, model__layers=(layers,), model__channel="swiglu", mesh__seq=8))
+        with jax.set_mesh(setup.mesh):
+            totals.append(moved(training.train_step(setup).lower(setup.abstract, setup.task.spec(0)).compile()))
     assert totals[0] == totals[1]
 
 
@@ -190,5 +190,5 @@ def test_positions_that_are_too_few_for_the_task_are_refused():
 
 def test_every_spec_of_a_task_is_hashable_and_its_slices_have_names_of_their_own():
     task = tasks.registry.create(tiny().task)
-    names = [part.name for part in task.slices()]
+    names = [part.name for part in task.eval_sets()]
     assert len(set(names)) == len(names) and hash(task.spec(0)) == hash(task.spec(0))

@@ -15,7 +15,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
-from seqzoo.training import distributed
+from seqzoo.training.run import distributed
 from seqzoo.training.state import State
 
 DIGESTS = "sha256.json"
@@ -94,7 +94,7 @@ class Checkpoints:
             return
         self._or_write_error(self._checkpointer.wait_until_finished)
         self._saving, self.complete = None, self.latest
-        if distributed.first():
+        if distributed.is_main_process():
             for step in set(self.steps()[: -self.keep]) - {self.best}:
                 with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
@@ -106,7 +106,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, and none loads. FileNotFoundError: there is none of that step.
         """
-        if step is not None and step not in (steps := distributed.from_first(self.steps)):
+        if step is not None and step not in (steps := distributed.from_main_process(self.steps)):
             raise FileNotFoundError(
                 f"{self.folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}"
             )
@@ -120,10 +120,10 @@ class Checkpoints:
         Raises:
           CheckpointError: as in `restore`; all are left where they are. WriteError: the folder cannot be changed.
         """
-        for name in distributed.from_first(self._clear):
+        for name in distributed.from_main_process(self._clear):
             say(f"removed {name}: it was being written when its process ended")
         state, bad = self._latest(abstract, say)
-        for step, aside in distributed.from_first(lambda: self._set_aside(bad)):
+        for step, aside in distributed.from_main_process(lambda: self._set_aside(bad)):
             say(f"going back to step {int(state['step'])}; the checkpoint of step {step} is kept as {aside}")
         self.latest = self.complete = None if state is None else int(state["step"])
         return state
@@ -131,9 +131,9 @@ class Checkpoints:
     def _latest(self, abstract: State, say: Callable[[str], None], only: int | None = None) -> tuple[State | None, dict[int, str]]:
         """The latest state that loads, and what is wrong with those after it."""
         failed: dict[int, str] = {}
-        for step in reversed(distributed.from_first(self.steps) if only is None else [only]):
+        for step in reversed(distributed.from_main_process(self.steps) if only is None else [only]):
             path = self.folder / str(step)
-            problem = distributed.from_first(lambda path=path: damage(path))
+            problem = distributed.from_main_process(lambda path=path: damage(path))
             if problem is None:
                 try:
                     with ocp.StandardCheckpointer() as checkpointer:

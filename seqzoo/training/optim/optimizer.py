@@ -11,9 +11,9 @@ from jax import Array
 
 from seqzoo import config
 from seqzoo.model import params
-from seqzoo.training import growing, guard
-from seqzoo.training.adamp import scale_by_adamp
-from seqzoo.training.schedule import schedule
+from seqzoo.training.optim import gradient_accumulation, skip_nonfinite
+from seqzoo.training.optim.adamp import scale_by_adamp
+from seqzoo.training.optim.schedule import schedule
 
 MOMENTUM = {"sgd": 0.9, "muon": 0.95}  # Sutskever et al. 2013; Jordan et al. 2024
 MUON_RMS = 0.2  # Liu et al. 2025: the root mean square of AdamW's directions, so that both share rate and decay
@@ -22,7 +22,7 @@ ADAFACTOR_CLIP = 1.0  # Shazeer & Stern 2018, section 6
 
 def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: int = 0) -> optax.GradientTransformationExtraArgs:
     """The optimizer. `update(gradient, state, parameters, value=loss)`; the loss is only for the guard. Where updates are made of
-    several batches, also weight=tokens and step=n, for `growing.accumulate`.
+    several batches, also weight=tokens and step=n, for `gradient_accumulation.accumulate_gradients`.
 
         g      the gradient, or the mean of `batches` of them; over its global norm / clip_norm if that is above 1
         g      + N(0, noise / (1 + step)^noise_decay) on every number (Neelakantan et al. 2015, arXiv:1511.06807); behind the
@@ -30,8 +30,8 @@ def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: in
         u      rule(g) + weight_decay * w, the latter where decay_mask or decay_all says
         w      w - rate(step) * u
 
-    With skip_limit all of it is inside `guard.skip`, but for the rate, which goes on with the steps of the run. A skipped step's
-    noise is drawn again for the next.
+    With skip_limit all of it is inside `skip_nonfinite.skip_nonfinite`, but for the rate, which goes on with the steps of the run.
+    A skipped step's noise is drawn again for the next.
 
     Where an update is made of several batches, a skipped one is none of them. Guard and rate go by steps, that is by batches;
     clipping, noise, moments and weight decay by updates. An update has the rate of the step it is made at, and no larger one for
@@ -51,9 +51,11 @@ def make(settings: config.Optimizer, steps: int, parameters: nnx.State, seed: in
         parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     direction = optax.chain(*parts)
     if settings.norm_test is not None or any(number > 1 for _, number in settings.numbers):
-        direction = growing.accumulate(direction, settings.numbers, settings.norm_test, settings.most_batches)
+        direction = gradient_accumulation.accumulate_gradients(
+            direction, settings.numbers, settings.norm_test, settings.max_accumulate_steps
+        )
     if settings.skip_limit is not None:
-        direction = guard.skip(direction, settings.skip_spikes)
+        direction = skip_nonfinite.skip_nonfinite(direction, settings.skip_spikes)
     return optax.chain(direction, optax.scale_by_learning_rate(schedule(settings, steps)))
 
 

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from seqzoo.training import distributed
+from seqzoo.training.run import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,7 +39,7 @@ class StopSignals:
         self._say = say
         self._exit = exit
         self._installed = False
-        self._several = distributed.several()
+        self._several = distributed.is_multiprocess()
         self._asked = False
 
     def __enter__(self):
@@ -66,7 +66,7 @@ class StopSignals:
 
     def stopping(self) -> bool:
         """Whether to stop. With several processes, all must call it equally often."""
-        if self._several and self.caught is None and distributed.asked_to_stop():
+        if self._several and self.caught is None and distributed.reached_preemption():
             self.caught = signal.SIGTERM
             self._say("SIGTERM to one of the processes: saving after this step")
         return self.caught is not None

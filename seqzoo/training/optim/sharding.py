@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding
 
 
-def shardings(tx: optax.GradientTransformation, opt_state: Any, parameters: dict, by_parameter: dict) -> Any:
+def optimizer_state_shardings(tx: optax.GradientTransformation, opt_state: Any, parameters: dict, by_parameter: dict) -> Any:
     """A tree like the optimizer's state of NamedShardings.
 
     A moment lies where its parameter lies. One that lacks an axis of its parameter, as Adafactor's means over rows and columns do,

@@ -1,29 +1,27 @@
-"""Where a run's metrics go: metrics.jsonl always, TensorBoard and Weights & Biases if `run.log` names them.
+"""Copies of metrics.jsonl for other tools: TensorBoard and Weights & Biases, if `run.log` names them.
 
-metrics.jsonl is the record, and the others are copies of it. A resumed run drops the lines of steps that it will do again, and each
-copy follows in its own way: TensorBoard's file is written anew from the record; Weights & Biases, where nothing can be taken back,
-is not given a step twice, as one done again gives the same numbers.
+metrics.jsonl is the record. A resumed run drops the lines of steps that it will do again, and each copy follows in its own way:
+TensorBoard's file is written anew from the record; Weights & Biases, where nothing can be taken back, is not given a step twice, as
+one done again gives the same numbers.
 """
 
-import contextlib
 import importlib.util
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from seqzoo import config
 from seqzoo.data.atomic_io import write_errors, write_json
-from seqzoo.training import metrics
 
 EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # which extra of this package brings the package of that name
 
 Line = dict[str, Any]
 
 
-class Sink(Protocol):
+class MetricWriter(Protocol):
     """A copy of metrics.jsonl somewhere else, made from a run's folder, its experiment and the lines that are there already."""
 
     def append(self, *lines: Line) -> None:
@@ -31,45 +29,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """No more lines come."""
-
-
-class Log:
-    """The metrics of a run that stands at `step`: takes lines and hands them to metrics.jsonl and to all sinks, until `close`.
-
-    Args:
-      folder: of the run.
-      experiment: what is run.
-      step: where it stands.
-      slices: names of its evaluation sets.
-    """
-
-    def __init__(self, folder: Path, experiment: config.Experiment, step: int = 0, slices: Iterable[str] = ()):
-        path = Path(folder) / "metrics.jsonl"
-        self.file = metrics.Metrics(path, step, slices)
-        held = metrics.read(path)
-        self._sinks: list[Sink] = [SINKS[name](Path(folder), experiment, held) for name in experiment.run.log]
-
-    @property
-    def evaluated(self) -> int:
-        """The step of the last evaluation, or -1."""
-        return self.file.evaluated
-
-    @property
-    def seconds(self) -> float:
-        """How long the run had taken at its last line when this was opened."""
-        return self.file.seconds
-
-    def append(self, *lines: Line) -> None:
-        """Adds lines everywhere, to the record first."""
-        self.file.append(*lines)
-        for sink in self._sinks:
-            sink.append(*lines)
-
-    def close(self) -> None:
-        """Ends all copies, also if one of them fails to end."""
-        with contextlib.ExitStack() as stack:
-            for sink in self._sinks:
-                stack.callback(sink.close)
 
 
 def check(names: Sequence[str]) -> None:
@@ -82,10 +41,18 @@ def check(names: Sequence[str]) -> None:
             )
 
 
+def flatten(numbers: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"gradient_norms": {"layers": {"0": {"mixer": 1.0}}}} has "gradient_norms/layers/0/mixer"."""
+    found: dict[str, Any] = {}
+    for name, value in numbers.items():
+        found |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def scalars(line: Line) -> dict[str, float]:
     """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; what is no number has no curve."""
-    prefix = f"eval/{line['slice']}" if line["kind"] == "eval" else line["kind"]
-    numbers = metrics.flat(line).items()
+    prefix = f"eval/{line['eval_set']}" if line["kind"] == "eval" else line["kind"]
+    numbers = flatten(line).items()
     return {f"{prefix}/{key}": value for key, value in numbers if key != "step" and isinstance(value, int | float)}
 
 
@@ -172,4 +139,4 @@ class Wandb:
         self._run.finish()
 
 
-SINKS = {"tensorboard": TensorBoard, "wandb": Wandb}
+WRITERS: dict[str, Callable[[Path, config.Experiment, Sequence[Line]], MetricWriter]] = {"tensorboard": TensorBoard, "wandb": Wandb}

@@ -7,7 +7,8 @@ import pytest
 
 from helpers.tiny import tiny
 from seqzoo import training
-from seqzoo.training import WriteError, profiling
+from seqzoo.training import WriteError
+from seqzoo.training.run import profiling
 
 
 @pytest.fixture
@@ -57,16 +58,16 @@ def test_a_trace_is_written_that_holds_the_step(tmp_path):
 
 @pytest.fixture(scope="module")
 def step():
-    """(lowered, compiled, plan) of a tiny experiment's training step on two devices."""
-    plan = training.prepare(tiny(mesh__fsdp=2))
-    with jax.set_mesh(plan.mesh):
-        lowered = training.train_step(plan).lower(plan.abstract, plan.task.spec(0))
-        return lowered, lowered.compile(), plan
+    """(lowered, compiled, setup) of a tiny experiment's training step on two devices."""
+    setup = training.prepare(tiny(mesh__fsdp=2))
+    with jax.set_mesh(setup.mesh):
+        lowered = training.train_step(setup).lower(setup.abstract, setup.task.spec(0))
+        return lowered, lowered.compile(), setup
 
 
 def test_the_step_is_written_before_and_after_compilation(step, tmp_path):
     lowered, compiled, _ = step
-    profiling.dump(lowered, compiled, tmp_path)
+    profiling.dump_hlo(lowered, compiled, tmp_path)
     names = sorted(path.name for path in (tmp_path / "hlo").iterdir())
     assert names == ["train_step.hlo.txt", "train_step.stablehlo.txt"]
     assert "stablehlo." in (tmp_path / "hlo" / names[1]).read_text()
@@ -74,10 +75,10 @@ def test_the_step_is_written_before_and_after_compilation(step, tmp_path):
 
 
 def test_the_memory_of_the_step_counts_the_state_on_each_device(step):
-    _, compiled, plan = step
+    _, compiled, setup = step
     found = profiling.memory(compiled)
     local = lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
-    arrays = jax.tree.leaves({key: value for key, value in plan.abstract.items() if key != "rng"})
+    arrays = jax.tree.leaves({key: value for key, value in setup.abstract.items() if key != "rng"})
     state = sum(map(local, arrays)) + 8  # the key is two uint32
     assert found.arguments == pytest.approx(state, rel=0.05) and found.outputs >= found.aliased > 0.9 * state
     assert found.temporaries > 0 and found.total == found.arguments + found.outputs + found.temporaries - found.aliased
@@ -100,17 +101,17 @@ def test_a_backend_that_does_not_tell_has_no_memory_report():
 
 def test_what_is_compiled_is_kept_in_the_folder(tmp_path):
     before = jax.config.jax_compilation_cache_dir
-    profiling.use_cache(None)
+    profiling.enable_compilation_cache(None)
     assert jax.config.jax_compilation_cache_dir == before
     try:
-        profiling.use_cache(str(tmp_path / "cache"))
+        profiling.enable_compilation_cache(str(tmp_path / "cache"))
         jax.jit(lambda x: x * 3 + 41)(jnp.ones(7)).block_until_ready()  # the session's fixture lowers JAX's least time to 0
         assert list((tmp_path / "cache").iterdir())
     finally:
-        profiling.use_cache(before)
+        profiling.enable_compilation_cache(before)
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"cannot write .*file/cache"):
-        profiling.use_cache(str(tmp_path / "file" / "cache"))
+        profiling.enable_compilation_cache(str(tmp_path / "file" / "cache"))

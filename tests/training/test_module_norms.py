@@ -7,7 +7,8 @@ import numpy as np
 
 from helpers.tiny import tiny
 from seqzoo import training
-from seqzoo.training import metrics, sinks, watch
+from seqzoo.training import module_norms
+from seqzoo.training.run import metric_writers
 
 
 def norm(*trees):
@@ -18,7 +19,7 @@ def test_every_module_of_every_layer_has_its_norms():
     """Layers 0 to 3 are run by a scan of two periods, layer 4 by itself."""
     values = dict(model__layers=("softmax(heads=2)", "linear(heads=2)"), model__depth=5, model__channel="gelu", model__tied=False)
     parameters = training.initialise(training.prepare(tiny(**values)))["params"]
-    found = watch.by_layer(jax.device_get(jax.jit(watch.norms)(parameters)))
+    found = module_norms.by_layer(jax.device_get(jax.jit(module_norms.norms)(parameters)))
 
     periods, rest = parameters["stack"]["periods"], parameters["stack"]["rest"]
     take = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
@@ -26,9 +27,9 @@ def test_every_module_of_every_layer_has_its_norms():
     parts = ("mixer", "mixer_norm", "channel", "channel_norm")
     wanted = {f"layers/{i}/{part}": norm(layer[part]) for i, layer in enumerate(layers) for part in parts}
     wanted |= {name: norm(parameters[name]) for name in ("embedding", "norm", "head")}
-    flat = metrics.flat(found)
+    flat = metric_writers.flatten(found)
     assert flat.keys() == wanted.keys()
     np.testing.assert_allclose([flat[name] for name in wanted], list(wanted.values()), rtol=1e-6)
     np.testing.assert_allclose(norm(found), norm(parameters), rtol=1e-6)
     line = {"step": 1, "kind": "train", "parameter_norms": found}
-    assert sinks.scalars(line) == {f"train/parameter_norms/{name}": number for name, number in flat.items()}
+    assert metric_writers.scalars(line) == {f"train/parameter_norms/{name}": number for name, number in flat.items()}

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from seqzoo.training.clock import Clock
+from seqzoo.training.run.clock import Clock
 
 
 class Time:

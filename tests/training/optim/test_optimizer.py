@@ -14,7 +14,7 @@ from helpers.tolerances import assert_close
 from seqzoo import mixers, nn, training
 from seqzoo.config import Optimizer
 from seqzoo.model import LanguageModel, params
-from seqzoo.training import adamp, optimizer
+from seqzoo.training.optim import adamp, optimizer
 
 NAMES = ("adamw", "adamp", "lamb", "lion", "sgd", "adafactor", "muon")
 B1, B2, EPSILON, DECAY, RATE = 0.9, 0.95, 1e-8, 0.3, 0.01
@@ -270,7 +270,7 @@ def test_noise_is_drawn_by_seed_and_step():
 
 # Wide enough for Adafactor to keep rows and columns; guard, noise and accumulation have leaves in the state too.
 WIDE = dict(model__d_model=128, optimizer__warmup_steps=0, optimizer__noise=1e-4, optimizer__skip_limit=2)
-WIDE |= dict(optimizer__batches="0:1, 9:2")
+WIDE |= dict(optimizer__accumulate_steps="0:1, 9:2")
 
 
 def on_host(state):
@@ -279,10 +279,10 @@ def on_host(state):
     return jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if keys(leaf) else leaf), state)
 
 
-def stepped(plan):
+def stepped(setup):
     """A new state after one step."""
-    with jax.set_mesh(plan.mesh):
-        return training.train_step(plan)(training.initialise(plan), plan.task.spec(0))[0]
+    with jax.set_mesh(setup.mesh):
+        return training.train_step(setup)(training.initialise(setup), setup.task.spec(0))[0]
 
 
 def whole(leaf):
@@ -326,6 +326,6 @@ def test_every_optimizer_learns(name, tmp_path):
     """Recall of two pairs, within 200 steps."""
     settings = dict(optimizer__name=name, optimizer__learning_rate=RATES[name], training__steps=200, training__eval_every=200)
     experiment = tiny(**settings, model__d_model=32, model__depth=2, training__log_every=100, training__checkpoint_every=200)
-    summary = training.run(experiment, tmp_path / name, console=quiet())
+    summary = training.train(experiment, tmp_path / name, console=quiet())
     for part in summary["final"].values():
         assert part["accuracy"] > 3 * part["chance"], summary["final"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny import tiny
-from seqzoo.training import metrics, sinks
+from seqzoo.training.run import metric_writers, metrics
 
 
 def train(step, loss=1.0):
@@ -18,14 +18,14 @@ def train(step, loss=1.0):
 
 
 def evaluation(step, name="a"):
-    line = {"step": step, "kind": "eval", "slice": name, "accuracy": step / 16, "position_loss": {"from": [0], "loss": [1.0]}}
+    line = {"step": step, "kind": "eval", "eval_set": name, "accuracy": step / 16, "position_loss": {"from": [0], "loss": [1.0]}}
     return line | {"seconds": 2.0 * step}
 
 
 @contextlib.contextmanager
 def log(folder, name, step=0):
     """The log of a run that stands at a step."""
-    opened = sinks.Log(folder, tiny(run__log=(name,), run__name="mine"), step, ["a", "b"])
+    opened = metrics.MetricsLog(folder, tiny(run__log=(name,), run__name="mine"), step, ["a", "b"])
     try:
         yield opened
     finally:
@@ -36,14 +36,14 @@ def curves(lines):
     """{tag: {step: value}} as a reader of metrics.jsonl would draw them."""
     found = {}
     for line in lines:
-        for tag, value in sinks.scalars(line).items():
+        for tag, value in metric_writers.scalars(line).items():
             found.setdefault(tag, {})[line["step"]] = value
     return found
 
 
 def test_the_numbers_of_a_line_are_named_by_what_they_are_of():
-    assert sinks.scalars(train(8)) == {"train/loss": 1.0, "train/seconds": 16.0}
-    assert sinks.scalars(evaluation(8)) == {"eval/a/accuracy": 0.5, "eval/a/seconds": 16.0}
+    assert metric_writers.scalars(train(8)) == {"train/loss": 1.0, "train/seconds": 16.0}
+    assert metric_writers.scalars(evaluation(8)) == {"eval/a/accuracy": 0.5, "eval/a/seconds": 16.0}
 
 
 def events(folder):
@@ -84,11 +84,11 @@ def test_after_a_resume_tensorboard_has_every_step_once(tmp_path):
 
 def test_tensorboard_needs_neither_tensorflow_nor_pytorch():
     code = (
-        "import sys, pathlib, tempfile; from seqzoo.config import *; from seqzoo.training import sinks\n"
-        "sinks.Log(pathlib.Path(tempfile.mkdtemp()), Experiment(run=Run(log=('tensorboard',)))).close()\n"
+        "import sys, pathlib, tempfile; from seqzoo.config import *; from seqzoo.training.run import metrics\n"
+        "metrics.MetricsLog(pathlib.Path(tempfile.mkdtemp()), Experiment(run=Run(log=('tensorboard',)))).close()\n"
         "sys.exit(bool({'tensorflow', 'torch'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=300).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=300).returncode == 0
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_wandb_gets_one_run_with_the_settings_and_steps_of_our_own(tmp_path, ser
     assert settings["resume"] == "allow" and settings["name"] == tmp_path.name and settings["dir"] == str(tmp_path)
     assert settings["config"]["model"]["d_model"] == 16 and "mode" not in settings and "project" not in settings
     assert [row.pop("step") for row in rows] == [1, 1, 1]
-    assert rows == [sinks.scalars(line) for line in metrics.read(tmp_path / "metrics.jsonl")]
+    assert rows == [metric_writers.scalars(line) for line in metrics.read(tmp_path / "metrics.jsonl")]
     assert service.axes == [("train/*", "step"), ("eval/*", "step")] and service.finished == 1 and len(identity) == 12
 
 
@@ -153,7 +153,7 @@ def test_an_evaluation_that_was_owed_at_a_resume_still_reaches_wandb(tmp_path, s
 
 
 def test_a_copy_that_is_asked_for_later_gets_all_that_was_before(tmp_path, service):
-    metrics.Metrics(tmp_path / "metrics.jsonl").append(train(1), train(2))
+    metrics.MetricsFile(tmp_path / "metrics.jsonl").append(train(1), train(2))
     with log(tmp_path, "wandb", step=2), log(tmp_path, "tensorboard", step=2):
         (rows,) = service.runs.values()
         assert [row["step"] for row in rows] == [1, 2] == [step for step, *_ in events(tmp_path)["train/loss"]]
@@ -170,8 +170,8 @@ def test_all_copies_are_ended_if_one_fails_to_end(tmp_path, monkeypatch):
             ended.append(self)
             raise RuntimeError("no network")
 
-    monkeypatch.setattr(sinks, "SINKS", {"tensorboard": Failing, "wandb": Failing})
-    opened = sinks.Log(tmp_path, tiny(run__log=("tensorboard", "wandb")))
+    monkeypatch.setattr(metric_writers, "WRITERS", {"tensorboard": Failing, "wandb": Failing})
+    opened = metrics.MetricsLog(tmp_path, tiny(run__log=("tensorboard", "wandb")))
     with pytest.raises(RuntimeError, match="no network"):
         opened.close()
     assert len(ended) == 2
@@ -181,8 +181,8 @@ def test_all_copies_are_ended_if_one_fails_to_end(tmp_path, monkeypatch):
 def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
     with pytest.raises(ValueError, match=rf'package {name} is not installed; wanted pip install "seqzoo\[{extra}\]"'):
-        sinks.check((name,))
-    sinks.check(())
+        metric_writers.check((name,))
+    metric_writers.check(())
 
 
 def test_a_full_disk_is_a_write_error(tmp_path):

@@ -10,8 +10,8 @@ from jax import Array
 MEMORY = 100  # accepted steps over which the gradient norm is averaged, and before which nothing is a spike
 
 
-class Guard(NamedTuple):
-    """The state of `skip`: counts int32, norm float32, all scalars."""
+class SkipState(NamedTuple):
+    """The state of `skip_nonfinite`: counts int32, norm float32, all scalars."""
 
     total: Array  # steps left out so far
     in_a_row: Array  # those since the last accepted step
@@ -20,7 +20,7 @@ class Guard(NamedTuple):
     inner: optax.OptState
 
 
-def skip(inner: optax.GradientTransformation, spikes: float | None = None) -> optax.GradientTransformationExtraArgs:
+def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = None) -> optax.GradientTransformationExtraArgs:
     """`inner`, but a step whose loss or gradient norm is not finite gives updates of 0 and leaves inner's state as it was.
 
     With `spikes`, so does a step whose gradient norm is above `spikes` times the mean norm of the last accepted steps, about MEMORY
@@ -41,7 +41,7 @@ def skip(inner: optax.GradientTransformation, spikes: float | None = None) -> op
 
     def init(parameters):
         zero = jnp.zeros((), jnp.int32)
-        return Guard(zero, zero, zero, jnp.zeros((), jnp.float32), inner.init(parameters))
+        return SkipState(zero, zero, zero, jnp.zeros((), jnp.float32), inner.init(parameters))
 
     def update(updates, state, parameters=None, *, value=None, **extra):
         norm = optax.tree.norm(optax.tree.cast(updates, jnp.float32))
@@ -54,7 +54,7 @@ def skip(inner: optax.GradientTransformation, spikes: float | None = None) -> op
         new, after = inner.update(updates, state.inner, parameters, **extra)
         accepted = state.accepted + 1
         mean = state.norm + (norm - state.norm) / jnp.minimum(accepted, MEMORY)
-        return if_good(new, optax.tree.zeros_like(new)), Guard(
+        return if_good(new, optax.tree.zeros_like(new)), SkipState(
             state.total + ~good,
             jnp.where(good, 0, state.in_a_row + 1),
             *if_good((accepted, mean, after), (state.accepted, state.norm, state.inner)),
@@ -63,13 +63,13 @@ def skip(inner: optax.GradientTransformation, spikes: float | None = None) -> op
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def skipped(opt_state: optax.OptState) -> tuple[Array, Array]:
+def skip_counts(opt_state: optax.OptState) -> tuple[Array, Array]:
     """(steps left out in all, steps left out in a row up to now), int32 scalars on the devices.
 
     Raises ValueError if the optimizer has no guard.
     """
-    is_guard = lambda node: isinstance(node, Guard)
-    found = next(filter(is_guard, jax.tree.leaves(opt_state, is_leaf=is_guard)), None)
+    is_skip_state = lambda node: isinstance(node, SkipState)
+    found = next(filter(is_skip_state, jax.tree.leaves(opt_state, is_leaf=is_skip_state)), None)
     if found is None:
         raise ValueError("the optimizer has no guard that counts skipped steps: optimizer.skip_limit is None, wanted a number")
     return found.total, found.in_a_row

@@ -8,30 +8,29 @@ import jax
 
 from seqzoo import config
 from seqzoo.model import LanguageModel
-from seqzoo.training import distributed
-from seqzoo.training import folder as folders
-from seqzoo.training.checkpoint import Checkpoints
-from seqzoo.training.state import Plan, State, prepare
+from seqzoo.training.run import distributed, run_dir
+from seqzoo.training.run.checkpoint import Checkpoints
+from seqzoo.training.state import State, TrainSetup, prepare
 from seqzoo.training.step import evaluator
 
 
 def restore(
     folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None, step: int | None = None
-) -> tuple[Plan, State]:
+) -> tuple[TrainSetup, State]:
     """The plan of a run and its latest state that loads, or that of `step`, on `mesh` (None: as in training).
 
     Raises FileNotFoundError if there is no run or no checkpoint.
     """
-    experiment = folders.open_run(folder)
+    experiment = run_dir.load_config(folder)
     if not isinstance(experiment, config.Experiment):
         inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("**/config.json"))[1:])
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
-    plan = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
-    distributed.check_mesh(plan.mesh)
-    state = Checkpoints(Path(folder) / "checkpoints").restore(plan.abstract, say, step)
+    setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    distributed.check_mesh(setup.mesh)
+    state = Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, say, step)
     if state is None:
         raise FileNotFoundError(f"{folder} has no checkpoint")
-    return plan, state
+    return setup, state
 
 
 def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
@@ -39,17 +38,17 @@ def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
 
     `step` chooses among the checkpoints that are there (training.keep_best keeps a good one); None is the latest.
     """
-    plan, state = restore(folder, print, config.Mesh(fsdp=1), step)
-    return plan.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))
+    setup, state = restore(folder, print, config.Mesh(fsdp=1), step)
+    return setup.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))
 
 
 def evaluate_run(
     folder: str | Path, say: Callable[[str], None] = print, mesh: config.Mesh | None = None, step: int | None = None
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """(step, {slice: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, or of `step`'s, on `mesh` (None: as in
-    training)."""
-    plan, state = restore(folder, say, mesh, step)
-    with jax.set_mesh(plan.mesh):
-        results = evaluator(plan)(state.get("ema", state["params"]))
-    parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in plan.task.slices()}
+    """(step, {eval set: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, or of `step`'s, on `mesh` (None: as
+    in training)."""
+    setup, state = restore(folder, say, mesh, step)
+    with jax.set_mesh(setup.mesh):
+        results = evaluator(setup)(state.get("ema", state["params"]))
+    parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in setup.task.eval_sets()}
     return int(state["step"]), {name: {**result, **parts[name]} for name, result in results.items()}

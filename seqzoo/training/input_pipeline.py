@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from seqzoo.model import sharding
-from seqzoo.tasks.base import BatchSpec, Slice
-from seqzoo.training.state import Plan
+from seqzoo.tasks.base import BatchSpec, EvalSet
+from seqzoo.training.state import TrainSetup
 
 AHEAD = 8  # batches that wait on the host
 THREADS = 2  # that read them
@@ -18,52 +18,52 @@ THREADS = 2  # that read them
 Batch = dict[str, Array]
 
 
-def on_device(plan: Plan, spec: BatchSpec, index: Array) -> Batch:
+def on_device(setup: TrainSetup, spec: BatchSpec, index: Array) -> Batch:
     """The task's batch, made where it is used, its rows spread over the data axes. To be called inside jit."""
-    sharding.check_batch(plan.mesh, spec.batch, spec.length, f"task {plan.experiment.task}, {spec}")
-    return jax.lax.with_sharding_constraint(plan.task.batch(spec, index), sharding.batch_sharding(plan.mesh))
+    sharding.check_batch(setup.mesh, spec.batch, spec.length, f"task {setup.experiment.task}, {spec}")
+    return jax.lax.with_sharding_constraint(setup.task.batch(spec, index), sharding.batch_sharding(setup.mesh))
 
 
-def training(plan: Plan, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
+def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
     """(spec, batch) of the steps from `first` to `end`; the batch is None where the step makes its own."""
-    specs = map(plan.task.spec, range(first, end))
-    if plan.task.on_host:
-        read = _read(plan, lambda step: (plan.task.spec(step), step), range(first, end))
-        return ((spec, _spread(plan, spec, rows)) for spec, rows in zip(specs, read, strict=True))
+    specs = map(setup.task.spec, range(first, end))
+    if setup.task.on_host:
+        read = _read(setup, lambda step: (setup.task.spec(step), step), range(first, end))
+        return ((spec, _shard(setup, spec, rows)) for spec, rows in zip(specs, read, strict=True))
     return ((spec, None) for spec in specs)
 
 
-def evaluation(plan: Plan) -> Callable[[Slice], Iterator[Batch]]:
-    """batches(slice): the batches of an evaluation slice; each spec compiles once."""
-    if plan.task.on_host:
-        read = lambda part: _read(plan, lambda index: (part.spec, index), range(part.batches))
-        return lambda part: (_spread(plan, part.spec, rows) for rows in read(part))
-    make = jax.jit(partial(on_device, plan), static_argnums=0, out_shardings=sharding.batch_sharding(plan.mesh))
+def eval_batches(setup: TrainSetup) -> Callable[[EvalSet], Iterator[Batch]]:
+    """batches(eval_set): the batches of an evaluation set; each spec compiles once."""
+    if setup.task.on_host:
+        read = lambda part: _read(setup, lambda index: (part.spec, index), range(part.batches))
+        return lambda part: (_shard(setup, part.spec, rows) for rows in read(part))
+    make = jax.jit(partial(on_device, setup), static_argnums=0, out_shardings=sharding.batch_sharding(setup.mesh))
     return lambda part: (make(part.spec, jnp.int32(index)) for index in range(part.batches))
 
 
-def _read(plan: Plan, address, indices: range) -> Iterator[dict[str, np.ndarray]]:
+def _read(setup: TrainSetup, address, indices: range) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches at some indices, read by threads a few batches ahead."""
     import grain  # only tasks that read files need it
 
     def rows(index):
         spec, index = address(int(index))
-        return plan.task.rows(spec, index, _own(plan, spec))
+        return setup.task.rows(spec, index, _local_rows(setup, spec))
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(indices.start, indices.stop).map(rows).to_iter_dataset(options))
 
 
-def _own(plan: Plan, spec: BatchSpec) -> slice:
+def _local_rows(setup: TrainSetup, spec: BatchSpec) -> slice:
     """The rows that this process's devices hold: the shortest stretch with all of them."""
-    where = sharding.batch_sharding(plan.mesh).addressable_devices_indices_map((spec.batch, spec.length))
+    where = sharding.batch_sharding(setup.mesh).addressable_devices_indices_map((spec.batch, spec.length))
     bounds = [rows.indices(spec.batch) for rows, _ in where.values()]
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
-def _spread(plan: Plan, spec: BatchSpec, rows: dict[str, np.ndarray]) -> Batch:
+def _shard(setup: TrainSetup, spec: BatchSpec, rows: dict[str, np.ndarray]) -> Batch:
     """The global batch of which this process has read `rows`."""
-    own, where = _own(plan, spec), sharding.batch_sharding(plan.mesh)
+    own, where = _local_rows(setup, spec), sharding.batch_sharding(setup.mesh)
 
     def place(array):
         local = lambda index: array[slice(*(i - own.start for i in index[0].indices(spec.batch)[:2])), index[1]]

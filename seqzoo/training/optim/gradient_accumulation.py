@@ -9,26 +9,26 @@ import optax
 from jax import Array
 
 
-class Growing(NamedTuple):
-    """The state of `accumulate`: counts int32, weight float32, all scalars but `mean`."""
+class AccumulationState(NamedTuple):
+    """The state of `accumulate_gradients`: counts int32, weight float32, all scalars but `mean`."""
 
     updates: Array  # made so far
     number: Array  # of batches in the update that the last batch went into
     count: Array  # of batches in the update under way; 0 behind an update
     weight: Array  # the sum of their weights
     mean: optax.Updates  # of their gradients, float32 or better
-    test: Any  # () or a NormTest
+    test: Any  # () or a NormTestState
     inner: optax.OptState
 
 
-class NormTest(NamedTuple):
+class NormTestState(NamedTuple):
     """What the norm test adds to the state."""
 
-    spread: Array  # sum_i w_i |g_i - mean|^2 over the batches of the update under way, float32
+    variance_sum: Array  # sum_i w_i |g_i - mean|^2 over the batches of the update under way, float32
     wanted: Array  # batches of the next update, int32
 
 
-def accumulate(
+def accumulate_gradients(
     inner: optax.GradientTransformation,
     numbers: Sequence[tuple[int, int]],
     norm_test: float | None = None,
@@ -52,8 +52,8 @@ def accumulate(
     `most`. As |mean|^2 has a share V / k of noise, b' is hardly ever above k / norm_test^2.
 
     `update(..., weight=w, step=n)`: the batch's weight, and the step of the run, which `numbers` is by. The mean is taken by
-    Welford's recurrence, whose spread cancels nothing, and which gives a single batch's gradient as it was. Whether an update is
-    made is a branch, `jax.lax.cond`: a batch without one costs none of inner's work.
+    Welford's recurrence, whose variance_sum cancels nothing, and which gives a single batch's gradient as it was. Whether an update
+    is made is a branch, `jax.lax.cond`: a batch without one costs none of inner's work.
 
     Args:
       inner: what makes an update of a gradient.
@@ -61,7 +61,8 @@ def accumulate(
       norm_test: None, or how large the mean's standard deviation may be beside the mean; `numbers` then says where to begin.
       most: the norm test's largest number, a power of two.
     State: the mean's 4 bytes per parameter more than inner's. Cost: of a batch without an update, one pass over its gradient.
-    Inside `guard.skip`, which chooses between two states, a step holds both for a while: 8 bytes per parameter with Adam's.
+    Inside `skip_nonfinite.skip_nonfinite`, which chooses between two states, a step holds both for a while: 8 bytes per parameter
+    with Adam's.
     """
     inner = optax.with_extra_args_support(inner)
     none, nothing = lambda: jnp.zeros((), jnp.int32), lambda: jnp.zeros((), float)
@@ -72,8 +73,10 @@ def accumulate(
 
     def init(parameters):
         wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-        test = () if norm_test is None else NormTest(nothing(), scheduled(0))
-        return Growing(none(), scheduled(0), none(), nothing(), jax.tree.map(wide, parameters), test, inner.init(parameters))
+        test = () if norm_test is None else NormTestState(nothing(), scheduled(0))
+        return AccumulationState(
+            none(), scheduled(0), none(), nothing(), jax.tree.map(wide, parameters), test, inner.init(parameters)
+        )
 
     def update(gradient, state, parameters=None, *, weight, step, **extra):
         wanted = scheduled(step) if norm_test is None else state.test.wanted
@@ -85,20 +88,24 @@ def accumulate(
         mean = jax.tree.map(lambda leaf, change: leaf + share.astype(leaf.dtype) * change, state.mean, away)
         test = ()
         if norm_test is not None:
-            test = state.test._replace(spread=state.test.spread + share * state.weight * optax.tree.norm(away, squared=True))
+            test = state.test._replace(
+                variance_sum=state.test.variance_sum + share * state.weight * optax.tree.norm(away, squared=True)
+            )
 
         def now():
             like = jax.tree.map(lambda leaf, as_given: leaf.astype(as_given.dtype), mean, gradient)
             updates, after = inner.update(like, state.inner, parameters, **extra)
             grown = ()
             if norm_test is not None:
-                variance = count / total * test.spread / (count - 1)
-                grown = NormTest(nothing(), jnp.maximum(number, enough(variance, optax.tree.norm(mean, squared=True))))
-            return updates, Growing(state.updates + 1, number, none(), nothing(), optax.tree.zeros_like(mean), grown, after)
+                variance = count / total * test.variance_sum / (count - 1)
+                grown = NormTestState(nothing(), jnp.maximum(number, enough(variance, optax.tree.norm(mean, squared=True))))
+            return updates, AccumulationState(
+                state.updates + 1, number, none(), nothing(), optax.tree.zeros_like(mean), grown, after
+            )
 
         def later():
             updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(now)[0])
-            return updates, Growing(state.updates, number, count, total, mean, test, state.inner)
+            return updates, AccumulationState(state.updates, number, count, total, mean, test, state.inner)
 
         return jax.lax.cond(count == number, now, later)
 
@@ -111,14 +118,15 @@ def accumulate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def progress(before: optax.OptState, after: optax.OptState) -> dict[str, Array]:
-    """What a step's metrics say of updates, from the optimizer's state before and after it; {} without `accumulate`.
+def accumulation_metrics(before: optax.OptState, after: optax.OptState) -> dict[str, Array]:
+    """What a step's metrics say of updates, from the optimizer's state before and after it; {} without `accumulate_gradients`.
 
-    "batches": how many make the update that the step's batch went into. "updates": made so far. "updated": 1 if this step made one.
+    "accumulate_steps": how many make the update that the step's batch went into. "updates": made so far. "updated": 1 if this step
+    made one.
     """
-    is_growing = lambda node: isinstance(node, Growing)
-    find = lambda state: next(filter(is_growing, jax.tree.leaves(state, is_leaf=is_growing)), None)
+    is_state = lambda node: isinstance(node, AccumulationState)
+    find = lambda state: next(filter(is_state, jax.tree.leaves(state, is_leaf=is_state)), None)
     before, after = find(before), find(after)
     if after is None:
         return {}
-    return {"batches": after.number, "updates": after.updates, "updated": after.updates - before.updates}
+    return {"accumulate_steps": after.number, "updates": after.updates, "updated": after.updates - before.updates}

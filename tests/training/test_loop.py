@@ -10,8 +10,8 @@ import pytest
 import seqzoo
 from helpers.tiny import quiet, tiny
 from seqzoo import config, tasks, training
-from seqzoo.tasks.base import BatchSpec, Slice
-from seqzoo.training import metrics
+from seqzoo.tasks.base import BatchSpec, EvalSet
+from seqzoo.training.run import metric_writers, metrics
 
 
 @tasks.registry.register("poisoned")
@@ -29,8 +29,8 @@ class Poisoned(tasks.Task):
         bad = (index >= self.at) & (index < self.until) & (spec.split == "train")
         return {"tokens": tokens, "targets": tokens, "weights": jnp.full((4, 4), jnp.where(bad, jnp.inf, 1.0), jnp.float32)}
 
-    def slices(self):
-        return (Slice("copy", BatchSpec("copy", 0, 4, 4), 1, 1 / 8, {"length": 4}),)
+    def eval_sets(self):
+        return (EvalSet("copy", BatchSpec("copy", 0, 4, 4), 1, 1 / 8, {"length": 4}),)
 
     def notes(self):
         return ("made to fail",)
@@ -47,7 +47,7 @@ EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume 
 def whole(tmp_path_factory):
     """A run that was never stopped: (folder, summary, what it printed)."""
     folder, console = tmp_path_factory.mktemp("runs") / "whole", quiet()
-    return folder, training.run(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
+    return folder, training.train(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
 
 
 def test_a_run_leaves_its_config_environment_metrics_summary_and_latest_checkpoints(whole):
@@ -59,7 +59,7 @@ def test_a_run_leaves_its_config_environment_metrics_summary_and_latest_checkpoi
     assert steps_kept(folder) == [4, 6]
     lines = metrics.read(folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [(line["step"], line["slice"]) for line in lines if line["kind"] == "eval"] == [
+    assert [(line["step"], line["eval_set"]) for line in lines if line["kind"] == "eval"] == [
         (step, name) for step in (3, 6) for name in ("pairs=1", "pairs=2")
     ]
     assert "step 6/6  loss" in printed and "\x1b" not in printed
@@ -69,7 +69,7 @@ def test_the_summary_says_what_the_metrics_say(whole):
     folder, summary, _ = whole
     assert summary["finished"] and summary["step"] == 6 and summary["tokens_per_second"] > 0
     evaluated = [line for line in metrics.read(folder / "metrics.jsonl") if line["kind"] == "eval"]
-    last = {line["slice"]: line for line in evaluated if line["step"] == 6}
+    last = {line["eval_set"]: line for line in evaluated if line["step"] == 6}
     for name, result in summary["final"].items():
         assert result["accuracy"] == last[name]["accuracy"] and result["loss"] == last[name]["loss"]
         assert result["chance"] == 1 / 16 and "pairs" in result["settings"]
@@ -83,7 +83,7 @@ def test_the_summary_says_what_the_metrics_say(whole):
 def test_a_finished_run_is_not_trained_again(whole):
     folder, summary, _ = whole
     before = (folder / "metrics.jsonl").read_bytes()
-    assert training.run(tiny(**EXPERIMENT), folder, console=quiet()) == summary
+    assert training.train(tiny(**EXPERIMENT), folder, console=quiet()) == summary
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
@@ -91,30 +91,30 @@ def test_a_folder_of_another_experiment_is_refused_and_left_alone(whole):
     folder, _, _ = whole
     before = {path: path.read_bytes() for path in folder.glob("*.json*")}
     with pytest.raises(ValueError, match=r"holds another experiment .*training\.steps is 6 there, 7 here"):
-        training.run(tiny(**EXPERIMENT, training__steps=7), folder, console=quiet())
+        training.train(tiny(**EXPERIMENT, training__steps=7), folder, console=quiet())
     assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="not empty"):
-        training.run(tiny(), tmp_path, console=quiet())
+        training.train(tiny(), tmp_path, console=quiet())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_what_does_not_fit_is_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(ValueError):
-        training.run(tiny(model__layers=("softmax(heads=3)",)), tmp_path / "run", console=quiet())
+        training.train(tiny(model__layers=("softmax(heads=3)",)), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loaded_model_is_the_trained_one(whole):
     folder, summary, _ = whole
-    plan = training.prepare(tiny(**EXPERIMENT))
-    part = plan.task.slices()[1]
+    setup = training.prepare(tiny(**EXPERIMENT))
+    part = setup.task.eval_sets()[1]
     weight = hits = 0.0
     for index in range(part.batches):
-        batch = plan.task.batch(part.spec, jnp.int32(index))
+        batch = setup.task.batch(part.spec, jnp.int32(index))
         logits, _ = seqzoo.load(folder)(batch["tokens"])
         hits += float(jnp.sum(batch["weights"] * (jnp.argmax(logits, -1) == batch["targets"])))
         weight += float(jnp.sum(batch["weights"]))
@@ -129,7 +129,7 @@ def test_evaluating_a_run_gives_the_final_evaluation_again(whole):
 def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keeps_it(tmp_path):
     console = quiet()
     with pytest.raises(training.Diverged, match=r"step 6: no longer finite \(.*loss=nan.*last good checkpoint is .*/4\."):
-        training.run(tiny(task="poisoned(at=5)"), tmp_path / "run", console=console)
+        training.train(tiny(task="poisoned(at=5)"), tmp_path / "run", console=console)
     assert "note: made to fail" in console.file.getvalue()
     assert steps_kept(tmp_path / "run") == [2, 4]
     state = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(
@@ -141,24 +141,24 @@ def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keep
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_path):
-    settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2, training__watch=True)
-    summary = training.run(tiny(task="poisoned(at=3, until=5)", **settings), tmp_path / "run", console=quiet())
+    settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2, training__module_norms=True)
+    summary = training.train(tiny(task="poisoned(at=3, until=5)", **settings), tmp_path / "run", console=quiet())
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     assert summary["finished"] and [line["skipped"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
     for number in (lambda line: line["loss"], lambda line: line["gradient_norms"]["layers"]["0"]["mixer"]):
         assert [number(line) is None for line in lines] == [line["skipped_in_a_row"] > 0 for line in lines]
     for name in ("gradient_norms", "parameter_norms"):
-        assert metrics.flat(lines[0][name]).keys() == {"embedding", "layers/0/mixer", "layers/0/mixer_norm", "norm"}
-    whole = np.linalg.norm(list(metrics.flat(lines[0]["gradient_norms"]).values()))
+        assert metric_writers.flatten(lines[0][name]).keys() == {"embedding", "layers/0/mixer", "layers/0/mixer_norm", "norm"}
+    whole = np.linalg.norm(list(metric_writers.flatten(lines[0]["gradient_norms"]).values()))
     np.testing.assert_allclose(whole, lines[0]["gradient_norm"], rtol=1e-5)
     wanted = r"step 6: 3 steps in a row were left out \(optimizer\.skip_limit\) .*last good checkpoint is .*/[46]\."
     with pytest.raises(training.Diverged, match=wanted):
-        training.run(tiny(task="poisoned(at=3)", **settings), tmp_path / "other", console=quiet())
+        training.train(tiny(task="poisoned(at=3)", **settings), tmp_path / "other", console=quiet())
 
 
 def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
     """An infinite step leaves a finite loss behind, that of the step before, but parameters that must not be kept."""
     wild = dict(optimizer__learning_rate=1e38, optimizer__schedule="constant", optimizer__warmup_steps=0, training__eval_every=6)
     with pytest.raises(training.Diverged):
-        training.run(tiny(**wild, optimizer__weight_decay=1e30, training__checkpoint_every=1), tmp_path / "run", console=quiet())
+        training.train(tiny(**wild, optimizer__weight_decay=1e30, training__checkpoint_every=1), tmp_path / "run", console=quiet())
     assert steps_kept(tmp_path / "run") == []

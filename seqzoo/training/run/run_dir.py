@@ -3,7 +3,7 @@
 config.json        the experiment or comparison, readable back
 data.json          the files that were read, each with its digest, where the task reads any
 environment.json   versions, git revision, devices, command line; one more entry per resumption
-metrics.jsonl      one line per logged step and evaluated slice
+metrics.jsonl      one line per logged step and evaluation set
 summary.json       where the run stands
 checkpoints/       one directory per kept step
 """
@@ -24,14 +24,14 @@ import jax
 import seqzoo
 from seqzoo import config
 from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, write_text
-from seqzoo.training.checkpoint import Checkpoints
+from seqzoo.training.run.checkpoint import Checkpoints
 
 DATA = "data.json"
 CHANGED = "--changed"  # the command line's word for `changed`
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def create(parent: str | Path, name: str) -> Path:
+def create_run_dir(parent: str | Path, name: str) -> Path:
     """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time."""
     parent = Path(parent)
     number = 1
@@ -46,7 +46,7 @@ def create(parent: str | Path, name: str) -> Path:
                 number += 1
 
 
-def enter(
+def create_or_resume(
     folder: str | Path,
     experiment: config.Experiment,
     mesh: config.Mesh | None = None,
@@ -57,7 +57,7 @@ def enter(
     """Opens a folder for a run, new or to be resumed, and records config and environment, and `mesh` if it is not the config's.
 
     Args:
-      folder, experiment, mesh: as `loop.run` takes them.
+      folder, experiment, mesh: as `loop.train` takes them.
       data: what the task reads from files, `Task.fingerprint()`.
       changed: whether a run may go on with settings that change its numbers; they are recorded.
     Raises:
@@ -73,8 +73,8 @@ def enter(
             raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
         if not changed:
             refuse_changes(folder, held, experiment)
-        _not_beyond(folder, experiment.training.steps)
-        _same_data(folder, data or {})
+        _check_steps(folder, experiment.training.steps)
+        _check_data(folder, data or {})
         remove_temporaries(folder)
         if differing := config.difference(held, experiment):
             more["changed"] = differing
@@ -93,20 +93,20 @@ def enter(
 
 def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:
     """Raises ValueError if a folder holds an experiment with settings that give other numbers."""
-    differing = {name: both for name, both in config.difference(held, experiment).items() if name not in config.WEIGHTLESS}
+    differing = {name: both for name, both in config.difference(held, experiment).items() if name not in config.NUMERICALLY_NEUTRAL}
     if differing:
         shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
         raise ValueError(f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}")
 
 
-def _not_beyond(folder: Path, steps: int) -> None:
+def _check_steps(folder: Path, steps: int) -> None:
     """Raises ValueError if the run has done more steps than that."""
     done = max(Checkpoints(folder / "checkpoints").steps(), default=0)
     if done > steps:
         raise ValueError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
 
 
-def _same_data(folder: Path, data: dict[str, str]) -> None:
+def _check_data(folder: Path, data: dict[str, str]) -> None:
     """Raises ValueError if what the task reads is not what the run read when it began."""
     path = folder / DATA
     held = json.loads(path.read_text()) if path.exists() else {}
@@ -118,7 +118,7 @@ def _same_data(folder: Path, data: dict[str, str]) -> None:
             )
 
 
-def open_run(folder: str | Path) -> config.Config:
+def load_config(folder: str | Path) -> config.Config:
     """What a run folder holds. Raises FileNotFoundError if it is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from seqzoo.data.atomic_io import WriteError
-from seqzoo.training.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
+from seqzoo.training.run.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
 
 
 @pytest.fixture(scope="module")

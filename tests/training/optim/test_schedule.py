@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqzoo.config import Optimizer
-from seqzoo.training.schedule import schedule
+from seqzoo.training.optim.schedule import schedule
 
 
 def formula(name, step, *, p, w, n, f, c):

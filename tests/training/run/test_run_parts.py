@@ -12,29 +12,29 @@ import pytest
 from rich.console import Console
 
 from helpers.tiny import quiet
-from seqzoo.training import distributed, folder, metrics
 from seqzoo.training.progress import Reporter
-from seqzoo.training.signals import StopSignals
+from seqzoo.training.run import distributed, metrics, run_dir
+from seqzoo.training.run.signals import StopSignals
 
 
 def test_metrics_of_later_steps_are_dropped_and_a_torn_line_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = metrics.Metrics(path)
+    first = metrics.MetricsFile(path)
     first.append(*({"step": s, "kind": kind} for s in (1, 2, 3) for kind in ("train", "eval")))
     with path.open("a") as file:
         file.write('{"step": 4, "ki')
-    again = metrics.Metrics(path, step=2)
+    again = metrics.MetricsFile(path, step=2)
     assert metrics.read(path) == [{"step": s, "kind": kind} for s in (1, 2) for kind in ("train", "eval")]
     assert again.evaluated == 2
 
 
 def test_metrics_refuse_numbers_that_json_has_not(tmp_path):
     with pytest.raises(ValueError):
-        metrics.Metrics(tmp_path / "m").append({"step": 1, "kind": "train", "loss": float("nan")})
+        metrics.MetricsFile(tmp_path / "m").append({"step": 1, "kind": "train", "loss": float("nan")})
 
 
 def test_a_taken_folder_name_gets_a_number(tmp_path):
-    assert [folder.create(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
+    assert [run_dir.create_run_dir(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
 
 
 def test_a_run_that_is_beaten_to_a_name_takes_the_next(tmp_path, monkeypatch):
@@ -47,18 +47,18 @@ def test_a_run_that_is_beaten_to_a_name_takes_the_next(tmp_path, monkeypatch):
         make(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", beaten)
-    assert folder.create(tmp_path, "a") == tmp_path / "a-2"
+    assert run_dir.create_run_dir(tmp_path, "a") == tmp_path / "a-2"
 
 
 def test_what_is_no_run_folder_is_said_with_the_runs_inside_it(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=f"no config.json. Runs inside it: {re.escape(str(tmp_path / 'one'))}"):
-        folder.open_run(tmp_path)
+        run_dir.load_config(tmp_path)
 
 
 def test_the_environment_names_versions_device_and_command():
-    environment = folder.environment()
+    environment = run_dir.environment()
     assert {"seqzoo", "jax", "flax", "optax"} <= set(environment["versions"])
     assert environment["device"]["platform"] == "cpu" and environment["device"]["count"] == 8
     assert environment["git"] is None or set(environment["git"]) == {"revision", "changed"}
@@ -88,8 +88,8 @@ def test_the_first_signal_asks_and_the_second_ends_at_once():
 def test_with_several_processes_sigterm_is_left_to_jax_and_sigint_becomes_one(monkeypatch):
     """All stop at the call of `stopping` that JAX names, once, and not when a signal comes to this process."""
     polls = iter([False, False, True])
-    monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed, "asked_to_stop", lambda: next(polls))
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "reached_preemption", lambda: next(polls))
     said, codes, terms = [], [], []
     before = signal.signal(signal.SIGTERM, lambda *_: terms.append(1))  # in JAX's place
     try:
@@ -108,17 +108,17 @@ def test_with_several_processes_sigterm_is_left_to_jax_and_sigint_becomes_one(mo
 
 def test_what_process_0_finds_or_raises_comes_to_all(monkeypatch):
     sent = []
-    monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed, "first", lambda: True)
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: True)
     monkeypatch.setattr(distributed, "_broadcast", lambda message: sent.append(message) or message)
-    assert distributed.from_first(lambda: [3]) == [3]
+    assert distributed.from_main_process(lambda: [3]) == [3]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        distributed.from_first(Path("nowhere").read_text)
-    monkeypatch.setattr(distributed, "first", lambda: False)
+        distributed.from_main_process(Path("nowhere").read_text)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
     monkeypatch.setattr(distributed, "_broadcast", lambda _: sent.pop(0))
-    assert distributed.from_first(lambda: 1 / 0) == [3]
+    assert distributed.from_main_process(lambda: 1 / 0) == [3]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        distributed.from_first(lambda: 1 / 0)
+        distributed.from_main_process(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_processes_find_each_other_as_they_are_told(monkeypatch, how, wanted):
 
 
 def test_every_process_must_have_a_part_in_the_mesh(monkeypatch):
-    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     distributed.check_mesh(jax.make_mesh((8,), ("fsdp",)))
     with pytest.raises(ValueError, match="the mesh uses 4 of 8 devices; wanted all of them"):
         distributed.check_mesh(jax.make_mesh((4,), ("fsdp",), devices=jax.devices()[:4]))
@@ -154,7 +154,7 @@ def test_lines_are_plain_where_there_is_no_terminal():
     console = quiet()
     with Reporter(console, 0, 10) as reporter:
         reporter.line(5, {"loss": 1.5, "accuracy": 0.25}, 12345.6, 65.0)
-        reporter.say("softmax(window=[4])")
+        reporter.print("softmax(window=[4])")
     assert console.file.getvalue() == ("step 5/10  loss 1.5000  accuracy 0.250  12,346 tokens/s  1:05 left\nsoftmax(window=[4])\n")
 
 

@@ -11,7 +11,7 @@ from helpers.tiny import quiet, stopping, tiny
 from helpers.tolerances import assert_close
 from seqzoo import training
 from seqzoo.config import Optimizer
-from seqzoo.training import growing, guard, optimizer
+from seqzoo.training.optim import gradient_accumulation, optimizer, skip_nonfinite
 
 PLAIN = dict(schedule="constant", warmup_steps=0, learning_rate=0.5)
 SGD = dict(**PLAIN, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=None)
@@ -27,7 +27,7 @@ def made(settings, gradients, weights=None, losses=None):
         before = state
         updates, state = update({"w": gradient}, state, values, value=1.0 if losses is None else losses[step], **about)
         values = optax.apply_updates(values, updates)
-        said = {name: int(value) for name, value in growing.progress(before, state).items()}
+        said = {name: int(value) for name, value in gradient_accumulation.accumulation_metrics(before, state).items()}
         found.append((np.asarray(updates["w"]), said, state))
     return found
 
@@ -44,7 +44,7 @@ def test_an_update_of_batches_of_uneven_weights_is_that_of_all_at_once(settings)
     gradients = rng.normal(size=(7, 2, 3)) * np.where(weights, 1, 0)[:, None, None]
     mean = lambda part: np.average(gradients[part], axis=0, weights=weights[part])
     with jax.enable_x64(True):
-        found = made(Optimizer(**settings, batches="3"), jnp.asarray(gradients), weights)
+        found = made(Optimizer(**settings, accumulate_steps="3"), jnp.asarray(gradients), weights)
         wanted = made(Optimizer(**settings), jnp.asarray([mean(slice(4)), mean(slice(4, 7))]))
         assert found[0][0].dtype == np.float64 and updated(found) == [3, 6], "the batch without weight is none of three"
         for step in (0, 1, 2, 4, 5):
@@ -61,26 +61,26 @@ def test_the_weight_of_a_batch_is_that_of_its_tokens():
     sgd = {f"optimizer__{name}": value for name, value in SGD.items()}
     after = {}
     for number, parts in {"1": [slice(8)], "2": [slice(4), slice(4, 8)]}.items():
-        plan = training.prepare(tiny(**sgd, optimizer__batches=number))
-        with jax.set_mesh(plan.mesh):
-            state, step = training.initialise(plan), training.train_step(plan)
+        setup = training.prepare(tiny(**sgd, optimizer__accumulate_steps=number))
+        with jax.set_mesh(setup.mesh):
+            state, step = training.initialise(setup), training.train_step(setup)
             for rows in parts:
-                state, metrics = step(state, plan.task.spec(0), {name: leaf[rows] for name, leaf in whole.items()})
+                state, metrics = step(state, setup.task.spec(0), {name: leaf[rows] for name, leaf in whole.items()})
         after[number] = state["params"]
-    assert (int(metrics["batches"]), int(metrics["updates"]), int(metrics["updated"])) == (2, 1, 1)
+    assert (int(metrics["accumulate_steps"]), int(metrics["updates"]), int(metrics["updated"])) == (2, 1, 1)
     assert_close(after["2"], after["1"])
 
 
 def test_an_update_takes_the_number_of_batches_that_holds_where_it_begins():
-    found = made(Optimizer(**SGD, batches="0:1, 3:2, 6:3"), jnp.ones((10, 2, 3)))
+    found = made(Optimizer(**SGD, accumulate_steps="0:1, 3:2, 6:3"), jnp.ones((10, 2, 3)))
     assert updated(found) == [0, 1, 2, 4, 6, 9]
-    assert [said["batches"] for _, said, _ in found] == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
+    assert [said["accumulate_steps"] for _, said, _ in found] == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
     assert [said["updates"] for _, said, _ in found] == [1, 2, 3, 3, 4, 4, 5, 5, 5, 6]
 
 
 def test_an_update_of_one_batch_is_bitwise_what_it_is_without_accumulation():
     gradients = jax.random.normal(jax.random.key(0), (3, 2, 3))
-    plain, one = made(Optimizer(**PLAIN), gradients), made(Optimizer(**PLAIN, batches="0:1, 9:2"), gradients)
+    plain, one = made(Optimizer(**PLAIN), gradients), made(Optimizer(**PLAIN, accumulate_steps="0:1, 9:2"), gradients)
     np.testing.assert_array_equal([update for update, *_ in one], [update for update, *_ in plain])
     assert plain[0][1] == {}
 
@@ -88,10 +88,10 @@ def test_an_update_of_one_batch_is_bitwise_what_it_is_without_accumulation():
 def test_a_step_that_is_left_out_is_none_of_an_updates_batches_and_the_learning_rate_goes_on():
     falling = SGD | dict(schedule="linear", final_fraction=0.0, learning_rate=1.0)
     gradients = jnp.asarray([1.0, jnp.nan, 3.0, 5.0, 5.0])[:, None, None] * jnp.ones((1, 2, 3))
-    found = made(Optimizer(**falling, batches="2", skip_limit=3), gradients, losses=[1.0, 1.0, 1.0, jnp.inf, 1.0])
+    found = made(Optimizer(**falling, accumulate_steps="2", skip_limit=3), gradients, losses=[1.0, 1.0, 1.0, jnp.inf, 1.0])
     assert updated(found) == [2] and [bool(update.any()) for update, *_ in found] == [False, False, True, False, False]
     np.testing.assert_allclose(found[2][0], -2.0 * (1 - 2 / 100), rtol=1e-6)
-    assert tuple(map(int, guard.skipped(found[-1][2]))) == (2, 0)
+    assert tuple(map(int, skip_nonfinite.skip_counts(found[-1][2]))) == (2, 0)
 
 
 def by_the_norm_test(gradients, weights, number, eta, most):
@@ -115,24 +115,24 @@ def test_by_the_norm_test_the_next_update_has_as_many_batches_as_its_variance_as
     rng = np.random.default_rng(10)
     signal = np.repeat([3.0, 1.2, 0.6, 6.0], [8, 8, 24, 40])[:, None, None]
     gradients, weights = (signal + rng.normal(size=(80, 2, 3))).astype(np.float32), rng.integers(1, 5, 80).astype(np.float32)
-    found = made(Optimizer(**SGD, batches="2", norm_test=0.5, most_batches=most), jnp.asarray(gradients), weights)
+    found = made(Optimizer(**SGD, accumulate_steps="2", norm_test=0.5, max_accumulate_steps=most), jnp.asarray(gradients), weights)
     wanted = by_the_norm_test(gradients.astype(np.float64), weights.astype(np.float64), 2, 0.5, most)
-    numbers = [said["batches"] for step, (_, said, _) in enumerate(found) if step in {0, *(s + 1 for s in updated(found))}]
+    numbers = [said["accumulate_steps"] for step, (_, said, _) in enumerate(found) if step in {0, *(s + 1 for s in updated(found))}]
     assert numbers == wanted and set(numbers) == {2, 4, 8, most}, wanted
     assert updated(found) == [end - 1 for end in np.cumsum(wanted) if end <= 80]
 
 
 def test_without_any_gradient_the_norm_test_asks_for_no_more():
-    found = made(Optimizer(**SGD, batches="2", norm_test=0.5), jnp.zeros((4, 2, 3)))
-    assert [said["batches"] for _, said, _ in found] == [2, 2, 2, 2]
+    found = made(Optimizer(**SGD, accumulate_steps="2", norm_test=0.5), jnp.zeros((4, 2, 3)))
+    assert [said["accumulate_steps"] for _, said, _ in found] == [2, 2, 2, 2]
 
 
 def test_a_run_that_stops_in_the_middle_of_an_update_goes_on_bitwise(digest, numbers, tmp_path):
-    settings = dict(optimizer__batches="2", optimizer__norm_test=0.9, optimizer__skip_limit=3, training__ema=0.9)
+    settings = dict(optimizer__accumulate_steps="2", optimizer__norm_test=0.9, optimizer__skip_limit=3, training__ema=0.9)
     experiment = tiny(**settings, training__eval_every=6)
-    training.run(experiment, tmp_path / "whole", console=quiet())
-    training.run(stopping(experiment, 3), tmp_path / "run", console=quiet())
-    training.run(experiment, tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "whole", console=quiet())
+    training.train(stopping(experiment, 3), tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "run", console=quiet())
     assert digest(experiment, tmp_path / "run") == digest(experiment, tmp_path / "whole")
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     lines = [line for line in numbers(tmp_path / "run") if line["kind"] == "train"]

@@ -16,7 +16,7 @@ from rich.console import Console
 from helpers.tiny import quiet, stopping, tiny
 from seqzoo import config, training
 from seqzoo.data.atomic_io import WriteError, write_text
-from seqzoo.training import metrics
+from seqzoo.training.run import metrics
 
 EXPERIMENT = dict(model__dropout=0.1)  # so that the dropout's keys must resume as well
 
@@ -50,16 +50,16 @@ def spoil(folder, step):
 def whole(tmp_path_factory):
     """A run that was never stopped: (folder, summary, what it printed)."""
     folder, console = tmp_path_factory.mktemp("runs") / "whole", quiet()
-    return folder, training.run(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
+    return folder, training.train(tiny(**EXPERIMENT), folder, console=console), console.file.getvalue()
 
 
 def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, digest, numbers, tmp_path):
     folder, wanted, _ = whole
     experiment, console = stopping(tiny(**EXPERIMENT), 3), quiet()
-    stopped = training.run(experiment, tmp_path / "run", console=console)
+    stopped = training.train(experiment, tmp_path / "run", console=console)
     assert (stopped["finished"], stopped["step"]) == (False, 3)
     assert f"saved {tmp_path / 'run'} at step 3; continue with: train.py resume" in console.file.getvalue()
-    summary = training.run(experiment, tmp_path / "run", console=console)
+    summary = training.train(experiment, tmp_path / "run", console=console)
     assert f"resuming {tmp_path / 'run'} at step 3" in console.file.getvalue()
     assert console.file.getvalue().count("continue with") == 1
     assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
@@ -71,9 +71,9 @@ def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, dige
 def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(whole, digest, numbers, tmp_path):
     folder, _, _ = whole
     experiment, console = tiny(**EXPERIMENT), quiet()
-    training.run(stopping(experiment, 4), tmp_path / "run", console=console)
+    training.train(stopping(experiment, 4), tmp_path / "run", console=console)
     spoil(tmp_path / "run", 4)
-    training.run(experiment, tmp_path / "run", console=console)
+    training.train(experiment, tmp_path / "run", console=console)
     printed = console.file.getvalue()
     assert "4 does not load" in printed and "going back to step 2" in printed and "unreadable-4" in printed
     assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
@@ -81,11 +81,11 @@ def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(
 
 
 def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch(tmp_path):
-    training.run(stopping(tiny(**EXPERIMENT), 2), tmp_path / "run", console=quiet())
+    training.train(stopping(tiny(**EXPERIMENT), 2), tmp_path / "run", console=quiet())
     spoil(tmp_path / "run", 2)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(training.CheckpointError, match=r"no checkpoint in .* loads"):
-        training.run(tiny(**EXPERIMENT), tmp_path / "run", console=quiet())
+        training.train(tiny(**EXPERIMENT), tmp_path / "run", console=quiet())
     assert steps_kept(tmp_path / "run") == [2]
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -97,11 +97,11 @@ def test_a_signal_saves_says_so_and_the_run_goes_on_bitwise(number, whole, diges
     trigger = Trigger("step 3/6  loss", lambda: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     with pytest.raises(training.Interrupted) as caught:
-        training.run(experiment, tmp_path / "run", console=Console(file=trigger, width=200))
+        training.train(experiment, tmp_path / "run", console=Console(file=trigger, width=200))
     assert caught.value.exit_code == 128 + number and signal.getsignal(number) == before
     assert f"{number.name}: saving" in trigger.getvalue() and f"at step {caught.value.step}" in trigger.getvalue()
     assert caught.value.step < 6 and steps_kept(tmp_path / "run")[-1] == caught.value.step
-    training.run(experiment, tmp_path / "run", console=quiet())
+    training.train(experiment, tmp_path / "run", console=quiet())
     assert digest(experiment, tmp_path / "run") == digest(experiment, folder)
     assert numbers(tmp_path / "run") == numbers(folder)
 
@@ -152,27 +152,31 @@ def test_a_write_that_fails_stops_the_run_with_one_error_and_loses_the_last_inte
     folder, experiment, undo = tmp_path / "run", tiny(**EXPERIMENT), contextlib.ExitStack()
     trigger = Trigger("step 3/6  accuracy", lambda: undo.callback(put(folder)))
     with undo, pytest.raises(training.WriteError) as caught:
-        training.run(experiment, folder, console=Console(file=trigger, width=200))
+        training.train(experiment, folder, console=Console(file=trigger, width=200))
     assert trigger.act is None
     good = 6 if "summary" in obstacle else 2
     message = str(caught.value)
     assert re.search(says, message) and f"the last good checkpoint is {folder / 'checkpoints' / str(good)};" in message, message
     assert message.endswith(f"go on with: train.py resume {folder}") and message.count("cannot write") <= 2
     assert good in steps_kept(folder) and not list(folder.glob("*.tmp"))
-    training.run(experiment, folder, console=quiet())
+    training.train(experiment, folder, console=quiet())
     assert digest(experiment, folder) == digest(experiment, whole[0])
     assert numbers(folder) == numbers(whole[0])
 
 
 def test_an_evaluation_that_was_cut_short_is_done_again(tmp_path):
     """A full disk may take the first of its lines and not the last."""
-    lines = [{"step": 3, "kind": "train"}, {"step": 3, "kind": "eval", "slice": "a"}, {"step": 3, "kind": "eval", "slice": "b"}]
+    lines = [
+        {"step": 3, "kind": "train"},
+        {"step": 3, "kind": "eval", "eval_set": "a"},
+        {"step": 3, "kind": "eval", "eval_set": "b"},
+    ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]) + '{"step": 3, "kind": "ev')
-    again = metrics.Metrics(path, 3, ["a", "b"])
+    again = metrics.MetricsFile(path, 3, ["a", "b"])
     assert again.evaluated == -1 and metrics.read(path) == lines[:1]
     again.append(*lines[1:])
-    assert metrics.Metrics(path, 3, ["a", "b"]).evaluated == 3 and metrics.read(path) == lines
+    assert metrics.MetricsFile(path, 3, ["a", "b"]).evaluated == 3 and metrics.read(path) == lines
 
 
 def test_a_file_that_cannot_be_written_keeps_its_old_text(tmp_path):
@@ -190,7 +194,7 @@ def test_a_file_that_cannot_be_written_keeps_its_old_text(tmp_path):
 def test_halves_of_files_that_a_killed_process_left_are_removed(whole):
     folder, _, _ = whole
     (folder / "summary.json.4711.tmp").write_text("{")
-    training.run(tiny(**EXPERIMENT), folder, console=quiet())
+    training.train(tiny(**EXPERIMENT), folder, console=quiet())
     assert not list(folder.glob("*.tmp"))
 
 
@@ -204,17 +208,17 @@ def test_a_run_goes_on_over_eight_four_and_one_devices_cut_along_other_axes(tmp_
     """Elastic: only the order of sums differs, so numbers agree to rounding."""
     experiment = tiny(**EXPERIMENT, model__d_model=32, mesh__fsdp=1)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    training.run(experiment, whole, console=quiet())
+    training.train(experiment, whole, console=quiet())
     meshes = [config.Mesh(replica=2, fsdp=4), config.Mesh(fsdp=1, seq=2, tensor=2), config.Mesh(fsdp=1)]
     for mesh, step in zip(meshes, (2, 4, 6), strict=True):
-        summary = training.run(stopping(experiment, 2), moved, console=quiet(), mesh=mesh)
+        summary = training.train(stopping(experiment, 2), moved, console=quiet(), mesh=mesh)
         assert summary["step"] == step
     assert config.load_json(moved / "config.json") == stopping(experiment, 2)
     environment = json.loads((moved / "environment.json").read_text())
     assert [each["mesh"]["tensor"] for each in environment["resumed"]] == [2, 1]
     for one, other in zip(numbers(whole), numbers(moved), strict=True):
         assert one.keys() == other.keys()
-        for key in one.keys() - {"kind", "slice"}:
+        for key in one.keys() - {"kind", "eval_set"}:
             np.testing.assert_allclose(other[key], one[key], rtol=1e-6, err_msg=f"{key} of {one}")
     for one, other in zip(leaves(experiment, whole), leaves(experiment, moved), strict=True):
         np.testing.assert_allclose(other, one, atol=1e-6)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from seqzoo.tasks.base import BatchSpec
-from seqzoo.training.utilisation import PEAKS, TRAINING, in_words, mfu, peak, training_flops
+from seqzoo.training.run.mfu import PEAKS, TRAINING, in_words, mfu, peak, training_flops
 
 
 class Device:

@@ -1,7 +1,7 @@
 """Several processes, one run: how they find each other, who writes, and how all learn what one knows.
 
 All of them run the same program on the same folder. Process 0 alone writes what is not a checkpoint. A decision that rests on the
-disk is process 0's and comes to the others by `from_first`, so that none waits for one that went another way.
+disk is process 0's and comes to the others by `from_main_process`, so that none waits for one that went another way.
 """
 
 import itertools
@@ -44,22 +44,22 @@ def initialise(how: str) -> None:
     jax.distributed.initialize(coordinator_address=address, num_processes=int(count), process_id=int(index))
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether this process has others beside it."""
     return jax.process_count() > 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes and speaks."""
     return jax.process_index() == 0
 
 
-def from_first(call: Callable[[], T]) -> T:
+def from_main_process(call: Callable[[], T]) -> T:
     """What `call()` gives or raises in process 0, in every process. The others do not call it."""
-    if not several():
+    if not is_multiprocess():
         return call()
     outcome = (None, None)
-    if first():
+    if is_main_process():
         try:
             outcome = (call(), None)
         except Exception as error:  # any: the others must not wait for a value that never comes
@@ -74,12 +74,12 @@ def _broadcast(message: bytes) -> bytes:
     """Process 0's message, everywhere. Two rounds, since arrays must have the same shape in all processes."""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     padded = np.zeros(size, np.uint8)
-    if first():
+    if is_main_process():
         padded[:] = np.frombuffer(message, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
-def asked_to_stop() -> bool:
+def reached_preemption() -> bool:
     """Whether all processes are to stop here, since one of them got SIGTERM. True once, in the same call of each.
 
     Every process must call it equally often. JAX looks for the signal about once a second, so it takes some calls.
@@ -87,12 +87,12 @@ def asked_to_stop() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
-def leave(code: int) -> None:
+def abort(code: int) -> None:
     """Ends this process at once if there are others, who may be waiting for it and would otherwise wait long.
 
     For errors that this process alone has. JAX ends the others when it finds that one is gone.
     """
-    if several():
+    if is_multiprocess():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -100,7 +100,7 @@ def leave(code: int) -> None:
 
 def check_mesh(mesh: Mesh) -> None:
     """Raises ValueError if a process would have no part in the mesh: it could not follow the run."""
-    if several() and mesh.size != jax.device_count():
+    if is_multiprocess() and mesh.size != jax.device_count():
         raise ValueError(
             f"the mesh uses {mesh.size} of {jax.device_count()} devices; wanted all of them, as they belong to "
             f"{jax.process_count()} processes: change mesh.fsdp, say to -1"

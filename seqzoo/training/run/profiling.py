@@ -54,7 +54,7 @@ class Profiler:
                 jax.profiler.stop_trace()
 
 
-def dump(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "train_step") -> None:
+def dump_hlo(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "train_step") -> None:
     """Writes RUN/hlo/NAME.stablehlo.txt, what JAX asks for, and NAME.hlo.txt, what XLA made of it. Raises WriteError."""
     folder = Path(folder) / "hlo"
     with write_errors(folder):
@@ -88,7 +88,7 @@ def memory(compiled: Compiled) -> Memory | None:
     return Memory(sum(sizes[:3]) - sizes[3], *sizes)
 
 
-def use_cache(path: str | None) -> None:
+def enable_compilation_cache(path: str | None) -> None:
     """Keeps what this process compiles from now on in a folder, and takes from there what is there; None changes nothing.
 
     JAX stores what took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). Whoever can write to the

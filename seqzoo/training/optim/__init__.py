@@ -1,0 +1,1 @@
+"""How parameters change: update rules, learning-rate schedules, gradient accumulation, skipped steps, sharding of their state."""

@@ -1,0 +1,190 @@
+"""The metrics of a run: metrics.jsonl, one JSON object per line, copies of it for other tools, and summary.json made from it.
+
+metrics.jsonl is the record; a resumed run drops the lines of steps that it will do again, and sums up all of itself from the rest.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from seqzoo import config
+from seqzoo.data.atomic_io import write_errors, write_json, write_text
+from seqzoo.mixers import state_bytes
+from seqzoo.model import params
+from seqzoo.training.objective import ACCURACY, objective_of
+from seqzoo.training.run import distributed, metric_writers
+from seqzoo.training.run.metric_writers import Line
+from seqzoo.training.state import TrainSetup
+
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+LABELS = ("step", "kind", "eval_set", "tokens", "seconds")  # the fields of a line that are not results
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a metrics.jsonl; none if there is no such file. An incomplete last line, left by a crash, is skipped."""
+    path = Path(path)
+    text = path.read_text() if path.exists() else ""
+    whole, _, _ = text.rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class MetricsFile:
+    """metrics.jsonl of a run that stands at `step`: lines of later steps, which a resumed run will write again, are dropped.
+
+    So is an evaluation that lacks one of `eval_sets`: a full disk may have taken only its first lines.
+    """
+
+    def __init__(self, path: Path, step: int = 0, eval_sets: Iterable[str] = ()):
+        self.path = Path(path)
+        lines = [line for line in read(self.path) if line["step"] <= step]
+        seen: dict[int, set[str]] = {}
+        for line in lines:
+            if line["kind"] == "eval":
+                seen.setdefault(line["step"], set()).add(line["eval_set"])
+        whole = {at for at, names in seen.items() if names >= set(eval_sets)}
+        lines = [line for line in lines if line["kind"] != "eval" or line["step"] in whole]
+        self.evaluated = max(whole, default=-1)
+        self.seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)  # run time at the last line
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def append(self, *lines: Line) -> None:
+        """Adds lines in one write, so that a killed process leaves an evaluation with all its evaluation sets or not at all."""
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        with write_errors(self.path), self.path.open("a") as file:
+            file.write(text)
+
+
+class MetricsLog:
+    """metrics.jsonl of a run that stands at `step` together with its copies: takes lines and passes them to all, until `close`.
+
+    Args:
+      folder: of the run.
+      experiment: what is run; `run.log` names the copies.
+      step: where it stands.
+      eval_sets: names of its evaluation sets.
+    """
+
+    def __init__(self, folder: Path, experiment: config.Experiment, step: int = 0, eval_sets: Iterable[str] = ()):
+        path = Path(folder) / METRICS
+        self.file = MetricsFile(path, step, eval_sets)
+        held = read(path)
+        self._writers = [metric_writers.WRITERS[name](Path(folder), experiment, held) for name in experiment.run.log]
+
+    @property
+    def evaluated(self) -> int:
+        """The step of the last evaluation, or -1."""
+        return self.file.evaluated
+
+    @property
+    def seconds(self) -> float:
+        """How long the run had taken at its last line when this was opened."""
+        return self.file.seconds
+
+    def append(self, *lines: Line) -> None:
+        """Adds lines everywhere, to metrics.jsonl first."""
+        self.file.append(*lines)
+        for writer in self._writers:
+            writer.append(*lines)
+
+    def close(self) -> None:
+        """Ends all copies, also if one of them fails to end."""
+        with contextlib.ExitStack() as stack:
+            for writer in self._writers:
+                stack.callback(writer.close)
+
+
+class Metrics:
+    """The metrics and the summary of a run that stands at `step`. All processes make the same calls; process 0 writes."""
+
+    def __init__(self, setup: TrainSetup, folder: Path, step: int):
+        self.setup = setup
+        self.folder = folder
+        self.eval_sets = {part.name: part for part in setup.task.eval_sets()}
+        # The step of the last evaluation, or -1; and how long the run had taken when its last line was written.
+        self.evaluated, self.seconds = distributed.from_main_process(lambda: self._open(step))
+
+    def train(self, step: int, **numbers: Any) -> None:
+        """Appends the line of a training step. A number that is not finite, as of a skipped step, becomes null."""
+        self._append({"step": step, "kind": "train", **_finite(numbers)})
+
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]], **progress: float) -> None:
+        """Appends a line for each evaluation set."""
+        lines = ({"step": step, "kind": "eval", "eval_set": name, **numbers} for name, numbers in results.items())
+        self._append(*(line | progress for line in lines))
+        self.evaluated = step
+
+    def accuracy(self, step: int) -> float:
+        """The mean over evaluation sets at that step's evaluation, as recorded: a resumed run did not see it."""
+        return distributed.from_main_process(lambda: ACCURACY.mean(self._evaluations()[step]))
+
+    def best(self) -> int | None:
+        """The step of the best evaluation so far, the first of several alike; None before the first."""
+        return distributed.from_main_process(lambda: _best(self._evaluations()))
+
+    def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
+        """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
+        return distributed.from_main_process(lambda: self._summarise(finished, step, tokens_per_second, more))
+
+    def close(self) -> None:
+        """No more lines come."""
+        if distributed.is_main_process():
+            self._log.close()
+
+    def _open(self, step: int) -> tuple[int, float]:
+        self._log = MetricsLog(self.folder, self.setup.experiment, step, self.eval_sets)
+        return self._log.evaluated, self._log.seconds
+
+    def _append(self, *lines: Line) -> None:
+        if distributed.is_main_process():
+            self._log.append(*lines)
+
+    def _evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """{step: {eval set: its numbers, chance and settings}}."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in read(self.folder / METRICS):
+            if line["kind"] == "eval" and (part := self.eval_sets.get(line["eval_set"])):
+                numbers = {name: value for name, value in line.items() if name not in LABELS}
+                known = {"chance": part.chance, "settings": part.settings}
+                found.setdefault(line["step"], {})[part.name] = numbers | known
+        return found
+
+    def _summarise(self, finished: bool, step: int, tokens_per_second: float | None, more: dict[str, Any]) -> dict[str, Any]:
+        setup, by_step = self.setup, self._evaluations()
+        rates = [line.get("tokens_per_second") for line in read(self.folder / METRICS) if line["kind"] == "train"]
+        rates = sorted(rate for rate in rates if rate is not None)
+        best = _best(by_step)
+        summary = {
+            "finished": finished,
+            "early": finished and step < setup.experiment.training.steps,
+            "step": step,
+            "parameters": params.count(setup.parameters),
+            "state_bytes": state_bytes(setup.model(setup.abstract["params"]), setup.task.max_length),
+            "tokens_per_second": tokens_per_second or (rates[len(rates) // 2] if rates else None),
+            "final": by_step[max(by_step)] if by_step else {},
+            "best": {} if best is None else by_step[best],
+            **more,
+        }
+        write_json(self.folder / SUMMARY, summary)
+        return summary
+
+
+def finished_summary(folder: Path, steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has ended, or None; one that ended before `steps`, and not by early stopping, is to continue."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return summary if summary.get("finished") and (summary["early"] or summary["step"] >= steps) else None
+
+
+def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
+    """The step of the best evaluation, by its mean over evaluation sets; the first of several alike."""
+    objective = objective_of(by_step.values())
+    return max(by_step, key=lambda step: objective.sort_key(objective.mean(by_step[step])), default=None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inside) for name, inside in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
