@@ -96,12 +96,12 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
     assert trainer.ran[0] == "00-softmax-learning_rate=0.001-seed=0"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "eval_sets.png",
         "learning_curves.png",
         "report.md",
         "results.csv",
         "results.json",
         "runs",
-        "eval_sets.png",
     ]
 
 

@@ -40,10 +40,10 @@ class MetricsFile:
     def __init__(self, path: Path, step: int = 0, eval_sets: Iterable[str] = ()):
         self.path = Path(path)
         lines = [line for line in read(self.path) if line["step"] <= step]
-        seen: dict[int, set[str]] = {}
+        seen: dict[int, set[str | None]] = {}
         for line in lines:
             if line["kind"] == "eval":
-                seen.setdefault(line["step"], set()).add(line["eval_set"])
+                seen.setdefault(line["step"], set()).add(line.get("eval_set"))
         whole = {at for at, names in seen.items() if names >= set(eval_sets)}
         lines = [line for line in lines if line["kind"] != "eval" or line["step"] in whole]
         self.evaluated = max(whole, default=-1)
