@@ -10,7 +10,12 @@ from seqzoo.config import Experiment, Model, Optimizer, Training
 
 config = Experiment(
     model=Model(
-        layers=("softmax(heads=2, rope_base=None)",), d_model=64, depth=2, channel="none", tied=False, learned_positions=64
+        layers=("softmax(heads=2, rope_base=None)",),
+        d_model=64,
+        depth=2,
+        channel="none",
+        tie_embeddings=False,
+        learned_positions=64,
     ),
     task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
     optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),

@@ -46,7 +46,7 @@ def recurrent(layers, depth):
 
 config = Comparison(
     base=Experiment(
-        model=Model(channel="none", norm="layer", tied=True, dropout=0.0, embedding_dropout=0.1),
+        model=Model(channel="none", norm="layer", tie_embeddings=True, dropout=0.0, embedding_dropout=0.1),
         optimizer=Optimizer(
             schedule="cosine",
             warmup_steps=0,

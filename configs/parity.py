@@ -9,7 +9,7 @@ FORMS = ("deltanet(heads=1, conv_width=1)", "deltanet(heads=1, conv_width=1, neg
 
 config = Comparison(
     base=Experiment(
-        model=Model(d_model=32, depth=1, channel="gelu", tied=False),
+        model=Model(d_model=32, depth=1, channel="gelu", tie_embeddings=False),
         task="parity(length=40, eval_length=(40, 256), batch_size=64, eval_examples=512)",
         optimizer=Optimizer(learning_rate=1e-2, warmup_steps=50, weight_decay=0.0),
         training=Training(steps=1000, eval_every=250, checkpoint_every=1000, log_every=50, keep=1),

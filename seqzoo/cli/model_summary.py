@@ -75,11 +75,11 @@ def describe(experiment: config.Experiment) -> Model:
 def _layers(model: LanguageModel, specs: tuple[str, ...], state, length: int) -> Iterator[Layer]:
     """One for each place of the pattern that is filled. The last round through the pattern may end early."""
     stack = model.stack
-    whole_rounds, rest = stack.count * len(specs), {} if stack.rest is None else stack.rest.blocks()
-    blocks = rest if stack.periods is None else stack.periods.blocks()
+    scanned, remainder = stack.repeats * len(specs), {} if stack.remainder is None else stack.remainder.blocks()
+    blocks = remainder if stack.scanned is None else stack.scanned.blocks()
     for place, (spec, (name, block)) in enumerate(zip(specs, blocks.items(), strict=False)):
-        places = (*range(place, whole_rounds, len(specs)), *([whole_rounds + place] if name in rest else []))
-        state_bytes = _bytes(state.periods[name]) // stack.count if stack.count else _bytes(state.rest[name])
+        places = (*range(place, scanned, len(specs)), *([scanned + place] if name in remainder else []))
+        state_bytes = _bytes(state.scanned[name]) // stack.repeats if stack.repeats else _bytes(state.remainder[name])
         yield Layer(spec, places, state_bytes, block.flops(1, length) / length)
 
 

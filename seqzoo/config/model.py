@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from seqzoo import channels, mixers
 from seqzoo.config.base import Layers, Section
-from seqzoo.model import NORMS, REMAT, STACKS
+from seqzoo.model import Norm, Remat, StackMode
 from seqzoo.specs import split
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -23,19 +23,19 @@ class Model(Section):
     """Width of the residual stream."""
     channel: str = "swiglu"
     """Channel mixer of every block: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings as in "gelu(expansion=4)"."""
-    norm: Literal[tuple(NORMS)] = "rms"
+    norm: Norm = "rms"
     """Normalisation before each half of a block, and before the head."""
-    tied: bool = True
-    """Whether the head is the embedding, transposed."""
+    tie_embeddings: bool = True
+    """The head is the embedding, transposed."""
     learned_positions: int | None = Field(None, ge=1)
     """How many positions get a learned embedding; None: no learned positions."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate on each branch, and on the embedding unless that has its own."""
     embedding_dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout rate on the embedding; None: as `dropout`."""
-    stack: Literal[STACKS] = "scan"
+    stack: StackMode = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
-    remat: Literal[tuple(REMAT)] = "none"
+    remat: Remat = "none"
     """What the backward pass recomputes instead of keeping: nothing, all of a block, or all but its matrix products."""
     dtype: DType | None = None
     """Of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""

@@ -122,7 +122,7 @@ def backbone_mapping(config: Config, spec: str) -> tuple[dict, dict[str, Rule]]:
         "d_model": config.get("hidden_size"),
         "layers": (spec,),
         "depth": config.get("num_hidden_layers"),
-        "tied": tied,
+        "tie_embeddings": tied,
     }
     tensors = {
         "model.embeddings.weight": copy("embedding"),

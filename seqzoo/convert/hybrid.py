@@ -33,7 +33,7 @@ def stack_mapping(
         "depth": len(kinds),
         "channel": f"swiglu(hidden={config.get('intermediate_size')})",
         "norm_eps": norm_eps,
-        "tied": tied,
+        "tie_embeddings": tied,
     }
     tensors = {
         "model.embed_tokens.weight": copy("embedding"),

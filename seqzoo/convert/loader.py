@@ -66,7 +66,7 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
 
 
 class _Place(NamedTuple):
-    """Where the targets of a rule lie in the model: behind a prefix, and at an index of the axis that stacks periods, if any."""
+    """Place of a rule's targets in the model: a prefix, and an index of the axis that stacks layers, if there is one."""
 
     rule: Rule
     prefix: str = ""
@@ -76,17 +76,17 @@ class _Place(NamedTuple):
 def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
     """Every tensor's places: one, or one in each layer that has a rule for it.
 
-    Layers are stacked by whole periods of the pattern; what is left of the last period is not.
+    Whole repeats of the layer pattern are stacked; the remaining layers are not.
     """
     layers, depth = made.model["layers"], made.model["depth"]
     places = {name: [_Place(rule)] for name, rule in made.tensors.items()}
     for i, rules in enumerate(made.layers):
-        period, position = divmod(i, len(layers))
-        stacked = period < depth // len(layers)
+        repeat, position = divmod(i, len(layers))
+        stacked = repeat < depth // len(layers)
         block = f"{position}_{mixers.registry.check(layers[position]).name}"
-        prefix = f"stack.{'periods' if stacked else 'rest'}.{block}."
+        prefix = f"stack.{'scanned' if stacked else 'remainder'}.{block}."
         for name, rule in rules.items():
-            places.setdefault(name, []).append(_Place(rule, prefix, period if stacked else None))
+            places.setdefault(name, []).append(_Place(rule, prefix, repeat if stacked else None))
     return places
 
 
@@ -133,7 +133,7 @@ def _filled(
                 arrays[prefix + target][... if index is None else index] = 0
     if whole:
         problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
-    slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.periods.") else [None])}
+    slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
     problems += [f"parameter {path} is filled by no tensor" for path, index in sorted(slots - filled, key=str)]
     problems = list(dict.fromkeys(problems))  # a tensor that many layers share says the same for each
     if problems:

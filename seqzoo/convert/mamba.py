@@ -65,7 +65,7 @@ def stack_mapping(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bo
         "depth": depth,
         "channel": "none",
         "norm_eps": config.get("layer_norm_epsilon", 1e-5),
-        "tied": tied,
+        "tie_embeddings": tied,
         "residual_dtype": "float32" if config.get("residual_in_fp32", True) else None,
     }
     tensors = {

@@ -16,7 +16,7 @@ WITHOUT_EFFECT = (
     "max_position_embeddings",
 )
 OUTPUT_NORM_EPS = 1e-5  # of the norm behind a memory, whatever rms_norm_eps says
-NORM_AT = {"linear_attention": "input", "full_attention": "output"}
+NORM_POSITION = {"linear_attention": "pre", "full_attention": "post"}
 LINEAR = {"q": "q", "k": "k", "v": "v", "g": "r", "a": "decay_in", "b": "beta", "o": "out"}
 
 
@@ -43,7 +43,7 @@ def olmo_hybrid(config: Config) -> ModelMapping:
     kinds = layer_types(config, tuple(specs), default if depth > 3 else [*default[:-1], "full_attention"])
     config.ignore(*WITHOUT_EFFECT)
     made = stack_mapping(config, kinds, specs, rules, norm_eps=eps)
-    return made._replace(model={**made.model, "norm_at": tuple(NORM_AT[kind] for kind in shortest_period(kinds))})
+    return made._replace(model={**made.model, "norm_position": tuple(NORM_POSITION[kind] for kind in shortest_period(kinds))})
 
 
 def _rope_base(config: Config) -> float | None:

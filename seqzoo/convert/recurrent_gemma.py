@@ -42,7 +42,7 @@ def recurrent_gemma(config: Config) -> ModelMapping:
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         "embedding_scale": float(np.asarray(d_model**0.5).astype(jnp.bfloat16)),  # that far rounded in the reference
         "logits_soft_cap": config.get("logits_soft_cap", 30.0),
-        "tied": tied,
+        "tie_embeddings": tied,
     }
     tensors = {
         "model.embed_tokens.weight": copy("embedding"),

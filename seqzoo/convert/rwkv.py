@@ -25,7 +25,7 @@ def rwkv(config: Config) -> ModelMapping:
         "norm": "layer",
         "norm_eps": config.get("layer_norm_epsilon", 1e-5),
         "embedding_norm": True,
-        "tied": tied,
+        "tie_embeddings": tied,
     }
     tensors = {
         "rwkv.embeddings.weight": copy("embedding"),

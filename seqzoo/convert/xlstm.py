@@ -44,7 +44,7 @@ def xlstm(config: Config) -> ModelMapping:
         "depth": depth,
         "channel": f"swiglu(hidden={hidden})",
         "norm_eps": EPS,
-        "tied": False,
+        "tie_embeddings": False,
         "logits_soft_cap": config.get("output_logit_soft_cap", 30.0),
     }
     tensors = {

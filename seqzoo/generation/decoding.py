@@ -38,7 +38,7 @@ def prefill(model: LanguageModel, rows: list[np.ndarray], *, chunk: int, max_len
     for at in range(0, tokens.shape[1], chunk):
         logits, state = read(model, state, tokens[:, at : at + chunk], real[:, at : at + chunk])
     if _outweighs(state.stack, model.stack):
-        state = _apart(state)
+        state = _unstack_layers(state)
     return Progress(logits, state, jnp.zeros((len(rows),), bool), jnp.int32(0))
 
 
@@ -73,7 +73,7 @@ def _empty(model, batch, max_length, dtype):
 
 
 def _outweighs(state, parameters) -> bool:
-    """Whether a token's time goes to the state: then layers are held apart, and each one's cache is changed where it lies.
+    """Whether a token's time goes to the state: then layers are unstacked, and each one's cache is updated in place.
 
     Else the scan over layers may copy the states, which is less than reading the parameters, and compiles as fast at any depth.
     """
@@ -82,8 +82,8 @@ def _outweighs(state, parameters) -> bool:
 
 
 @jax.jit
-def _apart(state):
-    return state._replace(stack=state.stack.apart())
+def _unstack_layers(state):
+    return state._replace(stack=state.stack.unstack_layers())
 
 
 @functools.partial(jax.jit, donate_argnums=1)

@@ -77,7 +77,7 @@ def generate(
       once for each b, chunk, block, top_k, number of stop ids, and for growing caches max_length; where caches outweigh, in a time
       that grows with depth.
     """
-    vocab_size, _ = model.sizes
+    vocab_size = model.vocab_size
     rows = [_ids(f"prompts[{i}]", prompt, vocab_size) for i, prompt in enumerate(prompts)]
     if not rows:
         raise ValueError("prompts is empty, wanted at least one prompt")

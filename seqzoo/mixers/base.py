@@ -44,12 +44,12 @@ class Mixer(Layer):
         """
         raise NotImplementedError
 
-    def flow(self, x: Array, streams: dict[str, Any], **arguments) -> tuple[Array, State | None, dict[str, Any]]:
-        """`__call__` inside a stack of layers, with what flows between them beside x: (y, state, streams)."""
-        return *self(x, **arguments), streams
+    def with_layer_inputs(self, x: Array, layer_inputs: dict[str, Any], **arguments) -> tuple[Array, State | None, dict[str, Any]]:
+        """`__call__` for a mixer that reads values of earlier layers beside x: (y, state, the layer inputs of later layers)."""
+        return *self(x, **arguments), layer_inputs
 
-    def init_streams(self, x: Array) -> dict[str, Any]:
-        """What this layer reads of other layers, and leaves to them, by name: arrays per token of x, before the first layer."""
+    def init_layer_inputs(self, x: Array) -> dict[str, Any]:
+        """Layer inputs of the first layer, by name: arrays per token of x that layers pass on, such as RWKV-7's value residual."""
         return {}
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> State:

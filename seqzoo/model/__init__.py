@@ -1,7 +1,23 @@
-"""The backbone: an embedding, blocks of mixers and channel mixers, and a head, with the parameters' metadata and sharding."""
+"""The model: an embedding, blocks of mixers and channel mixers, and a head; metadata and sharding of its parameters."""
 
-from seqzoo.model.block import NORMS, Block, BlockState
+from seqzoo.model import params, sharding
+from seqzoo.model.block import Block, BlockSettings, BlockState, LayerPattern, Norm, NormPosition
 from seqzoo.model.language_model import LanguageModel, ModelState
-from seqzoo.model.stack import REMAT, STACKS, Stack, StackState
+from seqzoo.model.stack import Remat, Stack, StackMode, StackState
 
-__all__ = ["NORMS", "REMAT", "STACKS", "Block", "BlockState", "LanguageModel", "ModelState", "Stack", "StackState"]
+__all__ = [
+    "Block",
+    "BlockSettings",
+    "BlockState",
+    "LanguageModel",
+    "LayerPattern",
+    "ModelState",
+    "Norm",
+    "NormPosition",
+    "Remat",
+    "Stack",
+    "StackMode",
+    "StackState",
+    "params",
+    "sharding",
+]

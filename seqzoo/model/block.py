@@ -1,127 +1,172 @@
-"""Blocks of the backbone: a mixer and a channel mixer on the residual stream, and patterns of them."""
+"""Block: a mixer and a channel mixer on the residual stream. LayerPattern: blocks that repeat over depth."""
 
-from functools import partial
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from seqzoo import channels, mixers
 from seqzoo.model.sharding import constrain
 from seqzoo.nn import LayerNorm, RMSNorm, dropout
 from seqzoo.specs import choice
 
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
-NORM_AT = ("input", "output")
+Norm = Literal["rms", "layer"]
+NormPosition = Literal["pre", "post"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSettings:
+    """Settings that all blocks of a model share, as `LanguageModel` explains them."""
+
+    channel: str = "swiglu"
+    norm: Norm = "rms"
+    norm_eps: float = 1e-5
+    normed_residual: bool = False
+    residual_scale: float = 1.0
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        choice("norm", self.norm, get_args(Norm))
+
+    def make_norm(self, width: int, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
+        """A norm over the last axis, of that width."""
+        kind = RMSNorm if self.norm == "rms" else LayerNorm
+        return kind(width, eps=self.norm_eps, param_dtype=self.param_dtype, rngs=rngs)
 
 
 class BlockState(NamedTuple):
-    """The state of a block: its mixer's and its channel mixer's."""
+    """State of a block: its mixer's and its channel mixer's, `()` if there is none."""
 
     mixer: Any
     channel: Any
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + channel(norm(x)); `channel="none"` leaves the second half out.
+    """x + mixer(norm(x)), then x + channel(norm(x)) (pre-norm, Xiong et al. 2020, arXiv:2002.04745).
 
-    With `residual_scale` a it is a x + mixer(norm(x)); with `normed_residual` a n + mixer(n) for n = norm(x), so that nothing
-    passes by a norm; with `norm_at="output"` x + norm(mixer(x)).
+    `norm_position="post"` gives x + norm(mixer(x)); `residual_scale` a gives a x + mixer(norm(x)); `normed_residual` gives
+    n + mixer(n) with n = norm(x), so that nothing passes by a norm. With `channel="none"` the block is its mixer alone.
     """
 
     def __init__(
         self,
-        d_model,
+        d_model: int,
+        mixer: str,
+        settings: BlockSettings,
         *,
-        mixer,
-        channel,
-        norm,
-        norm_eps,
-        norm_at,
-        normed_residual,
-        residual_scale,
-        dropout,
-        depth,
-        dtype,
-        param_dtype,
-        rngs,
+        norm_position: NormPosition,
+        depth: tuple[Any, int],
+        rngs: nnx.Rngs,
     ):
-        norm = partial(NORMS[choice("norm", norm, tuple(NORMS))], eps=norm_eps)
-        self.norms_output = choice("norm_at", norm_at, NORM_AT) == "output"
-        if self.norms_output and normed_residual:
-            raise ValueError("normed_residual=True with norm_at='output': no norm's output is read; set norm_at='input'")
-        self.mixer_norm = norm(d_model, param_dtype=param_dtype, rngs=rngs)
-        self.mixer = mixers.create(mixer, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.channel = channels.create(channel, d_model, depth=depth, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.channel_norm = None if self.channel is None else norm(d_model, param_dtype=param_dtype, rngs=rngs)
-        self.normed_residual, self.residual_scale, self.dropout = normed_residual, residual_scale, dropout
+        self.norm_position = choice("norm_position", norm_position, get_args(NormPosition))
+        if norm_position == "post" and settings.normed_residual:
+            raise ValueError("normed_residual=True with norm_position='post': no branch reads a norm; set norm_position='pre'")
+        dtypes = {"dtype": settings.dtype, "param_dtype": settings.param_dtype}
+        self.mixer_norm = settings.make_norm(d_model, rngs)
+        self.mixer = mixers.create(mixer, d_model, depth=depth, rngs=rngs, **dtypes)
+        self.channel = channels.create(settings.channel, d_model, depth=depth, rngs=rngs, **dtypes)
+        self.channel_norm = None if self.channel is None else settings.make_norm(d_model, rngs)
+        self.normed_residual, self.residual_scale = settings.normed_residual, settings.residual_scale
+        self.dropout = settings.dropout
 
-    def __call__(self, x, streams, *, state=None, segment_ids=None, positions=None, key=None):
-        """[b, t, d_model] -> ([b, t, d_model], streams, state). Arguments as those of a mixer's `flow`."""
+    def __call__(
+        self,
+        x: Array,
+        layer_inputs: dict[str, Any],
+        *,
+        state: BlockState | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, dict[str, Any], BlockState | None]:
+        """[b, t, d_model] -> ([b, t, d_model], layer inputs of later blocks, state or None).
+
+        `layer_inputs` holds what mixers hand to later layers beside x (`Mixer.with_layer_inputs`); the rest is as for a mixer.
+        """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        inner = BlockState(None, None) if state is None else state
-        side = {"segment_ids": segment_ids, "positions": positions}
-        read = self.read(x, self.mixer_norm)
-        y, mixer_state, streams = self.mixer.flow(read, streams, state=inner.mixer, key=keys[0], **side)
-        x = self.join(x, read, y, self.mixer_norm, keys[1])
-        channel_state = inner.channel
+        mixer_state, channel_state = (None, None) if state is None else state
+        per_token = {"segment_ids": segment_ids, "positions": positions}
+        branch_input = self.branch_input(x, self.mixer_norm)
+        if layer_inputs:
+            y, mixer_state, layer_inputs = self.mixer.with_layer_inputs(
+                branch_input, layer_inputs, state=mixer_state, key=keys[0], **per_token
+            )
+        else:
+            y, mixer_state = self.mixer(branch_input, state=mixer_state, key=keys[0], **per_token)
+        x = self.add_branch(x, branch_input, y, self.mixer_norm, keys[1])
         if self.channel is not None:
-            read = self.read(x, self.channel_norm)
-            y, channel_state = self.channel(read, state=inner.channel, key=keys[2], **side)
-            x = self.join(x, read, y, self.channel_norm, keys[3])
+            branch_input = self.branch_input(x, self.channel_norm)
+            y, channel_state = self.channel(branch_input, state=channel_state, key=keys[2], **per_token)
+            x = self.add_branch(x, branch_input, y, self.channel_norm, keys[3])
         x = constrain(x, "b t .")
-        return x, streams, None if state is None else BlockState(mixer_state, channel_state)
+        return x, layer_inputs, None if state is None else BlockState(mixer_state, channel_state)
 
-    def read(self, x: Array, norm: nnx.Module) -> Array:
-        """What a branch is given of the residual stream."""
-        return x if self.norms_output else norm(x)
+    def branch_input(self, x: Array, norm: RMSNorm | LayerNorm) -> Array:
+        """The input of a branch, of the residual stream x."""
+        return x if self.norm_position == "post" else norm(x)
 
-    def join(self, x: Array, read: Array, y: Array, norm: nnx.Module, key: Array | None) -> Array:
-        """The residual stream after a branch that made y of what it read: [b, t, d_model] in x's dtype."""
-        y = dropout(norm(y) if self.norms_output else y, self.dropout, key)
-        kept = read if self.normed_residual else x
-        return (kept if self.residual_scale == 1 else self.residual_scale * kept) + y.astype(x.dtype)
+    def add_branch(self, x: Array, branch_input: Array, y: Array, norm: RMSNorm | LayerNorm, key: Array | None) -> Array:
+        """The residual stream x after a branch with output y: [b, t, d_model] in x's dtype."""
+        y = dropout(norm(y) if self.norm_position == "post" else y, self.dropout, key)
+        residual = branch_input if self.normed_residual else x
+        return (residual if self.residual_scale == 1 else self.residual_scale * residual) + y.astype(x.dtype)
 
-    def init_state(self, batch, max_length=None, dtype=None) -> BlockState:
+    def init_state(self, batch: int, max_length: int | None = None, dtype: DTypeLike | None = None) -> BlockState:
         """The empty state of both halves."""
         channel = () if self.channel is None else self.channel.init_state(batch, max_length, dtype)
         return BlockState(self.mixer.init_state(batch, max_length, dtype), channel)
 
-    def flops(self, batch, length) -> int:
+    def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs."""
         return self.mixer.flops(batch, length) + (0 if self.channel is None else self.channel.flops(batch, length))
 
 
-class Period(nnx.Module):
-    """One run through a pattern of blocks, named "0_mamba2", "1_softmax" and so on; the unit that a Stack scans over."""
+class LayerPattern(nnx.Module):
+    """Consecutive blocks, named "0_mamba2", "1_softmax" and so on: one repeat of a model's `layers`, or the remainder.
 
-    def __init__(self, d_model, layers, *, norm_at, first, count, rngs, **block):
+    Args:
+      d_model: width of the residual stream.
+      layers: spec string of each block's mixer.
+      norm_positions: one for each of `layers`.
+      settings: those of all blocks.
+      first: index of the first block in the model; may be traced.
+      depth: number of blocks in the model.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        layers: Sequence[str],
+        norm_positions: Sequence[NormPosition],
+        settings: BlockSettings,
+        *,
+        first: int | Array,
+        depth: int,
+        rngs: nnx.Rngs,
+    ):
         self.names = tuple(f"{i}_{mixers.registry.check(spec).name}" for i, spec in enumerate(layers))
-        for i, (name, spec, at) in enumerate(zip(self.names, layers, norm_at, strict=True)):
-            setattr(self, name, Block(d_model, mixer=spec, norm_at=at, depth=(first + i, count), rngs=rngs, **block))
+        for i, (name, spec, position) in enumerate(zip(self.names, layers, norm_positions, strict=True)):
+            setattr(self, name, Block(d_model, spec, settings, norm_position=position, depth=(first + i, depth), rngs=rngs))
 
     def blocks(self) -> dict[str, Block]:
         """The blocks in order."""
         return {name: getattr(self, name) for name in self.names}
 
-    def __call__(self, x, streams, *, state=None, key=None, **side):
-        """[b, t, d_model] -> ([b, t, d_model], streams, {name: BlockState} or None)."""
-        states = {}
-        for i, (name, block) in enumerate(self.blocks().items()):
-            inner = None if state is None else state[name]
-            at = None if key is None else jax.random.fold_in(key, i)
-            x, streams, states[name] = block(x, streams, state=inner, key=at, **side)
-        return x, streams, None if state is None else states
+    def init_layer_inputs(self, x: Array) -> dict[str, Any]:
+        """Layer inputs before the first layer, of all mixers: arrays per token of x, by name."""
+        return {name: leaf for block in self.blocks().values() for name, leaf in block.mixer.init_layer_inputs(x).items()}
 
-    def init_streams(self, x) -> dict[str, Any]:
-        """What flows between the layers beside x, by name."""
-        return {name: leaf for block in self.blocks().values() for name, leaf in block.mixer.init_streams(x).items()}
-
-    def init_state(self, batch, max_length=None, dtype=None) -> dict[str, BlockState]:
+    def init_state(self, batch: int, max_length: int | None = None, dtype: DTypeLike | None = None) -> dict[str, BlockState]:
         """The empty state of each block, by name."""
         return {name: block.init_state(batch, max_length, dtype) for name, block in self.blocks().items()}
 
-    def flops(self, batch, length) -> int:
+    def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs."""
         return sum(block.flops(batch, length) for block in self.blocks().values())

@@ -1,40 +1,40 @@
 """LanguageModel: embedding, stack of blocks and head; it obeys the same law as its mixers."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from seqzoo.kernels.common import segments
-from seqzoo.model.block import NORMS
+from seqzoo.model.block import BlockSettings, Norm, NormPosition
 from seqzoo.model.sharding import constrain
-from seqzoo.model.stack import Stack, StackState
+from seqzoo.model.stack import Remat, Stack, StackMode, StackState
 from seqzoo.nn import Linear, dropout
 
 
 class ModelState(NamedTuple):
-    """The state of a LanguageModel."""
+    """State of a LanguageModel."""
 
     stack: StackState
     position: Array  # [b] int32, tokens of the current document so far
     segment: Array  # [b] int32, the last document id seen
 
     def row_axes(self) -> "ModelState":
-        """Which axis of each leaf counts the rows: the second where layers are stacked, else the first."""
+        """The batch axis of each leaf: the second where layers are stacked, else the first."""
         ones, zeros = (lambda tree, axis=axis: jax.tree.map(lambda _: axis, tree) for axis in (1, 0))
-        apart = isinstance(self.stack.periods, tuple)
-        return ModelState(StackState((zeros if apart else ones)(self.stack.periods), zeros(self.stack.rest)), 0, 0)
+        unstacked = isinstance(self.stack.scanned, tuple)
+        return ModelState(StackState((zeros if unstacked else ones)(self.stack.scanned), zeros(self.stack.remainder)), 0, 0)
 
 
 class LanguageModel(nnx.Module):
-    """Embedding, Stack, norm, head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
+    """Embedding, stack of blocks, norm and head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
 
-    Embeddings are drawn from N(0, 1/d_model): a tied head's logits start in scale, and the tokens do not drown what the blocks add
-    to the residual stream, which is what recall over two layers is built from.
+    Embeddings are drawn from N(0, 1/d_model). So the logits of a tied head start in scale, and the embeddings do not dominate what
+    the blocks add to the residual stream, from which recall over two layers is built.
 
     Args:
       vocab_size: number of token ids.
@@ -42,25 +42,28 @@ class LanguageModel(nnx.Module):
       layers: spec strings of mixers, cycled over depth: ("mamba2", "mamba2", "softmax(window=256)") is a hybrid.
       depth: number of blocks.
       channel: spec string of the channel mixer: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings.
-      norm: "rms" or "layer".
-      norm_eps: what the backbone's norms add to the mean square.
-      norm_at: where a block's norms stand: "input", before what a branch reads, or "output", behind what it gives (OLMo team 2025,
-        arXiv:2501.00656); one for each of `layers`, or one for all.
-      normed_residual: whether a branch is added to what it read, its norm's output, and not to what stood before the norm.
-      residual_scale: factor on what a branch is added to.
-      embedding_norm: whether a norm follows the embedding.
-      embedding_scale: factor on the embedding of a token; the tied head's is 1 all the same.
-      tied: whether the head is the embedding, transposed.
-      learned_positions: None, or how many positions (from 0 in each document) get a learned embedding added to the token's. A later
-        position gives NaN, never a neighbour's row.
+      norm: "rms" or "layer", in all blocks and before the head.
+      norm_eps: added to the mean square (the variance) in these norms.
+      norm_position: "pre", on the input of each branch of a block, or "post", on its output (OLMo team 2025, arXiv:2501.00656); one
+        for all layers, or one for each of `layers`.
+      normed_residual: adds a branch to its own input, the norm's output, instead of to the residual stream before the norm.
+      residual_scale: factor on the residual stream where a branch is added to it.
+      embedding_norm: a norm after the embedding.
+      embedding_scale: factor on the embedding of a token; it does not act on a tied head.
+      tie_embeddings: the head is the embedding, transposed.
+      learned_positions: None, or the number of positions (from 0 in each document) that have a learned embedding, added to the
+        token's. A later position gives NaN, never another position's embedding.
       dropout: rate on each branch before it joins the residual stream; active when a key is given.
       embedding_dropout: rate on the embedding; None: as `dropout`.
       stack: "scan" or "loop" over the layers; the same parameters and numbers.
-      remat: "none", "full" or "dots": what a block's backward pass recomputes.
+      remat: "none", "full" or "dots": what the backward pass of a block recomputes: nothing, all, or all but matrix products.
       logits_soft_cap: None, or c > 0: logits become c tanh(logits / c), within (-c, c).
       dtype: of the computation; None is param_dtype. Logits are at least float32.
       residual_dtype: of the residual stream, if wider than the computation's; None is the computation's.
       param_dtype: of the parameters.
+      rngs: source of the initial parameters.
+    Raises:
+      ValueError: a setting that is unknown or does not fit another, by name.
     """
 
     def __init__(
@@ -68,62 +71,51 @@ class LanguageModel(nnx.Module):
         vocab_size: int,
         d_model: int,
         *,
-        layers: Sequence[str] = ("softmax",),
+        layers: str | Sequence[str] = ("softmax",),
         depth: int = 2,
         channel: str = "swiglu",
-        norm: str = "rms",
+        norm: Norm = "rms",
         norm_eps: float = 1e-5,
-        norm_at: str | Sequence[str] = "input",
+        norm_position: NormPosition | Sequence[NormPosition] = "pre",
         normed_residual: bool = False,
         residual_scale: float = 1.0,
         embedding_norm: bool = False,
         embedding_scale: float = 1.0,
-        tied: bool = True,
+        tie_embeddings: bool = True,
         learned_positions: int | None = None,
         dropout: float = 0.0,
         embedding_dropout: float | None = None,
-        stack: str = "scan",
-        remat: str = "none",
+        stack: StackMode = "scan",
+        remat: Remat = "none",
         logits_soft_cap: float | None = None,
-        dtype: Any = None,
-        residual_dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        residual_dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if logits_soft_cap is not None and logits_soft_cap <= 0:
             raise ValueError(f"logits_soft_cap={logits_soft_cap}: wanted more than 0, or None")
-        self.dtype = param_dtype if dtype is None else dtype
+        self.vocab_size, self.d_model = vocab_size, d_model
+        self.dtype = jnp.dtype(param_dtype if dtype is None else dtype)
         self.residual_dtype = self.dtype
         if residual_dtype is not None:  # layers without a dtype of their own compute in their input's, which is the stream's
             dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, residual_dtype)
+        settings = BlockSettings(channel, norm, norm_eps, normed_residual, residual_scale, dropout, dtype, param_dtype)
+
         normal = jax.nn.initializers.normal(d_model**-0.5)
         self.embedding = nnx.Param(normal(rngs.params(), (vocab_size, d_model), param_dtype), axes=("vocab", "embed"))
-        table = (learned_positions or 0, d_model)
-        table = nnx.Param(normal(rngs.params(), table, param_dtype), axes=(None, "embed")) if learned_positions else None
-        self.position_embedding = table
-        self.stack = Stack(
-            d_model,
-            layers=layers,
-            depth=depth,
-            stack=stack,
-            remat=remat,
-            channel=channel,
-            norm=norm,
-            norm_eps=norm_eps,
-            norm_at=norm_at,
-            normed_residual=normed_residual,
-            residual_scale=residual_scale,
-            dropout=dropout,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        make_norm = partial(NORMS[norm], d_model, eps=norm_eps, param_dtype=param_dtype, rngs=rngs)
-        self.norm, self.embedding_norm = make_norm(), make_norm() if embedding_norm else None
+        self.position_embedding = None
+        if learned_positions:
+            table = normal(rngs.params(), (learned_positions, d_model), param_dtype)
+            self.position_embedding = nnx.Param(table, axes=(None, "embed"))
+        self.stack = Stack(d_model, layers, settings, depth=depth, norm_position=norm_position, stack=stack, remat=remat, rngs=rngs)
+        self.norm = settings.make_norm(d_model, rngs)
+        self.embedding_norm = settings.make_norm(d_model, rngs) if embedding_norm else None
+        self.head = None
+        if not tie_embeddings:
+            self.head = Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
         self.embedding_scale, self.logits_soft_cap = embedding_scale, logits_soft_cap
-        self.head = None if tied else Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
-        self.sizes = (vocab_size, d_model)
-        self.dropout = dropout if embedding_dropout is None else embedding_dropout
+        self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
 
     def __call__(
         self,
@@ -147,7 +139,7 @@ class LanguageModel(nnx.Module):
         positions: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Array, ModelState | None]:
-        """`__call__` up to the head: (x [b, t, d_model] after the last norm, state or None). `attend(x)` is the logits."""
+        """`__call__` up to the head: (x [b, t, d_model] after the last norm, state or None); `attend(x)` gives the logits."""
         keys = (None, None) if key is None else jax.random.split(key)
         batch, length = tokens.shape
         none = jnp.zeros((batch,), jnp.int32)
@@ -163,7 +155,7 @@ class LanguageModel(nnx.Module):
             rows = jnp.take(constrain(self.position_embedding[...], ". ."), where, axis=0, mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        x = constrain(dropout(x, self.dropout, keys[0]), "b t .").astype(self.residual_dtype)
+        x = constrain(dropout(x, self.embedding_dropout, keys[0]), "b t .").astype(self.residual_dtype)
         inner = None if state is None else state.stack
         x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
         x = self.norm(x)
@@ -172,14 +164,14 @@ class LanguageModel(nnx.Module):
         return x, ModelState(inner, count, segments.last_segment(segment_ids, state.segment))
 
     def attend(self, x: Array) -> Array:
-        """The head: [..., d_model] -> [..., vocab_size], accumulated in float32 or better."""
+        """The head: [..., d_model] -> logits [..., vocab_size], accumulated in float32 or better."""
         w = self.embedding[...].T if self.head is None else self.head.w[...]
         x = x.astype(self.dtype)
         logits = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.result_type(x, jnp.float32))
         cap = self.logits_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> ModelState:
+    def init_state(self, batch: int, max_length: int | None = None, dtype: DTypeLike | None = None) -> ModelState:
         """The empty state of `batch` rows; `max_length` bounds the caches that grow with a document."""
         dtype = self.dtype if dtype is None else dtype
         none = jnp.zeros((batch,), jnp.int32)
@@ -187,5 +179,4 @@ class LanguageModel(nnx.Module):
 
     def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs: the blocks' and the head's."""
-        vocab_size, d_model = self.sizes
-        return self.stack.flops(batch, length) + 2 * batch * length * d_model * vocab_size
+        return self.stack.flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size

@@ -1,121 +1,159 @@
-"""Stack: the blocks of a model, scanned over depth or run in a loop."""
+"""Stack: blocks over depth, run by `lax.scan` or by a loop."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
 
-from seqzoo.model.block import Period
+from seqzoo.model.block import BlockSettings, LayerPattern, NormPosition
 from seqzoo.specs import choice
 
-REMAT = {  # what the backward pass may keep of a block
+StackMode = Literal["scan", "loop"]
+Remat = Literal["none", "full", "dots"]
+
+REMAT_POLICIES: dict[Remat, Callable[..., bool] | None] = {  # what a block's forward pass saves for its backward pass
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-STACKS = ("scan", "loop")
 
 
 class StackState(NamedTuple):
-    """The state of a Stack: `periods` has a leading axis over the periods, `rest` has none; either is () where there is none."""
+    """State of a Stack; a part without layers is ()."""
 
-    periods: Any  # or a tuple, see `apart`
-    rest: Any
+    scanned: Any  # leading axis over the repeats of the layer pattern; or a tuple with one state per repeat, see `unstack_layers`
+    remainder: Any
 
-    def apart(self) -> "StackState":
-        """The same in a tuple of one state for each period. A Stack takes that too, runs a loop, and returns such a tuple.
+    def unstack_layers(self) -> "StackState":
+        """The same state as a tuple with one entry per repeat; a Stack takes it, runs a loop over layers, and returns such a tuple.
 
-        A loop over tokens then changes each cache in its place, while `lax.scan` would write a new stack of them at every token. It
-        costs what the scan over layers spares: compile time that grows with depth, and in such a loop XLA holds a copy of the
-        parameters, layer by layer.
+        A loop over tokens then updates each cache in place, while `lax.scan` over layers would write a new stack of caches at every
+        token. The price: compile time grows with depth, and in such a loop XLA holds a copy of the parameters, layer by layer.
         """
-        leaves = jax.tree.leaves(self.periods)
-        count = leaves[0].shape[0] if leaves else 0
-        return self._replace(periods=tuple(_at(i, self.periods) for i in range(count)))
+        leaves = jax.tree.leaves(self.scanned)
+        repeats = leaves[0].shape[0] if leaves else 0
+        return self._replace(scanned=tuple(_index(i, self.scanned) for i in range(repeats)))
 
 
 class Stack(nnx.Module):
     """`depth` blocks whose mixers cycle through `layers`.
 
-    Whole periods are stacked along a leading parameter axis and run by `lax.scan` (compile time independent of depth), or by a loop
-    over the same parameters, which gives the same numbers; what is left of the last period follows in a loop.
+    Whole repeats of the layer pattern are stacked along a leading parameter axis and run by `lax.scan` (compile time independent of
+    depth), or by a loop over the same parameters, which gives the same numbers; the remaining layers run in a Python loop.
+
+    Args:
+      d_model: width of the residual stream.
+      layers: spec strings of mixers, cycled over depth.
+      settings: those of all blocks.
+      depth, norm_position, stack, remat: as in `LanguageModel`.
     """
 
-    def __init__(self, d_model, *, layers, depth, norm_at="input", stack="scan", remat="none", rngs, **block):
+    def __init__(
+        self,
+        d_model: int,
+        layers: str | Sequence[str],
+        settings: BlockSettings,
+        *,
+        depth: int,
+        norm_position: NormPosition | Sequence[NormPosition] = "pre",
+        stack: StackMode = "scan",
+        remat: Remat = "none",
+        rngs: nnx.Rngs,
+    ):
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if depth < 1 or not layers:
             raise ValueError(
                 f"depth={depth} with {len(layers)} layer specs: wanted at least one of each (model.depth, model.layers)"
             )
-        norm_at = (norm_at,) * len(layers) if isinstance(norm_at, str) else tuple(norm_at)
-        if len(norm_at) != len(layers):
-            raise ValueError(f"norm_at={norm_at!r}: wanted one place, or one for each of {len(layers)} layer specs")
-        self.stack = choice("stack", stack, STACKS)
-        self.remat = choice("remat", remat, tuple(REMAT))
-        self.count, left = divmod(depth, len(layers))
+        positions = (norm_position,) * len(layers) if isinstance(norm_position, str) else tuple(norm_position)
+        if len(positions) != len(layers):
+            raise ValueError(f"norm_position={norm_position!r}: wanted one, or one for each of {len(layers)} layer specs")
+        self.mode = choice("stack", stack, get_args(StackMode))
+        self.remat = choice("remat", remat, get_args(Remat))
+        self.repeats, remaining = divmod(depth, len(layers))
 
-        def period(key, index):
-            return Period(d_model, layers, norm_at=norm_at, first=index * len(layers), count=depth, rngs=nnx.Rngs(key), **block)
+        def make_pattern(key: Array, index: Array) -> LayerPattern:
+            return LayerPattern(d_model, layers, positions, settings, first=index * len(layers), depth=depth, rngs=nnx.Rngs(key))
 
-        keys, indices = jax.random.split(rngs.params(), self.count), jnp.arange(self.count, dtype=jnp.int32)
-        self.periods = jax.vmap(period)(keys, indices) if self.count else None
-        rest = {"norm_at": norm_at[:left], "first": depth - left, "count": depth, "rngs": rngs, **block}
-        self.rest = Period(d_model, layers[:left], **rest) if left else None
+        keys, indices = jax.random.split(rngs.params(), self.repeats), jnp.arange(self.repeats, dtype=jnp.int32)
+        self.scanned = jax.vmap(make_pattern)(keys, indices) if self.repeats else None
+        self.remainder = None
+        if remaining:
+            self.remainder = LayerPattern(
+                d_model, layers[:remaining], positions[:remaining], settings, first=depth - remaining, depth=depth, rngs=rngs
+            )
 
-    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        """[b, t, d_model] -> ([b, t, d_model], StackState or None)."""
-        state = StackState(None, None) if state is None else state
-        keys = (None, None) if key is None else jax.random.split(key)
+    def __call__(
+        self,
+        x: Array,
+        *,
+        state: StackState | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, StackState | None]:
+        """[b, t, d_model] -> ([b, t, d_model], state or None). Arguments as a mixer's."""
 
-        def run(period, carry, state, key):
-            *carry, state = period(*carry, state=state, segment_ids=segment_ids, positions=positions, key=key)
-            return tuple(carry), state
+        def run_pattern(carry, xs):
+            """One repeat of the pattern, as a step of `lax.scan`."""
+            x, layer_inputs = carry
+            pattern, states, key = xs
+            next_states = {}
+            for i, (name, block) in enumerate(pattern.blocks().items()):
+                x, layer_inputs, next_states[name] = block(
+                    x,
+                    layer_inputs,
+                    state=None if states is None else states[name],
+                    segment_ids=segment_ids,
+                    positions=positions,
+                    key=None if key is None else jax.random.fold_in(key, i),
+                )
+            return (x, layer_inputs), None if states is None else next_states
 
-        if REMAT[self.remat] is not None:
-            run = jax.checkpoint(run, policy=REMAT[self.remat])
-        periods, rest = state
-        streams = {}
-        for period in (self.periods, self.rest):
-            streams |= {} if period is None else period.init_streams(x)
-        carry = x, streams
-        if self.periods is not None:
-            per_period = None if key is None else jax.random.split(keys[0], self.count)
-            step = lambda carry, xs: run(xs[0], carry, xs[1], xs[2])
-            if isinstance(periods, tuple):
-                carry, periods = _loop(step, carry, lambda i: (_at(i, self.periods), periods[i], _at(i, per_period)), self.count)
-            elif self.stack == "scan":
-                carry, periods = jax.lax.scan(step, carry, (self.periods, periods, per_period))
+        policy = REMAT_POLICIES[self.remat]
+        if policy is not None:
+            run_pattern = jax.checkpoint(run_pattern, policy=policy)
+        scanned, remainder = (None, None) if state is None else state
+        scan_key, remainder_key = (None, None) if key is None else jax.random.split(key)
+        layer_inputs = {}
+        for pattern in (self.scanned, self.remainder):
+            layer_inputs |= {} if pattern is None else pattern.init_layer_inputs(x)
+        carry = x, layer_inputs
+        if self.scanned is not None:
+            keys = None if scan_key is None else jax.random.split(scan_key, self.repeats)
+            unstacked = isinstance(scanned, tuple)
+            if self.mode == "scan" and not unstacked:
+                carry, scanned = jax.lax.scan(run_pattern, carry, (self.scanned, scanned, keys))
             else:
-                carry, periods = _loop(step, carry, lambda i: _at(i, (self.periods, periods, per_period)), self.count)
-                periods = jax.tree.map(lambda *leaves: jnp.stack(leaves), *periods)
-        if self.rest is not None:
-            carry, rest = run(self.rest, carry, rest, keys[1])
-        return carry[0], None if state == (None, None) else StackState(periods, rest)
+                outputs = []
+                for i in range(self.repeats):
+                    states = scanned[i] if unstacked else _index(i, scanned)
+                    carry, output = run_pattern(carry, (_index(i, self.scanned), states, _index(i, keys)))
+                    outputs.append(output)
+                scanned = tuple(outputs) if unstacked else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        if self.remainder is not None:
+            carry, remainder = run_pattern(carry, (self.remainder, remainder, remainder_key))
+        return carry[0], None if state is None else StackState(scanned, remainder)
 
-    def init_state(self, batch, max_length=None, dtype=None) -> StackState:
+    def init_state(self, batch: int, max_length: int | None = None, dtype: DTypeLike | None = None) -> StackState:
         """The empty state of every layer."""
-        periods = rest = ()
-        if self.periods is not None:
-            periods = jax.vmap(lambda period: period.init_state(batch, max_length, dtype))(self.periods)
-        if self.rest is not None:
-            rest = self.rest.init_state(batch, max_length, dtype)
-        return StackState(periods, rest)
+        scanned = remainder = ()
+        if self.scanned is not None:
+            scanned = jax.vmap(lambda pattern: pattern.init_state(batch, max_length, dtype))(self.scanned)
+        if self.remainder is not None:
+            remainder = self.remainder.init_state(batch, max_length, dtype)
+        return StackState(scanned, remainder)
 
-    def flops(self, batch, length) -> int:
+    def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs."""
-        periods = 0 if self.periods is None else self.count * self.periods.flops(batch, length)
-        return periods + (0 if self.rest is None else self.rest.flops(batch, length))
+        scanned = 0 if self.scanned is None else self.repeats * self.scanned.flops(batch, length)
+        return scanned + (0 if self.remainder is None else self.remainder.flops(batch, length))
 
 
-def _loop(step, carry, xs, count):
-    """`lax.scan` over xs(0) to xs(count - 1) as a Python loop: (carry, the tuple of the outputs)."""
-    outputs = []
-    for i in range(count):
-        carry, y = step(carry, xs(i))
-        outputs.append(y)
-    return carry, tuple(outputs)
-
-
-def _at(i, tree):
+def _index(i: int, tree: Any) -> Any:
+    """Element i of every leaf's leading axis."""
     return jax.tree.map(lambda leaf: leaf[i], tree)

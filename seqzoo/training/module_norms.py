@@ -14,11 +14,11 @@ def norms(tree: dict[str, Any]) -> dict[str, Any]:
     norms before them), with all that is in it. Layers that a scan runs have one array with a number for each. Cost: one pass.
     """
 
-    def stacked(period, axes):
-        return {place: {name: _norm(part, axes) for name, part in block.items()} for place, block in period.items()}
+    def stacked(pattern, axes):
+        return {place: {name: _norm(part, axes) for name, part in block.items()} for place, block in pattern.items()}
 
     found = {name: _norm(part) for name, part in tree.items() if name != "stack"}
-    found["stack"] = {name: stacked(period, int(name == "periods")) for name, period in tree["stack"].items()}
+    found["stack"] = {name: stacked(pattern, int(name == "scanned")) for name, pattern in tree["stack"].items()}
     return found
 
 
@@ -34,15 +34,15 @@ def _norm(tree: Any, axes: int = 0) -> Array:
 
 def by_layer(found: dict[str, Any]) -> dict[str, Any]:
     """What `norms` gave, read back, as floats: {"embedding": 1.0, "layers": {"0": {"mixer": 2.0, "channel": 3.0}, ...}, ...}."""
-    periods, rest = (found["stack"].get(name, {}) for name in ("periods", "rest"))
+    scanned, remainder = (found["stack"].get(name, {}) for name in ("scanned", "remainder"))
     place = lambda name: int(name.partition("_")[0])  # in the pattern of layers: blocks are called "0_gla", "1_softmax"
     layers = {}
-    for name, parts in periods.items():
+    for name, parts in scanned.items():
         for part, numbers in parts.items():
             for index, number in enumerate(numbers):
-                layers.setdefault(index * len(periods) + place(name), {})[part] = float(number)
-    behind = len(layers)
-    for name, parts in rest.items():
-        layers[behind + place(name)] = {part: float(number) for part, number in parts.items()}
+                layers.setdefault(index * len(scanned) + place(name), {})[part] = float(number)
+    first = len(layers)  # of the remainder
+    for name, parts in remainder.items():
+        layers[first + place(name)] = {part: float(number) for part, number in parts.items()}
     outside = {name: float(number) for name, number in found.items() if name != "stack"}
     return {**outside, "layers": {str(layer): layers[layer] for layer in sorted(layers)}}

@@ -13,7 +13,7 @@ from seqzoo.config import Comparison
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 
-MIXED = tiny(model__layers=("gla(heads=2)", "softmax(heads=2)"), model__depth=5, model__channel="gelu", model__tied=False)
+MIXED = tiny(model__layers=("gla(heads=2)", "softmax(heads=2)"), model__depth=5, model__channel="gelu", model__tie_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_parts_add_up_to_the_model(model):
 def test_every_layer_has_its_places_and_its_own_cost(model):
     gla, softmax = model_summary.describe(MIXED).layers
     assert gla.spec == "gla(heads=2)" and gla.places == (0, 2, 4) and softmax.places == (1, 3)
-    blocks = model.stack.periods.blocks()
+    blocks = model.stack.scanned.blocks()
     mixers = {name: block.mixer for name, block in blocks.items()}
     assert gla.flops * 16 == blocks["0_gla"].flops(1, 16) != softmax.flops * 16
     alone = {name: state_bytes(jax.tree.map(lambda leaf: leaf[0], mixer), 16) for name, mixer in mixers.items()}
@@ -53,7 +53,7 @@ def test_a_pattern_that_ends_early_has_the_layers_that_are_there(depth):
 def test_a_parameter_has_shape_dtype_and_axes(model):
     found = model_summary.describe(MIXED).parameters
     assert found["embedding"] == model_summary.Parameter((32, 16), "float32", ("vocab", "embed"))
-    assert found["stack"]["periods"]["0_gla"]["mixer_norm"]["scale"].axes[0] == "layers"
+    assert found["stack"]["scanned"]["0_gla"]["mixer_norm"]["scale"].axes[0] == "layers"
 
 
 def test_only_changed_settings_are_listed():

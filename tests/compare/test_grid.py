@@ -266,7 +266,7 @@ def test_the_embedding_has_a_dropout_of_its_own():
         kept = x != 0
         assert abs((1 - kept.mean()) - rate) < 5 * math.sqrt(rate * (1 - rate) / x.size) + 1e-9
         np.testing.assert_allclose(x[kept], (whole / (1 - rate))[kept], rtol=1e-6)
-        assert model.stack.periods is None or getattr(model.stack.periods, "0_linear").dropout == rates.get("dropout", 0.0)
+        assert model.stack.scanned is None or getattr(model.stack.scanned, "0_linear").dropout == rates.get("dropout", 0.0)
 
 
 @pytest.mark.parametrize("everything", [False, True])

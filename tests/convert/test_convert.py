@@ -36,7 +36,7 @@ def assert_same(a, b):
 
 def test_every_tensor_lands_in_our_layout(folder):
     file, got = mamba_tensors(), parameters(convert.load(folder))
-    mixer = got["stack"]["periods"]["0_mamba"]["mixer"]
+    mixer = got["stack"]["scanned"]["0_mamba"]["mixer"]
     for i in range(2):
         at = lambda name, i=i: file[f"backbone.layers.{i}.mixer.{name}"]
         np.testing.assert_array_equal(np.concatenate([mixer["x"]["w"][i], mixer["z"]["w"][i]], axis=1), at("in_proj.weight").T)
@@ -62,7 +62,7 @@ def test_a_bfloat16_file_is_read_exactly_and_its_residual_stream_stays_wide(tmp_
 
 
 def test_one_mixer_is_that_layer_of_the_model(folder):
-    layers = parameters(convert.load(folder))["stack"]["periods"]["0_mamba"]["mixer"]
+    layers = parameters(convert.load(folder))["stack"]["scanned"]["0_mamba"]["mixer"]
     mixer = convert.load_mixer(folder, layer=1)
     jax.tree.map(lambda one, both: np.testing.assert_array_equal(one, both[1]), parameters(mixer), layers)
     assert mixer(jnp.ones((1, 3, 16)))[0].shape == (1, 3, 16)

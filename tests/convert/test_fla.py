@@ -39,7 +39,7 @@ def hgrn2_tensors():
 def test_each_layer_gets_its_bound_of_the_table(tmp_path):
     tensors = hgrn2_tensors()
     folder = write(tmp_path, tensors, HGRN2)
-    logits = convert.load(folder).stack.periods.blocks()["0_hgrn2"].mixer.bounded.logit[...]
+    logits = convert.load(folder).stack.scanned.blocks()["0_hgrn2"].mixer.bounded.logit[...]
     shares = jax.nn.softmax(tensors["model.lower_bounds"], axis=0)
     assert_close(jax.nn.sigmoid(logits), jnp.cumsum(shares, axis=0) - shares[:1])
     for layer in range(3):
@@ -103,7 +103,7 @@ def rwkv7_tensors():
 def test_the_first_layer_of_rwkv7_has_no_blend_of_values_and_ours_has_no_effect(tmp_path):
     tensors = rwkv7_tensors()
     model = convert.load(write(tmp_path, tensors, RWKV7))
-    first = model.stack.periods.blocks()["0_rwkv7"].mixer.first
+    first = model.stack.scanned.blocks()["0_rwkv7"].mixer.first
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(first))):
         np.testing.assert_array_equal(leaf[0], 0)
         assert np.all(leaf[1:])

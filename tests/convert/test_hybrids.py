@@ -95,7 +95,7 @@ def test_absent_layer_types_are_theirs(config, kinds):
 
 
 def test_blocks_of_an_olmo_hybrid_have_their_norms_where_their_kind_has_them():
-    assert mapping_of(OLMO | {"num_hidden_layers": 8}).model["norm_at"] == ("input", "input", "input", "output")
+    assert mapping_of(OLMO | {"num_hidden_layers": 8}).model["norm_position"] == ("pre", "pre", "pre", "post")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ SETTINGS = {"max_new_tokens": NEW, "prefill_chunk": 4, "max_length": 20}
 def build(layers, **settings):
     """A model whose every parameter is perturbed, so that it has something to say."""
     layers = (layers,) if isinstance(layers, str) else layers
-    settings = {"layers": layers, "depth": len(layers) + (len(layers) > 1), "channel": "none", "tied": False, **settings}
+    settings = {"layers": layers, "depth": len(layers) + (len(layers) > 1), "channel": "none", "tie_embeddings": False, **settings}
     model = LanguageModel(VOCAB, WIDTH, **settings, rngs=nnx.Rngs(0))
     noise = np.random.default_rng(1)
     return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape).astype(np.float32), model)

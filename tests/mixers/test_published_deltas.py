@@ -141,28 +141,28 @@ def test_rwkv7_removes_and_writes_with_strengths_of_their_own(settings):
 
 def test_rwkv7_blends_its_values_with_those_of_the_first_layer():
     mixer, x, alone = built("rwkv7")
-    flow = jax.jit(lambda mixer, x, streams: mixer.flow(x, streams)[::2])
-    y, streams = flow(mixer, x.astype(np.float32), mixer.init_streams(x.astype(np.float32)))
+    run = jax.jit(lambda mixer, x, layer_inputs: mixer.with_layer_inputs(x, layer_inputs)[::2])
+    y, layer_inputs = run(mixer, x.astype(np.float32), mixer.init_layer_inputs(x.astype(np.float32)))
     own = rwkv7(mixer, x)[1]
     assert_close(y, alone)
-    assert_close(streams[mixer.stream].value, own)
+    assert_close(layer_inputs[mixer.layer_input].value, own)
     earlier = np.random.default_rng(1).standard_normal(own.shape).astype(np.float32)
-    streams = {mixer.stream: streams[mixer.stream]._replace(value=earlier)}
-    y, after = flow(mixer, x.astype(np.float32), streams)
+    layer_inputs = {mixer.layer_input: layer_inputs[mixer.layer_input]._replace(value=earlier)}
+    y, after = run(mixer, x.astype(np.float32), layer_inputs)
     assert_close(y, rwkv7(mixer, x, earlier)[0])
-    np.testing.assert_array_equal(after[mixer.stream].value, earlier)
+    np.testing.assert_array_equal(after[mixer.layer_input].value, earlier)
 
 
 @pytest.mark.parametrize("stack", ["scan", "loop"])
 @pytest.mark.parametrize("layers", [("rwkv7",), ("softmax", "rwkv7")])
 def test_the_first_values_flow_through_the_backbone(layers, stack):
-    """A change of the first RWKV-7 layer's W_v that nothing but its stream can carry reaches the last layer."""
+    """A change of the first RWKV-7 layer's W_v that only layer inputs can carry reaches the last layer."""
     depth, settings = 2 * len(layers), {"layers": layers, "channel": "none", "stack": stack, "rngs": nnx.Rngs(0)}
     model = LanguageModel(13, D, depth=depth, **settings)
     noise = np.random.default_rng(0)
     model = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape).astype(np.float32), model)
     tokens = np.arange(2 * T).reshape(2, T) % 13
-    mixer = getattr(model.stack.periods, f"{len(layers) - 1}_rwkv7").mixer
+    mixer = getattr(model.stack.scanned, f"{len(layers) - 1}_rwkv7").mixer
     mixer.out.w[...] = mixer.out.w[...].at[0].set(0)  # the first layer adds nothing to the residual stream
     run = jax.jit(lambda model: model(tokens)[0])
     before = run(model)

@@ -124,11 +124,11 @@ def test_hgrn2_bounds_start_at_the_share_of_layers_below():
 def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_them(stack):
     """Also in layers that share one compiled body, where the index of the layer is traced."""
     model = LanguageModel(11, D, layers=("lightning(heads=2)",), depth=3, stack=stack, rngs=nnx.Rngs(0))
-    slopes = wide(getattr(model.stack.periods, "0_lightning").mixer.slopes)
+    slopes = wide(getattr(model.stack.scanned, "0_lightning").mixer.slopes)
     wanted = np.outer([1 + 1e-5, 1 - 1 / (2 + 1e-5) + 1e-5, 1 - 2 / (2 + 1e-5) + 1e-5], [2.0**-4, 2.0**-8])
     assert np.allclose(slopes, wanted, rtol=1e-4, atol=1e-7)
     gradient = jax.jit(jax.grad(lambda model: (model(np.arange(8, dtype=np.int32)[None])[0] ** 2).sum()))(model)
-    mixer = getattr(gradient.stack.periods, "0_lightning").mixer
+    mixer = getattr(gradient.stack.scanned, "0_lightning").mixer
     assert not np.any(mixer.slopes[...]) and np.any(mixer.q.w[...])
 
 

@@ -161,7 +161,7 @@ def test_rwkv4_and_its_channel_mixer_start_by_layer_and_channel(stack):
     """As RWKV-v4neo's code has it, also where the index of the layer is traced."""
     count = 3
     model = LanguageModel(11, D, layers=("rwkv4",), channel="rwkv", depth=count, stack=stack, rngs=nnx.Rngs(0))
-    block = getattr(model.stack.periods, "0_rwkv4")
+    block = getattr(model.stack.scanned, "0_rwkv4")
     for layer in range(count):
         rise, fall = layer / (count - 1), 1 - layer / count
         mix = np.array([i / D for i in range(D)]) ** fall

@@ -68,7 +68,7 @@ def test_a_position_beyond_the_table_is_nan_and_never_a_neighbours(model):
 
 
 def value_and_gradients(**settings):
-    """Loss and gradients of a model with two periods and a rest."""
+    """Loss and gradients of a model with two repeats of its layer pattern and a remainder."""
 
     def loss(model):
         return jnp.sum(jax.nn.log_softmax(model(TOKENS, segment_ids=IDS)[0])[..., 0] * (IDS != 0))
@@ -90,7 +90,7 @@ def test_scan_and_loop_and_every_remat_are_the_same_function(settings, scanned):
 
 
 def test_tied_head_is_the_embedding_and_an_untied_one_is_not():
-    tied, untied = build(layers="softmax", depth=1), build(layers="softmax", depth=1, tied=False)
+    tied, untied = build(layers="softmax", depth=1), build(layers="softmax", depth=1, tie_embeddings=False)
     x = jnp.ones((1, 2, WIDTH))
     assert_close(tied.attend(x), x @ tied.embedding[...].T)
     assert_close(untied.attend(x), x @ untied.head.w[...])
@@ -117,7 +117,7 @@ RELEASED = {  # what some released models need
 
 def test_the_settings_of_released_models_are_what_their_names_say():
     model = build(layers=("gla(heads=2)", "gla"), depth=1, learned_positions=None, **RELEASED)
-    block = model.stack.rest.blocks()["0_gla"]
+    block = model.stack.remainder.blocks()["0_gla"]
 
     def branch(x, norm, layer):
         normed = norm(x)
@@ -136,10 +136,10 @@ def test_they_keep_the_law():
     assert_close(jnp.concatenate([first, run(model, TOKENS[:, 7:], state=state)[0]], axis=1), whole)
 
 
-def test_norms_may_stand_behind_the_branches_of_some_layers():
-    at = ("output", "input", "output")
-    model = build(layers=("gla(heads=2)", "gla", "softmax"), norm_at=at, depth=2, learned_positions=None)
-    post, pre = model.stack.rest.blocks().values()
+def test_norms_may_follow_the_branches_of_some_layers():
+    positions = ("post", "pre", "post")
+    model = build(layers=("gla(heads=2)", "gla", "softmax"), norm_position=positions, depth=2, learned_positions=None)
+    post, pre = model.stack.remainder.blocks().values()
     x = model.embedding[...][TOKENS]
     for norm, layer in ((post.mixer_norm, post.mixer), (post.channel_norm, post.channel)):
         x = x + norm(layer(x)[0])
@@ -148,9 +148,9 @@ def test_norms_may_stand_behind_the_branches_of_some_layers():
     assert_close(run(model, TOKENS)[0], model.norm(x) @ model.embedding[...].T)
 
 
-@pytest.mark.parametrize("norm_at", ["output", ("input", "output")])
-def test_wherever_norms_stand_the_law_holds(norm_at):
-    model = build(norm_at=norm_at, learned_positions=None)
+@pytest.mark.parametrize("norm_position", ["post", ("pre", "post")])
+def test_post_norm_keeps_the_law(norm_position):
+    model = build(norm_position=norm_position, learned_positions=None)
     whole = run(model, TOKENS)[0]
     first, state = run(model, TOKENS[:, :7], state=model.init_state(2, LENGTH))
     assert_close(jnp.concatenate([first, run(model, TOKENS[:, 7:], state=state)[0]], axis=1), whole)
@@ -182,9 +182,9 @@ def test_flops_count_every_layer_and_the_head():
         ({"stack": "scann"}, "stack='scann' is unknown; it is one of scan, loop. Did you mean 'scan'?"),
         ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
         ({"depth": 0}, "depth=0"),
-        ({"norm_at": "outptu"}, "norm_at='outptu' is unknown; it is one of input, output. Did you mean 'output'?"),
-        ({"norm_at": ("input",)}, "norm_at=('input',): wanted one place, or one for each of 2 layer specs"),
-        ({"norm_at": "output", "normed_residual": True}, "normed_residual=True with norm_at='output'"),
+        ({"norm_position": "psot"}, "norm_position='psot' is unknown; it is one of pre, post. Did you mean 'post'?"),
+        ({"norm_position": ("pre",)}, "norm_position=('pre',): wanted one place, or one for each of 2 layer specs"),
+        ({"norm_position": "post", "normed_residual": True}, "normed_residual=True with norm_position='post'"),
         ({"logits_soft_cap": 0}, "logits_soft_cap=0: wanted more than 0, or None"),
     ],
 )
@@ -198,5 +198,5 @@ def test_every_parameter_names_its_axes(model):
     _, params = nnx.split(model, nnx.Param)
     for path, variable in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda v: isinstance(v, nnx.Variable)):
         axes = variable.get_metadata().get("axes")
-        stacked = "periods" in jax.tree_util.keystr(path)
+        stacked = "scanned" in jax.tree_util.keystr(path)
         assert axes is not None and len(axes) == variable[...].ndim - stacked, f"{jax.tree_util.keystr(path)}: axes {axes}"

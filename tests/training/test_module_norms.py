@@ -16,14 +16,16 @@ def norm(*trees):
 
 
 def test_every_module_of_every_layer_has_its_norms():
-    """Layers 0 to 3 are run by a scan of two periods, layer 4 by itself."""
-    values = dict(model__layers=("softmax(heads=2)", "linear(heads=2)"), model__depth=5, model__channel="gelu", model__tied=False)
+    """Layers 0 to 3 are run by a scan over two repeats of the pattern, layer 4 by itself."""
+    values = dict(
+        model__layers=("softmax(heads=2)", "linear(heads=2)"), model__depth=5, model__channel="gelu", model__tie_embeddings=False
+    )
     parameters = training.initialise(training.prepare(tiny(**values)))["params"]
     found = module_norms.by_layer(jax.device_get(jax.jit(module_norms.norms)(parameters)))
 
-    periods, rest = parameters["stack"]["periods"], parameters["stack"]["rest"]
+    scanned, remainder = parameters["stack"]["scanned"], parameters["stack"]["remainder"]
     take = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
-    layers = [take(periods[name], index) for index in (0, 1) for name in ("0_softmax", "1_linear")] + [rest["0_softmax"]]
+    layers = [take(scanned[name], index) for index in (0, 1) for name in ("0_softmax", "1_linear")] + [remainder["0_softmax"]]
     parts = ("mixer", "mixer_norm", "channel", "channel_norm")
     wanted = {f"layers/{i}/{part}": norm(layer[part]) for i, layer in enumerate(layers) for part in parts}
     wanted |= {name: norm(parameters[name]) for name in ("embedding", "norm", "head")}

@@ -111,16 +111,16 @@ class RWKV7(Mixer):
         self.sizes, self.key_eps = (d_model, heads, keys // heads, values // heads), key_eps
         self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
 
-    def flow(self, x, streams, *, state=None, segment_ids=None, positions=None, key=None):
+    def with_layer_inputs(self, x, layer_inputs, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         back = previous.astype(x.dtype) - x
         x_r, x_w, x_k, x_v, x_a, x_g = (x + back * mu[None, None] for mu in self.mix[...].astype(x.dtype))
         r, k, v, a = self.receptance(x_r), self.key(x_k), self.value(x_v), jax.nn.sigmoid(self.rate(x_a))
         if self.first is not None:
-            first = streams[self.stream]
+            first = layer_inputs[self.layer_input]
             first = FirstValue(jnp.where(first.known, first.value, v), jnp.ones_like(first.known))
-            streams = streams | {self.stream: first}
+            layer_inputs = layer_inputs | {self.layer_input: first}
             v = (v + (first.value - v) * jax.nn.sigmoid(self.first(x_v))).astype(v.dtype)
 
         per_channel = lambda p: p[...].astype(a.dtype)[None, None]
@@ -142,22 +142,22 @@ class RWKV7(Mixer):
         )
         own = jnp.sum(r * self.bonus[...].astype(r.dtype)[None, None] * k, axis=-1, keepdims=True) * v
         y = self.gate(x_g) * (self.norm(o.reshape(*x.shape[:2], -1)) + own.reshape(*x.shape[:2], -1))
-        return self.out(y), next_state(state, segment_ids, tail=tail, memory=memory), streams
+        return self.out(y), next_state(state, segment_ids, tail=tail, memory=memory), layer_inputs
 
     def __call__(self, x, **arguments):
-        return self.flow(x, self.init_streams(x), **arguments)[:2]
+        return self.with_layer_inputs(x, self.init_layer_inputs(x), **arguments)[:2]
 
     @property
-    def stream(self) -> str:
-        """The name of what flows between layers of as many values."""
+    def layer_input(self) -> str:
+        """Name of the first layer's values among the layer inputs; layers with as many values share it."""
         return f"first of {self.sizes[1] * self.sizes[3]} values"
 
-    def init_streams(self, x):
+    def init_layer_inputs(self, x):
         if self.first is None:
             return {}
         dtype = self.value.dtype or jnp.result_type(x, self.value.w[...])
         value = jnp.zeros((*x.shape[:2], self.sizes[1] * self.sizes[3]), dtype)
-        return {self.stream: FirstValue(value, jnp.zeros((), bool))}
+        return {self.layer_input: FirstValue(value, jnp.zeros((), bool))}
 
     def init_state(self, batch, max_length=None, dtype=None) -> RWKV7State:
         """An empty memory; `max_length` has no bearing on its size."""

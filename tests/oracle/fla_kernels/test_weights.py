@@ -18,8 +18,8 @@ def several_for_one(torch, name, models, got, wanted):
     if name not in SEVERAL:
         return []
     ours = SEVERAL[name]
-    ((block, _),) = got["stack"]["periods"].items()
-    gradient, _ = (tree["stack"]["periods"][block]["mixer"].pop(ours) for tree in (got, wanted))
+    ((block, _),) = got["stack"]["scanned"].items()
+    gradient, _ = (tree["stack"]["scanned"][block]["mixer"].pop(ours) for tree in (got, wanted))
     weights = {name: p.detach().double() for name, p in models.theirs.named_parameters()}
     if name == "HGRN2":
         gradient = gradient["logit"]
