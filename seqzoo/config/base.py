@@ -15,8 +15,8 @@ class ConfigError(ValueError):
     """A config that is wrong or cannot be read. The message names the setting, what was found and what exists."""
 
 
-def _one_string(parse, show, metavar):
-    """How tyro reads a field from one command-line word."""
+def one_word(parse, show, metavar):
+    """Lets tyro read a field from one word of the command line."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -45,9 +45,9 @@ def tuples(value):
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
-Layers = Annotated[tuple[str, ...], _one_string(split, ", ".join, "SPECS")]
-Axes = Annotated[dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]], _one_string(_dict, json.dumps, "DICT")]
-Rules = Annotated[dict[str, str | None], _one_string(_dict, json.dumps, "DICT")]
+Layers = Annotated[tuple[str, ...], one_word(split, ", ".join, "SPECS")]
+Axes = Annotated[dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]], one_word(_dict, json.dumps, "DICT")]
+Rules = Annotated[dict[str, str | None], one_word(_dict, json.dumps, "DICT")]
 
 
 def _message(problem) -> str:

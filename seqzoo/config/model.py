@@ -1,15 +1,27 @@
 """The section `model`: the network."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers
-from seqzoo.config.base import Layers, Section
-from seqzoo.model import Norm, Remat, StackMode
+from seqzoo.config.base import Layers, Section, one_word
+from seqzoo.model import Norm, NormPosition, Remat, StackMode
 from seqzoo.specs import split
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+
+def _one_or_many(text: str) -> str | tuple[str, ...]:
+    """ "pre" as it is; "pre, post" as a tuple."""
+    positions = split(text)
+    return positions[0] if len(positions) == 1 else positions
+
+
+NormPositions = Annotated[
+    NormPosition | tuple[NormPosition, ...],
+    one_word(_one_or_many, lambda value: value if isinstance(value, str) else ", ".join(value), "{pre,post}[,...]"),
+]
 
 
 class Model(Section):
@@ -17,34 +29,51 @@ class Model(Section):
 
     layers: Layers = ("softmax",)
     """Mixers, cycled over depth, separated by commas: "mamba2, softmax(window=256, heads=2)"."""
-    depth: int = Field(2, ge=1)
+    depth: int = Field(default=2, ge=1)
     """Number of blocks."""
-    d_model: int = Field(64, ge=1)
+    d_model: int = Field(default=64, ge=1)
     """Width of the residual stream."""
     channel: str = "swiglu"
     """Channel mixer of every block: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings as in "gelu(expansion=4)"."""
     norm: Norm = "rms"
-    """Normalisation before each half of a block, and before the head."""
+    """Normalisation in each half of a block, and before the head."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the mean square (the variance) in these norms."""
+    norm_position: NormPositions = "pre"
+    """Norms on the input ("pre") or on the output ("post") of each half of a block; one for all layers, or one for each of
+    `layers`: "pre, post"."""
+    normed_residual: bool = False
+    """Add each half of a block to its own input, the norm's output, instead of to the residual stream before the norm."""
+    residual_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Factor on the residual stream where a half of a block is added to it."""
+    embedding_norm: bool = False
+    """A norm after the embedding."""
+    embedding_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Factor on the embedding of a token; it does not act on a tied head."""
     tie_embeddings: bool = True
     """The head is the embedding, transposed."""
-    learned_positions: int | None = Field(None, ge=1)
-    """How many positions get a learned embedding; None: no learned positions."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    learned_positions: int | None = Field(default=None, ge=1)
+    """Number of positions that have a learned embedding; None: no learned positions."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate on each branch, and on the embedding unless that has its own."""
-    embedding_dropout: float | None = Field(None, ge=0, lt=1)
+    embedding_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout rate on the embedding; None: as `dropout`."""
+    logits_soft_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Logits become c tanh(logits / c) for this c, within (-c, c); None: no cap."""
     stack: StackMode = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
     remat: Remat = "none"
-    """What the backward pass recomputes instead of keeping: nothing, all of a block, or all but its matrix products."""
+    """What the backward pass recomputes instead of saving: nothing, all of a block, or all but its matrix products."""
     dtype: DType | None = None
     """Of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
+    residual_dtype: DType | None = None
+    """Of the residual stream, if wider than the computation's; None: that of the computation."""
     param_dtype: DType = "float32"
     """Of the parameters, and so of the optimizer's moments."""
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _one_or_many(cls, value):
+    def _split_specs(cls, value):
         return split(value) if isinstance(value, str) else value
 
     @field_validator("layers")
@@ -58,3 +87,12 @@ class Model(Section):
     @classmethod
     def _known_channel(cls, value):
         return str(channels.registry.check(value))
+
+    @model_validator(mode="after")
+    def _norms_fit_layers(self):
+        position, layers = self.norm_position, self.layers
+        if not isinstance(position, str) and len(position) != len(layers):
+            raise ValueError(f"norm_position={position!r}: wanted one, or one for each of {len(layers)} layer specs")
+        if self.normed_residual and "post" in (position, *position):
+            raise ValueError(f"normed_residual=True with norm_position={position!r}: wanted norm_position='pre'")
+        return self

@@ -65,13 +65,14 @@ class Block(nnx.Module):
         depth: tuple[Any, int],
         rngs: nnx.Rngs,
     ):
-        self.norm_position = choice("norm_position", norm_position, get_args(NormPosition))
+        choice("norm_position", norm_position, get_args(NormPosition))
+        self.norm_position: NormPosition = norm_position
         if norm_position == "post" and settings.normed_residual:
             raise ValueError("normed_residual=True with norm_position='post': no branch reads a norm; set norm_position='pre'")
         dtypes = {"dtype": settings.dtype, "param_dtype": settings.param_dtype}
         self.mixer_norm = settings.make_norm(d_model, rngs)
         self.mixer = mixers.create(mixer, d_model, depth=depth, rngs=rngs, **dtypes)
-        self.channel = channels.create(settings.channel, d_model, depth=depth, rngs=rngs, **dtypes)
+        self.channel: Any = channels.create(settings.channel, d_model, depth=depth, rngs=rngs, **dtypes)
         self.channel_norm = None if self.channel is None else settings.make_norm(d_model, rngs)
         self.normed_residual, self.residual_scale = settings.normed_residual, settings.residual_scale
         self.dropout = settings.dropout
@@ -101,7 +102,7 @@ class Block(nnx.Module):
         else:
             y, mixer_state = self.mixer(branch_input, state=mixer_state, key=keys[0], **per_token)
         x = self.add_branch(x, branch_input, y, self.mixer_norm, keys[1])
-        if self.channel is not None:
+        if self.channel is not None and self.channel_norm is not None:
             branch_input = self.branch_input(x, self.channel_norm)
             y, channel_state = self.channel(branch_input, state=channel_state, key=keys[2], **per_token)
             x = self.add_branch(x, branch_input, y, self.channel_norm, keys[3])

@@ -24,10 +24,11 @@ class ModelState(NamedTuple):
     segment: Array  # [b] int32, the last document id seen
 
     def row_axes(self) -> "ModelState":
-        """The batch axis of each leaf: the second where layers are stacked, else the first."""
-        ones, zeros = (lambda tree, axis=axis: jax.tree.map(lambda _: axis, tree) for axis in (1, 0))
-        unstacked = isinstance(self.stack.scanned, tuple)
-        return ModelState(StackState((zeros if unstacked else ones)(self.stack.scanned), zeros(self.stack.remainder)), 0, 0)
+        """The batch axis of each leaf, as a tree of the same structure: 1 where layers are stacked, else 0."""
+        axes = jax.tree.map(lambda _: 0, self)
+        if isinstance(self.stack.scanned, tuple):
+            return axes
+        return axes._replace(stack=axes.stack._replace(scanned=jax.tree.map(lambda _: 1, self.stack.scanned)))
 
 
 class LanguageModel(nnx.Module):
@@ -96,24 +97,25 @@ class LanguageModel(nnx.Module):
         if logits_soft_cap is not None and logits_soft_cap <= 0:
             raise ValueError(f"logits_soft_cap={logits_soft_cap}: wanted more than 0, or None")
         self.vocab_size, self.d_model = vocab_size, d_model
-        self.dtype = jnp.dtype(param_dtype if dtype is None else dtype)
-        self.residual_dtype = self.dtype
+        param_dtype = jnp.dtype(param_dtype)
+        dtype = None if dtype is None else jnp.dtype(dtype)
+        self.dtype = self.residual_dtype = param_dtype if dtype is None else dtype
         if residual_dtype is not None:  # layers without a dtype of their own compute in their input's, which is the stream's
             dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, residual_dtype)
         settings = BlockSettings(channel, norm, norm_eps, normed_residual, residual_scale, dropout, dtype, param_dtype)
 
         normal = jax.nn.initializers.normal(d_model**-0.5)
-        self.embedding = nnx.Param(normal(rngs.params(), (vocab_size, d_model), param_dtype), axes=("vocab", "embed"))
-        self.position_embedding = None
-        if learned_positions:
-            table = normal(rngs.params(), (learned_positions, d_model), param_dtype)
-            self.position_embedding = nnx.Param(table, axes=(None, "embed"))
+
+        def make_embedding(count: int, axis: str | None) -> nnx.Param[Array]:
+            return nnx.Param(normal(rngs.params(), (count, d_model), param_dtype), axes=(axis, "embed"))
+
+        self.embedding = make_embedding(vocab_size, "vocab")
+        self.position_embedding = make_embedding(learned_positions, None) if learned_positions else None
         self.stack = Stack(d_model, layers, settings, depth=depth, norm_position=norm_position, stack=stack, remat=remat, rngs=rngs)
         self.norm = settings.make_norm(d_model, rngs)
         self.embedding_norm = settings.make_norm(d_model, rngs) if embedding_norm else None
-        self.head = None
-        if not tie_embeddings:
-            self.head = Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
+        make_head = lambda: Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
+        self.head = None if tie_embeddings else make_head()
         self.embedding_scale, self.logits_soft_cap = embedding_scale, logits_soft_cap
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
 
@@ -140,28 +142,26 @@ class LanguageModel(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Array, ModelState | None]:
         """`__call__` up to the head: (x [b, t, d_model] after the last norm, state or None); `attend(x)` gives the logits."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         batch, length = tokens.shape
-        none = jnp.zeros((batch,), jnp.int32)
-        segment, count = (None, none) if state is None else (state.segment, state.position)
-        counted, count = segments.positions(segment_ids, segment, count, length)
+        stack_state, position, segment = (None, _zeros(batch), None) if state is None else state
+        default_positions, position = segments.positions(segment_ids, segment, position, length)
         # Gathered over fsdp before the lookup: rows of tokens and columns of the table share that axis.
         x = jnp.take(constrain(self.embedding[...], "h ."), tokens, axis=0).astype(self.dtype)
         x = x if self.embedding_scale == 1 else x * self.embedding_scale
         if self.position_embedding is not None:
-            where = counted if positions is None else positions
+            index = default_positions if positions is None else positions
             if segment_ids is not None:
-                where = jnp.where(segment_ids != 0, where, 0)
-            rows = jnp.take(constrain(self.position_embedding[...], ". ."), where, axis=0, mode="fill", fill_value=jnp.nan)
-            x = x + rows.astype(self.dtype)
+                index = jnp.where(segment_ids != 0, index, 0)
+            table = constrain(self.position_embedding[...], ". .")
+            x = x + jnp.take(table, index, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        x = constrain(dropout(x, self.embedding_dropout, keys[0]), "b t .").astype(self.residual_dtype)
-        inner = None if state is None else state.stack
-        x, inner = self.stack(x, state=inner, segment_ids=segment_ids, positions=positions, key=keys[1])
+        x = constrain(dropout(x, self.embedding_dropout, embedding_key), "b t .").astype(self.residual_dtype)
+        x, stack_state = self.stack(x, state=stack_state, segment_ids=segment_ids, positions=positions, key=stack_key)
         x = self.norm(x)
-        if state is None:
+        if stack_state is None or segment is None:
             return x, None
-        return x, ModelState(inner, count, segments.last_segment(segment_ids, state.segment))
+        return x, ModelState(stack_state, position, segments.last_segment(segment_ids, segment))
 
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> logits [..., vocab_size], accumulated in float32 or better."""
@@ -174,9 +174,12 @@ class LanguageModel(nnx.Module):
     def init_state(self, batch: int, max_length: int | None = None, dtype: DTypeLike | None = None) -> ModelState:
         """The empty state of `batch` rows; `max_length` bounds the caches that grow with a document."""
         dtype = self.dtype if dtype is None else dtype
-        none = jnp.zeros((batch,), jnp.int32)
-        return ModelState(self.stack.init_state(batch, max_length, dtype), none, none)
+        return ModelState(self.stack.init_state(batch, max_length, dtype), _zeros(batch), _zeros(batch))
 
     def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs: the blocks' and the head's."""
         return self.stack.flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+
+
+def _zeros(batch: int) -> Array:
+    return jnp.zeros((batch,), jnp.int32)

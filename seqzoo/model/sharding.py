@@ -94,7 +94,7 @@ def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[st
       ShardingError: a parameter names an axis without a rule, two of its axes lie on one mesh axis, or a size does not divide.
     """
 
-    def sharding(path: str, variable: nnx.Param) -> NamedSharding:
+    def sharding(path: str, variable: nnx.Variable) -> NamedSharding:
         names = params.axes(path, variable)
         for name in names:
             if name is not None and name not in rules:

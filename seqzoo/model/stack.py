@@ -72,20 +72,21 @@ class Stack(nnx.Module):
         positions = (norm_position,) * len(layers) if isinstance(norm_position, str) else tuple(norm_position)
         if len(positions) != len(layers):
             raise ValueError(f"norm_position={norm_position!r}: wanted one, or one for each of {len(layers)} layer specs")
-        self.mode = choice("stack", stack, get_args(StackMode))
-        self.remat = choice("remat", remat, get_args(Remat))
+        for name, value, known in (("stack", stack, StackMode), ("remat", remat, Remat)):
+            choice(name, value, get_args(known))
+        self.mode: StackMode = stack
+        self.remat: Remat = remat
         self.repeats, remaining = divmod(depth, len(layers))
 
-        def make_pattern(key: Array, index: Array) -> LayerPattern:
-            return LayerPattern(d_model, layers, positions, settings, first=index * len(layers), depth=depth, rngs=nnx.Rngs(key))
+        def make_pattern(rngs: nnx.Rngs, first: int | Array, count: int) -> LayerPattern:
+            return LayerPattern(d_model, layers[:count], positions[:count], settings, first=first, depth=depth, rngs=rngs)
+
+        def make_repeat(key: Array, index: Array) -> LayerPattern:
+            return make_pattern(nnx.Rngs(key), index * len(layers), len(layers))
 
         keys, indices = jax.random.split(rngs.params(), self.repeats), jnp.arange(self.repeats, dtype=jnp.int32)
-        self.scanned = jax.vmap(make_pattern)(keys, indices) if self.repeats else None
-        self.remainder = None
-        if remaining:
-            self.remainder = LayerPattern(
-                d_model, layers[:remaining], positions[:remaining], settings, first=depth - remaining, depth=depth, rngs=rngs
-            )
+        self.scanned = jax.vmap(make_repeat)(keys, indices) if self.repeats else None
+        self.remainder = make_pattern(rngs, depth - remaining, remaining) if remaining else None
 
     def __call__(
         self,

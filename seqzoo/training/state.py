@@ -47,12 +47,7 @@ class TrainSetup(NamedTuple):
 
 def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
     """The network for a task."""
-    chosen = settings.model_dump(exclude={"d_model", "dtype", "param_dtype"})
-    dtype = None if settings.dtype is None else jnp.dtype(settings.dtype)
-    rngs = nnx.Rngs(key)
-    return LanguageModel(
-        task.vocab_size, settings.d_model, **chosen, dtype=dtype, param_dtype=jnp.dtype(settings.param_dtype), rngs=rngs
-    )
+    return LanguageModel(task.vocab_size, **settings.model_dump(), rngs=nnx.Rngs(key))
 
 
 def prepare(experiment: config.Experiment) -> TrainSetup:

@@ -183,7 +183,7 @@ def test_flops_count_every_layer_and_the_head():
         ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
         ({"depth": 0}, "depth=0"),
         ({"norm_position": "psot"}, "norm_position='psot' is unknown; it is one of pre, post. Did you mean 'post'?"),
-        ({"norm_position": ("pre",)}, "norm_position=('pre',): wanted one place, or one for each of 2 layer specs"),
+        ({"norm_position": ("pre",)}, "norm_position=('pre',): wanted one, or one for each of 2 layer specs"),
         ({"norm_position": "post", "normed_residual": True}, "normed_residual=True with norm_position='post'"),
         ({"logits_soft_cap": 0}, "logits_soft_cap=0: wanted more than 0, or None"),
     ],
