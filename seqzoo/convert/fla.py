@@ -158,7 +158,7 @@ def _gated_norm(config: Config) -> dict[str, Rule]:
     """The norm behind the memory and the gate on it. Fused into one module, the norm has another name."""
     config.only("use_output_gate", True)
     norm = "g_norm_swish_gate" if config.get("fuse_norm", True) else "g_norm"
-    return {f"{norm}.weight": copy("mixer.norm.scale"), "g_proj.weight": matrix("mixer.r.w")}
+    return {f"{norm}.weight": copy("mixer.norm.scale"), "g_proj.weight": matrix("mixer.gate.w")}
 
 
 def _hidden(config: Config, ratio: float) -> int:

@@ -31,11 +31,11 @@ def test_base_conv_is_a_convolution_times_a_projection_and_the_input(width):
     assert_close(y, convolved * (x @ wide(mixer.gate.w) + wide(mixer.gate.b)) + x)
 
 
-@pytest.mark.parametrize("settings", ["", "heads=2, expand_v=1, rope_base=None", "heads=2, rope_base=100.0"])
-def test_retnet_scores_turn_and_fade_with_the_distance(settings):
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_v=1, rope_theta=None", "heads=2, rope_theta=100.0"])
+def test_retnet_scores_turn_and_decay_with_the_distance(settings):
     """o_t = sum_{s <= t} gamma^(t - s) Re[q_t conj(k_s) e^(i theta (t - s))] v_s; channels j and j + k/2 are one complex number."""
     mixer, x, y = built(f"retnet({settings})")
-    heads, base = mixer.sizes[1], mixer.rope_base
+    heads, base = mixer.heads, mixer.rope_theta
     q, k, v = (split(affine(p, x), heads) for p in (mixer.q, mixer.k, mixer.v))
     half = q.shape[-1] // 2
     paired = lambda z: z[..., :half] + 1j * z[..., half:]
@@ -46,11 +46,11 @@ def test_retnet_scores_turn_and_fade_with_the_distance(settings):
     distance = np.maximum(np.subtract.outer(np.arange(T), np.arange(T)), 0)
     o = np.einsum("bhts,bshv->bthv", np.tril(s * gamma[:, None, None] ** distance), v)
     o = rms_norm(o, wide(mixer.norm.scale), 1e-6).reshape(B, T, -1)
-    assert_close(y, affine(mixer.out, silu(affine(mixer.r, x)) * o))
+    assert_close(y, affine(mixer.out, silu(affine(mixer.gate, x)) * o))
 
 
 def test_retnet_reads_positions_that_are_given():
-    """A gap of 100 positions turns what lies before it, so the outputs behind it change, and those before do not."""
+    """A gap of 100 positions turns what lies before it, so the outputs after it change, and those before do not."""
     mixer, x, y = built("retnet")
     gap = np.broadcast_to(np.arange(T) + 100 * (np.arange(T) >= T // 2), (B, T)).astype(np.int32)
     other = np.asarray(mixer(x.astype(np.float32), positions=gap)[0])
@@ -59,13 +59,13 @@ def test_retnet_reads_positions_that_are_given():
 
 
 def test_retnet_counts_inside_each_document():
-    """Scores depend on distances alone, so outputs do not show it; keys in the memory, and the counter, do."""
+    """Scores depend on distances alone, so outputs do not show it; keys in the state, and the counter, do."""
     mixer = mixers.create("retnet", D, rngs=nnx.Rngs(0))
     x = np.random.default_rng(1).standard_normal((1, 9, D)).astype(np.float32)
     ids, inside = np.array([[1, 1, 1, 0, 2, 2, 0, 2, 2]], np.int32), np.array([[0, 1, 2, 0, 0, 1, 0, 2, 3]], np.int32)
     _, counted = mixer(x, state=mixer.init_state(1), segment_ids=ids)
     _, given = mixer(x, state=mixer.init_state(1), segment_ids=ids, positions=inside)
-    assert_close(counted.memory, given.memory)
+    assert_close(counted.matrix, given.matrix)
     assert counted.position.tolist() == [4]
 
 
@@ -84,10 +84,10 @@ def test_lightning_forgets_at_a_pace_of_head_and_layer(settings, depth):
     assert_close(y, affine(mixer.out, sigmoid(affine(mixer.r, x)) * o))
 
 
-@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_width=None, gate_temperature=2"])
-def test_simple_gla_forgets_by_head_behind_convolutions(settings):
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_size=None, gate_temperature=2.0"])
+def test_simple_gla_forgets_by_head_after_convolutions(settings):
     mixer, x, y = built(f"simple_gla({settings})")
-    heads, width = mixer.sizes[1], mixer.conv_width
+    heads, width = mixer.heads, mixer.conv_size
 
     def features(projection, convolution):
         z = affine(projection, x)
@@ -98,9 +98,9 @@ def test_simple_gla_forgets_by_head_behind_convolutions(settings):
 
     q = features(mixer.q, mixer.q_convolution)
     k, v = features(mixer.k, mixer.k_convolution), features(mixer.v, mixer.v_convolution)
-    decay = sigmoid(affine(mixer.gate, x)) ** (1 / mixer.gate_temperature)
+    decay = sigmoid(affine(mixer.forget, x)) ** (1 / mixer.gate_temperature)
     o = rms_norm(matrix_memory(q, k, v, decay[..., None]) * q.shape[-1] ** -0.5, wide(mixer.norm.scale), 1e-5)
-    assert_close(y, affine(mixer.out, silu(affine(mixer.r, x)) * o.reshape(B, T, -1)))
+    assert_close(y, affine(mixer.out, silu(affine(mixer.gate, x)) * o.reshape(B, T, -1)))
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2", "lower_bound=0", "lower_bound=0.75"])
@@ -142,8 +142,8 @@ def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_t
         ("retnet(heads=32)", "even key width, found 1"),
         ("lightning(heads=5)", "heads=5 does not divide d_model=32"),
         ("lightning(head_width=0)", "head_width=0: wanted at least 1"),
-        ("simple_gla(conv_width=0)", "conv_width=0: wanted at least 1 tap"),
-        ("simple_gla(gate_temperature=0)", "gate_temperature=0: wanted more than 0"),
+        ("simple_gla(conv_size=0)", r"simple_gla: conv_size=0, wanted int in \[1, 65536\] or None"),
+        ("simple_gla(gate_temperature=0)", "simple_gla: gate_temperature=0, wanted number > 0"),
         ("hgrn2(heads=3)", "heads=3 does not divide d_model=32"),
         ("hgrn2(lower_bound=1)", "lower_bound=1: wanted None or a number"),
     ],

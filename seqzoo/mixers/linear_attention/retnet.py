@@ -1,4 +1,4 @@
-"""RetNet's retention: a matrix memory that every head forgets at its own fixed pace, with rotary positions."""
+"""RetNet's retention: a matrix-valued state that each head forgets at a fixed rate of its own, with rotary positions."""
 
 from typing import NamedTuple
 
@@ -9,92 +9,69 @@ from jax import Array
 
 from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import next_state, register
-from seqzoo.mixers.linear_attention.gated_memory import SMALL_XAVIER, GatedMemory
+from seqzoo.mixers.linear_attention.base import XAVIER_SMALL, LinearAttentionMixer
 from seqzoo.nn import check_rotary, rotate
+from seqzoo.specs import Positive
 
 
 class RetNetState(NamedTuple):
-    """The memory, and how many tokens of the current document it has seen."""
+    """Recurrent state, and the position of the next token in its document."""
 
-    memory: Array  # [b, h, k, v]
+    matrix: Array  # [b, h, k, v]
     position: Array  # [b] int32
     segment: Array  # [b] int32
 
 
 @register("retnet")
-class RetNet(GatedMemory):
+class RetNet(LinearAttentionMixer):
     r"""Multi-scale retention (Sun et al. 2023, arXiv:2307.08621).
 
         S_t = gamma S_{t-1} + rot(k_t, t) v_t^T        gamma = 1 - 2^(-5 - i) in head i = 0, 1, ...
-        y_t = W_o [swish(W_r x_t) * rmsnorm(k^-0.5 rot(q_t, t)^T S_t)]
+        y_t = W_o [swish(W_g x_t) * rmsnorm(k^-0.5 rot(q_t, t)^T S_t)]
 
-    rot turns pairs of channels by angles that grow with the position, so a score depends on the distance, and fades with it as
-    gamma^distance. Use it as the baseline of gated memories: what it forgets does not depend on the data.
+    rot turns pairs of channels by angles that grow with the position, so a score depends on the distance, and decays with it as
+    gamma^distance. Use it as the baseline of gated linear attention: what it forgets does not depend on the data.
 
-    Args:
-      d_model: width of x and y.
-      heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads], k even.
-      expand_k, expand_v: widths of all keys and of all values, over d_model.
-      rope_base: wavelengths run from 2 pi to 2 pi rope_base; None: no rotation.
-      norm_eps: what the norm behind the memory adds to the mean square.
-      implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
       ValueError: heads does not divide the widths, or leaves an odd k with rotary positions.
     Cost: time O(t d^2 expand_v); state 4 d^2 expand_k expand_v / heads + 4 bytes per row, independent of t.
     The authors' code turns neighbouring channels by base^(-i / (k/2 - 1)), has no learned scale in the norm, and divides scores by
-    sums that the norm takes out again; flash-linear-attention, which has the released models, turns halves by base^(-2i/k), has a
-    scale and divides by nothing, and is followed here. Initial weights (xavier of gain 2^-2.5, 1 for W_o) and the norm's 1e-6 are
-    the authors'; heads=4, where that library takes 8, is the zoo's.
+    sums that the norm cancels; flash-linear-attention, which has the released models, turns halves by base^(-2i/k), has a scale
+    and divides by nothing, and is followed here. Initial weights (xavier of gain 2^-2.5, 1 for W_o) and the norm's 1e-6 are the
+    authors'; heads=4, where that library takes 8, is our choice.
     """
 
-    def __init__(
-        self,
-        d_model,
-        *,
-        heads=4,
-        expand_k=1.0,
-        expand_v=2.0,
-        rope_base=10000.0,
-        norm_eps=1e-6,
-        implementation=None,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs,
-    ):
-        super().__init__(
-            d_model,
-            heads=heads,
-            expand_k=expand_k,
-            expand_v=expand_v,
-            qk_init=SMALL_XAVIER,
-            v_init=SMALL_XAVIER,
-            r_init=SMALL_XAVIER,
-            out_init=jax.nn.initializers.glorot_uniform(),
-            eps=norm_eps,
-            implementation=implementation,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        check_rotary(self.sizes[2], rope_base, "heads or expand_k")
-        self.rope_base = rope_base
+    expand_k: Positive = 1.0
+    """Width of all keys over d_model; a head has k = d_model expand_k / heads, an even number with rotary positions."""
+    expand_v: Positive = 2.0
+    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    rope_theta: Positive | None = 10000.0
+    """Wavelengths run from 2 pi to 2 pi times this; None: no rotation."""
+    norm_eps: Positive = 1e-6
+    """Added to the mean square by the norm of the output."""
+
+    def setup(self, rngs, depth):
+        xavier = jax.nn.initializers.glorot_uniform()
+        inits = {"qk_init": XAVIER_SMALL, "v_init": XAVIER_SMALL, "gate_init": XAVIER_SMALL, "out_init": xavier}
+        self.make_layers(rngs, self.expand_k, self.expand_v, norm_eps=self.norm_eps, **inits)
+        check_rotary(self.key_dim, self.rope_theta, "heads or expand_k")
 
     def log_decay(self, x):
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(self.sizes[1])))), wide)
+        return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(self.heads)))), wide)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         batch, length, _ = x.shape
-        q, k, v = self.project(x)
-        segment, count = (None, jnp.zeros((batch,), jnp.int32)) if state is None else (state.segment, state.position)
-        counted, count = segments.positions(segment_ids, segment, count, length)
-        if self.rope_base is not None:
+        q, k, v = self.project_qkv(x)
+        segment, position = (None, jnp.zeros((batch,), jnp.int32)) if state is None else (state.segment, state.position)
+        counted, position = segments.positions(segment_ids, segment, position, length)
+        if self.rope_theta is not None:
             positions = counted if positions is None else positions
-            q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
-        o, memory = self.attend(q, k, v, self.log_decay(x), state, segment_ids)
-        return self.finish(x, o), next_state(state, segment_ids, memory=memory, position=count)
+            q, k = rotate(q, positions, self.rope_theta), rotate(k, positions, self.rope_theta)
+        o, matrix = self.attend(q, k, v, self.log_decay(x), state, segment_ids)
+        return self.output(x, o), next_state(state, segment_ids, matrix=matrix, position=position)
 
     def init_state(self, batch, max_length=None, dtype=None) -> RetNetState:
-        """An empty memory; `max_length` has no bearing on its size."""
-        memory, segment = super().init_state(batch, dtype=dtype)
-        return RetNetState(memory, jnp.zeros((batch,), jnp.int32), segment)
+        """An empty state; `max_length` has no influence on its size."""
+        matrix, segment = super().init_state(batch, dtype=dtype)
+        return RetNetState(matrix, jnp.zeros((batch,), jnp.int32), segment)
