@@ -10,16 +10,16 @@ from jax import Array
 from seqzoo.kernels.common import sharding
 
 
-class PerToken(NamedTuple):
+class TokenLosses(NamedTuple):
     """What a model says of each token's target."""
 
-    entropy: Array  # [b, t] at least float32, -log p(target) in nats
+    cross_entropy: Array  # [b, t] at least float32, -log p(target) in nats
     correct: Array  # [b, t] bool, whether the target has the largest logit
-    log_z: Array  # [b, t] as entropy, the logarithm of the softmax's denominator
+    log_z: Array  # [b, t] as cross_entropy, the logarithm of the softmax's denominator
 
 
-def per_token(attend: Callable[[Array], Array], x: Array, targets: Array, chunk: int | None = None) -> PerToken:
-    """entropy = log_z - logit[target], log_z = log sum exp logits, logits = attend(x).
+def token_losses(attend: Callable[[Array], Array], x: Array, targets: Array, chunk: int | None = None) -> TokenLosses:
+    """cross_entropy = log_z - logit[target], log_z = log sum exp logits, logits = attend(x).
 
     Args:
       attend: the head, [..., d] -> [..., vocab], the same for every token; what it closes over gets its gradient.
@@ -29,7 +29,7 @@ def per_token(attend: Callable[[Array], Array], x: Array, targets: Array, chunk:
     three. Under a mesh that cuts time each device goes through chunks of its own piece.
     """
     if chunk is None:
-        return _per_token(attend, x, targets)
+        return _token_losses(attend, x, targets)
     batch, length = targets.shape
     pieces = sharding.plan("cross-entropy", b=batch, t=length).time_shards
     local = length // pieces
@@ -46,13 +46,13 @@ def per_token(attend: Callable[[Array], Array], x: Array, targets: Array, chunk:
         a = jnp.moveaxis(a, 0, 2).reshape(batch, pieces, count * chunk)
         return a[:, :, :local].reshape(batch, length)
 
-    piece = jax.checkpoint(lambda x, targets: _per_token(attend, x, targets))
+    piece = jax.checkpoint(lambda x, targets: _token_losses(attend, x, targets))
     _, found = jax.lax.scan(lambda _, each: (None, piece(*each)), None, (cut(x), cut(targets)))
     return jax.tree.map(joined, found)
 
 
-def _per_token(attend, x, targets):
+def _token_losses(attend, x, targets):
     logits = attend(x)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return PerToken(log_z - picked, jnp.argmax(logits, axis=-1) == targets, log_z)
+    return TokenLosses(log_z - picked, jnp.argmax(logits, axis=-1) == targets, log_z)

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 
 from seqzoo.model import ModelState
 from seqzoo.tasks.base import EvalSet
-from seqzoo.training import input_pipeline, loss, module_norms
+from seqzoo.training import input_pipeline, module_norms
+from seqzoo.training.loss import TokenLosses, token_losses
 from seqzoo.training.optim import gradient_accumulation, optimizer, skip_nonfinite
 from seqzoo.training.state import State, TrainSetup
 
@@ -24,18 +25,18 @@ Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, f
 
 def score(
     setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None = None, key: Array | None = None
-) -> tuple[loss.PerToken, ModelState | None]:
+) -> tuple[TokenLosses, ModelState | None]:
     """What the model says of every token of a batch, and its state behind it (None if it had none before)."""
     side = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
     model = setup.model(parameters)
     x, carry = model.hidden(batch["tokens"], state=carry, key=key, **side)
-    return loss.per_token(model.attend, x, batch["targets"], setup.experiment.training.loss_chunk), carry
+    return token_losses(model.attend, x, batch["targets"], setup.experiment.training.loss_chunk), carry
 
 
-def sums(batch: Batch, found: loss.PerToken) -> Sums:
+def sums(batch: Batch, found: TokenLosses) -> Sums:
     """Weighted sums over the tokens of a batch: cross-entropy in nats, hits, and the weights themselves."""
-    weights = batch["weights"].astype(found.entropy.dtype)
-    return {"loss": jnp.sum(weights * found.entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
+    weights = batch["weights"].astype(found.cross_entropy.dtype)
+    return {"loss": jnp.sum(weights * found.cross_entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
 
 
 def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]]]:
@@ -147,8 +148,8 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]]]:
     @functools.partial(jax.jit, out_shardings=replicated)
     def measure(parameters, batch):
         found, _ = score(setup, parameters, batch)
-        weights = batch["weights"].astype(found.entropy.dtype)
-        by_position = {"loss": jnp.sum(weights * found.entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
+        weights = batch["weights"].astype(found.cross_entropy.dtype)
+        by_position = {"loss": jnp.sum(weights * found.cross_entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
         return sums(batch, found), by_position
 
     batches = input_pipeline.eval_batches(setup)

@@ -17,6 +17,7 @@ from seqzoo.config import Experiment
 from seqzoo.model import sharding
 from seqzoo.model.sharding import ShardingError
 from seqzoo.training import input_pipeline, step
+from seqzoo.training.loss import token_losses
 from seqzoo.training.run import metrics
 
 STREAM = dict(task="counting(stream=True)", model__layers=("gla(heads=2)",))
@@ -39,8 +40,8 @@ def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk)
 
     def both(chunk):
         def loss(x, w):
-            found = loss.per_token(lambda x: x @ w, x, targets, chunk)
-            return jnp.sum(jnp.cos(found.entropy) + found.log_z**2), found
+            found = token_losses(lambda x: x @ w, x, targets, chunk)
+            return jnp.sum(jnp.cos(found.cross_entropy) + found.log_z**2), found
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, w)
 
@@ -48,14 +49,14 @@ def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk)
     logits = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
     z = np.log(np.exp(logits).sum(-1))
     (_, found), _ = both(chunk)
-    assert_close(found.entropy, z - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0])
+    assert_close(found.cross_entropy, z - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0])
     np.testing.assert_array_equal(found.correct, logits.argmax(-1) == targets)
 
 
 def test_a_loss_in_pieces_holds_no_more_than_a_piece_of_the_logits():
     def planned(chunk):
         x, w, targets = jnp.zeros((2, 512, 16)), jnp.zeros((16, 1024)), jnp.zeros((2, 512), jnp.int32)
-        loss = lambda x, w: loss.per_token(lambda x: x @ w, x, targets, chunk).entropy.sum()
+        loss = lambda x, w: token_losses(lambda x: x @ w, x, targets, chunk).cross_entropy.sum()
         return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, w).compile().memory_analysis().temp_size_in_bytes
 
     assert planned(16) < planned(None) / 8
@@ -66,7 +67,7 @@ def test_with_time_cut_each_device_scores_its_own_piece():
     mesh = sharding.make_mesh({"replica": 1, "fsdp": 2, "seq": 4, "tensor": 1}, sharding.RULES)
     x, w = jax.random.normal(jax.random.key(0), (2, 20, 4)), jax.random.normal(jax.random.key(1), (4, 9))
     targets = jax.random.randint(jax.random.key(2), (2, 20), 0, 9, jnp.int32)
-    loss = lambda x, w: loss.per_token(lambda x: x @ w, x, targets, 2).entropy.sum()
+    loss = lambda x, w: token_losses(lambda x: x @ w, x, targets, 2).cross_entropy.sum()
     wanted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, w)
     with jax.set_mesh(mesh):
         x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", "seq")))
@@ -92,9 +93,9 @@ def test_micro_batches_add_up_to_the_batch_however_the_weights_lie(values):
 
 
 def test_rows_that_do_not_divide_into_micro_batches_are_refused_by_name():
-    with pytest.raises(ShardingError, match=r"8 rows do not divide into training\.accumulate=3"):
+    with pytest.raises(ShardingError, match=r"8 rows do not divide into training\.micro_batches=3"):
         setup_of(training__micro_batches=3)
-    with pytest.raises(ShardingError, match=r"micro-batch of training\.accumulate=4: 2 rows do not divide over .*mesh\.fsdp=4"):
+    with pytest.raises(ShardingError, match=r"micro-batch of training\.micro_batches=4: 2 rows do not divide over .*mesh\.fsdp=4"):
         setup_of(training__micro_batches=4, mesh__fsdp=4)
 
 
@@ -114,10 +115,10 @@ def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
             seen.append(float(numbers["loss"]))
     per = [
         (each["weights"] * np.asarray(e)).sum() / each["weights"].sum()
-        for each, e in zip(rows, np.split(np.asarray(found.entropy), 3, 1), strict=True)
+        for each, e in zip(rows, np.split(np.asarray(found.cross_entropy), 3, 1), strict=True)
     ]
     np.testing.assert_allclose(seen, per, rtol=1e-5)
-    alone = [step.score(setup, state["params"], each)[0].entropy for each in rows]
+    alone = [step.score(setup, state["params"], each)[0].cross_entropy for each in rows]
     assert abs(float((rows[1]["weights"] * alone[1]).sum() / rows[1]["weights"].sum()) - per[1]) > 1e-4, "the state must matter"
 
 
@@ -187,7 +188,7 @@ def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
     parameters = training.Checkpoints(tmp_path / "run" / "checkpoints").restore(setup.abstract, print)["params"]
     rows = [setup.task.rows(setup.task.eval_sets()[0].spec, index, slice(0, 8)) for index in range(2)]
     weights = np.concatenate([each["weights"] for each in rows])
-    entropy = np.concatenate([step.score(setup, parameters, each)[0].entropy for each in rows])
+    entropy = np.concatenate([step.score(setup, parameters, each)[0].cross_entropy for each in rows])
     for start, stop, loss in zip([0, 1, 2, 4], [1, 2, 4, 8], last["position_loss"]["loss"], strict=True):
         piece = slice(start, stop)
         np.testing.assert_allclose(loss, (weights * entropy)[:, piece].sum() / weights[:, piece].sum(), rtol=1e-5)
