@@ -34,7 +34,7 @@ MESHES = (
 class Settings:
     """The model and its batch."""
 
-    layers: tuple[str, ...] = ("gla(heads=8)", "mamba2(head_width=64, state=64)", "softmax(heads=8)")
+    layers: tuple[str, ...] = ("gla(heads=8)", "mamba2(head_dim=64, state=64)", "softmax(heads=8)")
     """Spec strings, cycled over depth."""
     depth: int = 6
     """Blocks."""

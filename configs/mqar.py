@@ -10,7 +10,7 @@ from seqzoo.config import Experiment, Model, Optimizer, Training
 
 config = Experiment(
     model=Model(
-        layers=("softmax(heads=2, rope_base=None)",),
+        layers=("softmax(heads=2, rope_theta=None)",),
         d_model=64,
         depth=2,
         channel="none",

@@ -5,7 +5,7 @@ python train.py configs/parity.py
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
 
-FORMS = ("deltanet(heads=1, conv_width=1)", "deltanet(heads=1, conv_width=1, negative_eigenvalues=True)")
+FORMS = ("deltanet(heads=1, conv_size=1)", "deltanet(heads=1, conv_size=1, negative_eigenvalues=True)")
 
 config = Comparison(
     base=Experiment(

@@ -14,11 +14,11 @@ from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
 # Each has about 70,000 parameters with these settings. Attention is without rotary positions: all six get the same learned ones,
 # with which the step from token to token is found sooner.
 MIXERS = (
-    "softmax(heads=2, rope_base=None)",
-    "sigmoid(heads=2, length=64, rope_base=None)",
+    "softmax(heads=2, rope_theta=None)",
+    "sigmoid(heads=2, length=64, rope_theta=None)",
     "gla(heads=2)",
     "mamba(expand=1)",
-    "mamba2(expand=1, head_width=32, state=16)",
+    "mamba2(expand=1, head_dim=32, state=16)",
     "aaren(heads=2)",
 )
 

@@ -26,7 +26,7 @@ class Block(nnx.Module):
 
 @pytest.fixture(
     scope="module",
-    params=["softmax(heads=2)", "gla(heads=2)", pytest.param("mamba2(head_width=8, state=4)", marks=pytest.mark.slow)],
+    params=["softmax(heads=2)", "gla(heads=2)", pytest.param("mamba2(head_dim=8, state=4)", marks=pytest.mark.slow)],
 )
 def stack(request):
     """Stacked layers, and the value and gradients of a plain loop over them without any mesh."""

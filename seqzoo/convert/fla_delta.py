@@ -74,7 +74,7 @@ def kda(config: Config) -> ModelMapping:
 def _mapping(config: Config, name: str, mixer: Mapping[str, Rule], **settings: Any) -> ModelMapping:
     """What these layers have in common: convolutions of q, k and v, a strength, and a norm per head."""
     config.only("use_short_conv", True)
-    settings |= {"conv_width": config.get("conv_size", 4), "norm_eps": eps_of(config)}
+    settings |= {"conv_size": config.get("conv_size", 4), "norm_eps": eps_of(config)}
     shared = projections("qkv") | {f"{x}_conv1d.weight": conv_kernel(f"mixer.{x}_convolution.w") for x in "qkv"}
     shared |= {"b_proj.weight": matrix("mixer.beta.w"), "o_norm.weight": copy("mixer.norm.scale")}
     return stack_mapping(config, str(Spec(name, tuple(settings.items()))), shared | mixer)

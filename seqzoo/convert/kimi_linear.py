@@ -70,9 +70,9 @@ def kimi_linear(config: Config) -> ModelMapping:
     d_model, eps, linear = config.get("hidden_size"), config.get("rms_norm_eps", 1e-5), _linear(config)
     heads = linear.get("num_heads", config.get("linear_num_heads", 32))
     width = linear.get("head_dim", config.get("linear_head_dim", 128))
-    conv_width = linear.get("short_conv_kernel_size", config.get("linear_conv_kernel_dim", 4))
+    conv_size = linear.get("short_conv_kernel_size", config.get("linear_conv_kernel_dim", 4))
     kda = f"kda(heads={heads}, expand_k={heads * width / d_model}, expand_v={heads * width / d_model}, "
-    specs = {"linear_attention": f"{kda}conv_width={conv_width}, norm_eps={eps})", "full_attention": None}
+    specs = {"linear_attention": f"{kda}conv_size={conv_size}, norm_eps={eps})", "full_attention": None}
     kinds = layer_types(config, tuple(specs), _default_kinds(config.get("num_hidden_layers"), linear))
     config.ignore(*WITHOUT_EFFECT, *OF_LATENT_ATTENTION, *OF_EXPERTS)
     made = stack_mapping(config, kinds, specs, {"linear_attention": _kda(), "full_attention": {}}, norm_eps=eps)

@@ -31,7 +31,7 @@ def mamba(config: Config) -> ModelMapping:
     e, n = int(expand * d_model), config.get("state_size", 16)
     rank = config.get("time_step_rank", "auto")
     config.only("intermediate_size", e)  # written, but computed from the two above
-    spec = f"mamba(expand={expand}, state={n}, conv_width={config.get('conv_kernel', 4)}"
+    spec = f"mamba(expand={expand}, state={n}, conv_size={config.get('conv_kernel', 4)}"
     spec += ")" if rank == "auto" else f", dt_rank={rank})"
     mixer = {
         "in_proj.weight": split((e, e), matrix("mixer.x.w"), matrix("mixer.z.w")),

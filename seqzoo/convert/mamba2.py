@@ -28,7 +28,7 @@ def mamba2(config: Config) -> ModelMapping:
         raise ConvertError(f"{config.where}: num_heads={heads} of head_dim={width} are not expand * hidden_size = {e} channels")
     n, groups = config.get("state_size", 128), config.get("n_groups", 8)
     _no_limit(config)
-    spec = f"mamba2(expand={expand}, head_width={width}, state={n}, groups={groups}, conv_width={config.get('conv_kernel', 4)}, "
+    spec = f"mamba2(expand={expand}, head_dim={width}, state={n}, groups={groups}, conv_size={config.get('conv_kernel', 4)}, "
     spec += f"norm_eps={config.get('layer_norm_epsilon', 1e-5)})"
     bc = 2 * groups * n
     mixer = {

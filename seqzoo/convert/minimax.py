@@ -32,8 +32,8 @@ def minimax(config: Config) -> ModelMapping:
     kv_heads = config.get("num_key_value_heads", None) or heads
     base, _ = rotary(config, base=1e6)
     specs = {
-        "linear_attention": f"lightning(heads={heads}, head_width={width})",
-        "full_attention": f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, rope_base={base})",
+        "linear_attention": f"lightning(heads={heads}, head_dim={width})",
+        "full_attention": f"softmax(heads={heads}, kv_heads={kv_heads}, head_dim={width}, rope_theta={base})",
     }
     shared = {
         "input_layernorm.weight": copy("mixer_norm.scale"),

@@ -33,9 +33,9 @@ def olmo_hybrid(config: Config) -> ModelMapping:
     key_width = config.get("linear_key_head_dim", None) or int(0.75 * d_model / key_heads)
     keys, values = key_heads * key_width, value_heads * (config.get("linear_value_head_dim", None) or 2 * key_width)
     gated_deltanet = f"gated_deltanet(heads={value_heads}, key_heads={key_heads}, expand_k={keys / d_model}, "
-    gated_deltanet += f"expand_v={values / d_model}, conv_width={config.get('linear_conv_kernel_dim', 4)}, "
+    gated_deltanet += f"expand_v={values / d_model}, conv_size={config.get('linear_conv_kernel_dim', 4)}, "
     gated_deltanet += f"negative_eigenvalues={config.get('linear_allow_neg_eigval', True)}, norm_eps={OUTPUT_NORM_EPS})"
-    softmax = f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, rope_base={_rope_base(config)}, "
+    softmax = f"softmax(heads={heads}, kv_heads={kv_heads}, head_dim={width}, rope_theta={_rope_theta(config)}, "
     softmax += f"qk_norm='rms', joint_qk_norm=True, qk_norm_eps={eps}, bias={bias})"
     specs = {"linear_attention": gated_deltanet, "full_attention": softmax}
     rules = {"linear_attention": SWIGLU | _gated_deltanet(keys, values), "full_attention": SWIGLU | _softmax(bias)}
@@ -46,7 +46,7 @@ def olmo_hybrid(config: Config) -> ModelMapping:
     return made._replace(model={**made.model, "norm_position": tuple(NORM_POSITION[kind] for kind in shortest_period(kinds))})
 
 
-def _rope_base(config: Config) -> float | None:
+def _rope_theta(config: Config) -> float | None:
     """None, no positions, if the base is null; absent it is 10000."""
     settings = config.get("rope_parameters", None) or {}
     base = settings.get("rope_theta", config.get("rope_theta", 10000.0))

@@ -30,9 +30,9 @@ def qwen3_5_text(config: Config) -> ModelMapping:
     keys = key_heads * config.get("linear_key_head_dim", 128)
     values = value_heads * config.get("linear_value_head_dim", 128)
     gated_deltanet = f"gated_deltanet(heads={value_heads}, key_heads={key_heads}, expand_k={keys / d_model}, "
-    gated_deltanet += f"expand_v={values / d_model}, conv_width={config.get('linear_conv_kernel_dim', 4)}, norm_eps={eps})"
-    softmax = f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, rope_base={base}, "
-    softmax += f"rope_width={int(width * fraction)}, qk_norm='rms', qk_norm_eps={eps}, output_gate=True, bias={bias})"
+    gated_deltanet += f"expand_v={values / d_model}, conv_size={config.get('linear_conv_kernel_dim', 4)}, norm_eps={eps})"
+    softmax = f"softmax(heads={heads}, kv_heads={kv_heads}, head_dim={width}, rope_theta={base}, "
+    softmax += f"rope_dim={int(width * fraction)}, qk_norm='rms', qk_norm_eps={eps}, output_gate=True, bias={bias})"
     specs = {"linear_attention": gated_deltanet, "full_attention": softmax}
     rules = {
         "linear_attention": NORMS | SWIGLU | _gated_deltanet(keys, values),

@@ -22,11 +22,11 @@ def recurrent_gemma(config: Config) -> ModelMapping:
     base, fraction = rotary(config, base=10000.0, fraction=0.5)
     lru = f"rg_lru(expand={(config.get('lru_width', None) or d_model) / d_model}, heads={heads}, "
     attention = (
-        f"softmax(heads={heads}, kv_heads={kv_heads}, head_width={width}, window={config.get('attention_window_size', 2048)}, "
+        f"softmax(heads={heads}, kv_heads={kv_heads}, head_dim={width}, window={config.get('attention_window_size', 2048)}, "
     )
     specs = {
-        "recurrent": f"{lru}conv_width={config.get('conv1d_width', 4)})",
-        "attention": f"{attention}rope_base={base}, rope_width={int(width * fraction)}, out_bias=True)",
+        "recurrent": f"{lru}conv_size={config.get('conv1d_width', 4)})",
+        "attention": f"{attention}rope_theta={base}, rope_dim={int(width * fraction)}, out_bias=True)",
     }
     rules = {"recurrent": prefixed("temporal_block.", _recurrent()), "attention": prefixed("temporal_block.", _attention())}
     pattern = config.get("block_types", ("recurrent", "recurrent", "attention"))

@@ -32,7 +32,7 @@ class ShortConvolution(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if width < 1:
-            raise ValueError(f"conv_width={width}: wanted at least 1 tap")
+            raise ValueError(f"conv_size={width}: wanted at least 1 tap")
         bound = width**-0.5  # the framework's default for a depthwise kernel: fan_in is the width
         uniform = lambda shape: jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound)
         w = uniform((width, d)) if init is None else init(rngs.params(), (width, d), param_dtype)

@@ -7,7 +7,7 @@ from jax import Array
 def check_rotary(width: int, base: float | None, settings: str) -> None:
     """Raises ValueError if pairs of channels are to be rotated (base is not None) and `width` is odd; `settings` set it."""
     if base is not None and width % 2:
-        raise ValueError(f"rotary positions need an even key width, found {width}: change {settings}, or set rope_base=None")
+        raise ValueError(f"rotary positions need an even key width, found {width}: change {settings}, or set rope_theta=None")
 
 
 def rotate(x: Array, positions: Array, base: float = 10000.0, width: int | None = None) -> Array:

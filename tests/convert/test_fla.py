@@ -156,13 +156,13 @@ def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
             "layers",
             (
                 "gated_deltaproduct(heads=6, expand_k=1.0, expand_v=2.0, steps=1, forget=False, negative_eigenvalues=False, "
-                "conv_width=4, norm_eps=1e-06)",
+                "conv_size=4, norm_eps=1e-06)",
             ),
         ),
         (
             {"model_type": "delta_net", "conv_size": 3},
             "layers",
-            ("deltanet(heads=16, expand_k=1.0, expand_v=1.0, negative_eigenvalues=False, conv_width=3, norm_eps=1e-06)",),
+            ("deltanet(heads=16, expand_k=1.0, expand_v=1.0, negative_eigenvalues=False, conv_size=3, norm_eps=1e-06)",),
         ),
         ({"model_type": "hgrn2", "hidden_size": 256}, "layers", ("hgrn2(heads=2)",)),
         ({"model_type": "hgrn2", "num_heads": 4, "expand_ratio": None}, "layers", ("hgrn2(heads=4)",)),

@@ -77,7 +77,7 @@ def test_what_a_model_lacks_is_named_alone(tmp_path, changes, lacks):
 def test_the_first_layers_of_a_kimi_linear_may_be_all_there_is():
     made = mapping_of(KIMI | {"layer_types": ["linear_attention"] * 4, "first_k_dense_replace": 4})
     assert made.refused is None
-    assert made.model["layers"] == ("kda(heads=2, expand_k=0.75, expand_v=0.75, conv_width=3, norm_eps=1e-05)",)
+    assert made.model["layers"] == ("kda(heads=2, expand_k=0.75, expand_v=0.75, conv_size=3, norm_eps=1e-05)",)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_blocks_of_an_olmo_hybrid_have_their_norms_where_their_kind_has_them():
     ],
 )
 def test_positions_of_an_olmo_hybrid_are_left_out_where_their_base_is_null(changes, base):
-    assert f"rope_base={base}," in mapping_of(OLMO | changes).model["layers"][-1]
+    assert f"rope_theta={base}," in mapping_of(OLMO | changes).model["layers"][-1]
 
 
 NORMS = ("post_attention_layernorm", "feedforward_layer_norm")

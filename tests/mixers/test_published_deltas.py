@@ -56,14 +56,14 @@ def finished(mixer, o, gate=1.0, eps=1e-5):
     return affine(mixer.out, gate * rms_norm(o, wide(mixer.norm.scale), eps).reshape(B, T, -1))
 
 
-@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_width=2, negative_eigenvalues=True"])
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_size=2, negative_eigenvalues=True"])
 def test_deltanet_corrects_what_a_key_finds(settings):
     mixer, x, y = built(f"deltanet({settings})")
     q, k, v, beta = projected(mixer, x)
     assert_close(y, finished(mixer, correct(unit(q), unit(k), v, beta)))
 
 
-@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_width=2, negative_eigenvalues=True"])
+@pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_size=2, negative_eigenvalues=True"])
 def test_gated_deltanet_forgets_before_it_corrects(settings):
     mixer, x, y = built(f"gated_deltanet({settings})")
     q, k, v, beta = projected(mixer, x)
@@ -247,7 +247,7 @@ def test_without_beta_nothing_is_written(name):
     ("spec", "says"),
     [
         ("deltanet(heads=3)", "heads=3 does not divide key width 32"),
-        ("gated_deltanet(conv_width=0)", "conv_width=0: wanted at least 1 tap"),
+        ("gated_deltanet(conv_size=0)", "conv_size=0: wanted at least 1 tap"),
         ("comba(output_gate='swish')", "output_gate='swish' is unknown; it is one of silu, sigmoid"),
         ("gated_deltaproduct(steps=0)", "steps=0: wanted at least 1"),
         ("rwkv7(heads=5)", "heads=5 does not divide key width 32"),

@@ -69,7 +69,7 @@ def test_retnet_counts_inside_each_document():
     assert counted.position.tolist() == [4]
 
 
-@pytest.mark.parametrize(("settings", "depth"), [("", None), ("heads=2, head_width=8", None), ("", (0, 3)), ("", (2, 3))])
+@pytest.mark.parametrize(("settings", "depth"), [("", None), ("heads=2, head_dim=8", None), ("", (0, 3)), ("", (2, 3))])
 def test_lightning_forgets_at_a_pace_of_head_and_layer(settings, depth):
     mixer, x, y = built(f"lightning({settings})")
     heads, (index, count) = mixer.sizes[1], depth or (0, 1)
@@ -141,7 +141,7 @@ def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_t
         ("retnet(heads=3)", "heads=3 does not divide key width 32 and value width 64"),
         ("retnet(heads=32)", "even key width, found 1"),
         ("lightning(heads=5)", "heads=5 does not divide d_model=32"),
-        ("lightning(head_width=0)", "head_width=0: wanted at least 1"),
+        ("lightning(head_dim=0)", "head_dim=0: wanted at least 1"),
         ("simple_gla(conv_size=0)", r"simple_gla: conv_size=0, wanted int in \[1, 65536\] or None"),
         ("simple_gla(gate_temperature=0)", "simple_gla: gate_temperature=0, wanted number > 0"),
         ("hgrn2(heads=3)", "heads=3 does not divide d_model=32"),

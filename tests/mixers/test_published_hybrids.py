@@ -18,7 +18,7 @@ def causal_softmax(s):
 
 @pytest.mark.parametrize("settings", ["", "joint_qk_norm=True, ", "joint_qk_norm=True, output_gate=True, bias=True, "])
 def test_softmax_norms_heads_alone_or_together_and_gates_what_it_gives(settings):
-    mixer, x, y = built(f"softmax(heads=4, kv_heads=2, rope_base=None, qk_norm='rms', {settings}qk_norm_eps=0.01)")
+    mixer, x, y = built(f"softmax(heads=4, kv_heads=2, rope_theta=None, qk_norm='rms', {settings}qk_norm_eps=0.01)")
     q, k, v = (affine(p, x) for p in (mixer.q, mixer.k, mixer.v))
     norm = lambda name, x: rms_norm(x, wide(getattr(mixer, f"{name}_norm").scale), 0.01)
     if "joint" in settings:

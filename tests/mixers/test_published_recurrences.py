@@ -187,7 +187,7 @@ def by_document(x, ids, function):
     return y
 
 
-@pytest.mark.parametrize("settings", ["", "expand=1.5, heads=2, conv_width=1"])
+@pytest.mark.parametrize("settings", ["", "expand=1.5, heads=2, conv_size=1"])
 def test_rg_lru_writes_what_it_forgets_and_the_first_token_whole(settings):
     mixer, x, _ = built(f"rg_lru({settings})")
     ids = np.repeat([[1, 2], [3, 4]], [7, T - 7], axis=1).astype(np.int32)
@@ -225,7 +225,7 @@ def test_rg_lru_starts_uniform_on_its_ring_and_divides_by_depth():
     assert abs(wide(mixer.conv_1d.w).var() * 4 / 0.01 - 1) < 0.1
 
 
-@pytest.mark.parametrize("settings", ["", "expand=1, conv_width=2, reversed=False"])
+@pytest.mark.parametrize("settings", ["", "expand=1, conv_size=2, reversed=False"])
 def test_qlstm_gates_what_it_keeps_writes_and_reads(settings):
     mixer, x, y = built(f"qlstm({settings})")
     u = convolved(mixer.conv_1d, affine(mixer.linear_x, x))
@@ -294,7 +294,7 @@ def test_weight_decay_keeps_away_from_what_makes_the_memory_fade(spec, kept):
         ("s5(state=24)", "state=24 and blocks=8: wanted 2 \\* blocks to divide state"),
         ("s5(dt_min=0)", "dt_min=0 and dt_max=0.1"),
         ("rg_lru(heads=3)", "heads=3 does not divide the widths 32 and 32"),
-        ("rg_lru(conv_width=0)", "conv_width=0: wanted at least 1 tap"),
+        ("rg_lru(conv_size=0)", "conv_size=0: wanted at least 1 tap"),
         ("qlstm(expand=0)", "expand=0 leaves 0 cells"),
         ("mega_ema(state=0)", "state=0: wanted at least 1"),
     ],

@@ -22,7 +22,7 @@ def test_the_first_channels_turn_by_their_own_angles_and_the_rest_pass():
 
 
 def test_attention_takes_the_width_and_a_bias_for_its_output_alone():
-    layer = mixers.create("softmax(heads=2, rope_width=4, out_bias=True)", 16, rngs=nnx.Rngs(0))
+    layer = mixers.create("softmax(heads=2, rope_dim=4, out_bias=True)", 16, rngs=nnx.Rngs(0))
     assert (layer.q.b, layer.k.b, layer.v.b) == (None,) * 3 and layer.out.b.shape == (16,)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 10, 16)), jnp.float32)
     moved = layer(x, positions=POSITIONS + 5)[0]
@@ -30,7 +30,7 @@ def test_attention_takes_the_width_and_a_bias_for_its_output_alone():
     assert not np.allclose(layer(x, positions=2 * POSITIONS)[0], moved, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", ["rope_width=10", "rope_width=3", "rope_width=0", "rope_width=4, rope_base=None"])
+@pytest.mark.parametrize("settings", ["rope_dim=10", "rope_dim=3", "rope_dim=0", "rope_dim=4, rope_theta=None"])
 def test_a_width_that_is_odd_or_no_part_of_a_head_or_of_no_use_is_refused(settings):
-    with pytest.raises(ValueError, match="rope_width"):
+    with pytest.raises(ValueError, match="rope_dim"):
         mixers.create(f"softmax(heads=2, {settings})", 16, rngs=nnx.Rngs(0))

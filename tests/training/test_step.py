@@ -109,7 +109,7 @@ def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", ["gla(heads=2)", "mamba", "mamba2(head_width=16)"])
+@pytest.mark.parametrize("layers", ["gla(heads=2)", "mamba", "mamba2(head_dim=16)"])
 def test_with_time_cut_a_step_sends_no_more_for_longer_rows(layers):
     """Gradients of parameters and states of layers travel, activations never do."""
     totals = []

@@ -32,9 +32,9 @@ class PairwiseAttention(Mixer):
         *,
         heads,
         kv_heads,
-        head_width,
+        head_dim,
         window,
-        rope_base,
+        rope_theta,
         qk_norm,
         bias,
         dropout,
@@ -42,7 +42,7 @@ class PairwiseAttention(Mixer):
         dtype,
         param_dtype,
         rngs,
-        rope_width=None,
+        rope_dim=None,
         out_bias=None,
         joint_qk_norm=False,
         qk_norm_eps=1e-6,
@@ -51,12 +51,12 @@ class PairwiseAttention(Mixer):
         kv_heads = heads if kv_heads is None else kv_heads
         if heads % kv_heads:
             raise ValueError(f"kv_heads={kv_heads} does not divide heads={heads}: set kv_heads to a divisor")
-        if head_width is None and d_model % heads:
-            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_width")
-        width = d_model // heads if head_width is None else head_width
-        check_rotary(width if rope_width is None else rope_width, rope_base, "head_width" if rope_width is None else "rope_width")
-        if rope_width is not None and (rope_base is None or not 2 <= rope_width <= width):
-            raise ValueError(f"rope_width={rope_width}: wanted None, or with a rope_base 2 to {width}, the width of a head")
+        if head_dim is None and d_model % heads:
+            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_dim")
+        width = d_model // heads if head_dim is None else head_dim
+        check_rotary(width if rope_dim is None else rope_dim, rope_theta, "head_dim" if rope_dim is None else "rope_dim")
+        if rope_dim is not None and (rope_theta is None or not 2 <= rope_dim <= width):
+            raise ValueError(f"rope_dim={rope_dim}: wanted None, or with a rope_theta 2 to {width}, the width of a head")
         if window is not None and window < 1:
             raise ValueError(f"window={window}: wanted None or at least 1 token")
         make = lambda heads: Linear(d_model, heads * width, bias=bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -74,7 +74,7 @@ class PairwiseAttention(Mixer):
         self.q_norm, self.k_norm = (None, None) if qk_norm is None else map(make_norm, normed)
         self.r = make(heads) if output_gate else None
         self.sizes = (d_model, heads, kv_heads, width)
-        self.window, self.rope_base, self.rope_width, self.dropout = window, rope_base, rope_width, dropout
+        self.window, self.rope_theta, self.rope_dim, self.dropout = window, rope_theta, rope_dim, dropout
         self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
 
     def score_settings(self) -> dict[str, Any]:
@@ -84,9 +84,9 @@ class PairwiseAttention(Mixer):
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         batch, length, _ = x.shape
         q, k, v = self.split(self.q(x), self.q_norm), self.split(self.k(x), self.k_norm), self.split(self.v(x))
-        if self.rope_base is not None:
+        if self.rope_theta is not None:
             positions = self.positions(batch, length, state, segment_ids) if positions is None else positions
-            q, k = (rotate(x, positions, self.rope_base, self.rope_width) for x in (q, k))
+            q, k = (rotate(x, positions, self.rope_theta, self.rope_dim) for x in (q, k))
         carried = {} if state is None else {"initial_state": state.cache, "initial_segment": state.segment}
         o, cache = attention(
             q,

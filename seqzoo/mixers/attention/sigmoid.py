@@ -20,7 +20,7 @@ class Sigmoid(PairwiseAttention):
       d_model: width of x and y.
       length: n > 0, the training length, whose logarithm makes a row's weights sum to about 1 at the start. A constant: it is never
         read off a call's length, and stays the same in decoding (as in the released code). 1 leaves the bias out.
-      heads, kv_heads, head_width, window, rope_base, bias, dropout, implementation: as for softmax attention.
+      heads, kv_heads, head_dim, window, rope_theta, bias, dropout, implementation: as for softmax attention.
       qk_norm: None, "rms" or "layer"; "layer" is what the released code trains with, and the default.
     Raises:
       ValueError: sizes that do not divide; length <= 0; `init_state` without max_length and without a window.
@@ -34,9 +34,9 @@ class Sigmoid(PairwiseAttention):
         length=1024,
         heads=4,
         kv_heads=None,
-        head_width=None,
+        head_dim=None,
         window=None,
-        rope_base=10000.0,
+        rope_theta=10000.0,
         qk_norm="layer",
         bias=False,
         dropout=0.0,
@@ -51,9 +51,9 @@ class Sigmoid(PairwiseAttention):
             d_model,
             heads=heads,
             kv_heads=kv_heads,
-            head_width=head_width,
+            head_dim=head_dim,
             window=window,
-            rope_base=rope_base,
+            rope_theta=rope_theta,
             qk_norm=qk_norm,
             bias=bias,
             dropout=dropout,

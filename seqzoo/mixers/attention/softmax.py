@@ -19,10 +19,10 @@ class Softmax(PairwiseAttention):
       d_model: width of x and y.
       heads: query heads.
       kv_heads: key and value heads, a divisor of heads (Ainslie et al. 2023, arXiv:2305.13245); None: as many as heads.
-      head_width: width of a head; None: d_model / heads.
+      head_dim: width of a head; None: d_model / heads.
       window: how many tokens, itself included, a token sees; None: its whole document.
-      rope_base: base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all.
-      rope_width: how many channels of a head, the first, are rotated; None: all.
+      rope_theta: base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all.
+      rope_dim: how many channels of a head, the first, are rotated; None: all.
       qk_norm: None, "rms" or "layer": normalises each head's queries and keys (Dehghani et al. 2023, arXiv:2302.05442).
       joint_qk_norm: whether all heads are normalised together, each channel with a scale of its own, as in OLMo 2 (OLMo team 2025,
         arXiv:2501.00656).
@@ -34,7 +34,7 @@ class Softmax(PairwiseAttention):
       implementation: of the op `seqzoo.kernels.attention`; None: the best for platform and shape.
     Raises:
       ValueError: sizes that do not divide; joint_qk_norm without a qk_norm; `init_state` without max_length and without a window.
-    Cost: time O(t d^2 + t^2 d) (t window d with a window); state 2 kv_heads head_width bytes-per-element per token of the document,
+    Cost: time O(t d^2 + t^2 d) (t window d with a window); state 2 kv_heads head_dim bytes-per-element per token of the document,
       or per token of the window.
     """
 
@@ -44,10 +44,10 @@ class Softmax(PairwiseAttention):
         *,
         heads=4,
         kv_heads=None,
-        head_width=None,
+        head_dim=None,
         window=None,
-        rope_base=10000.0,
-        rope_width=None,
+        rope_theta=10000.0,
+        rope_dim=None,
         qk_norm=None,
         joint_qk_norm=False,
         qk_norm_eps=1e-6,
@@ -64,10 +64,10 @@ class Softmax(PairwiseAttention):
             d_model,
             heads=heads,
             kv_heads=kv_heads,
-            head_width=head_width,
+            head_dim=head_dim,
             window=window,
-            rope_base=rope_base,
-            rope_width=rope_width,
+            rope_theta=rope_theta,
+            rope_dim=rope_dim,
             qk_norm=qk_norm,
             joint_qk_norm=joint_qk_norm,
             qk_norm_eps=qk_norm_eps,

@@ -29,15 +29,15 @@ class Comba(GatedDeltaMemory):
       d_model: width of x and y.
       heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads].
       expand_k, expand_v: widths of all keys and of all values, over d_model.
-      conv_width: taps of the convolutions of q, k and v.
+      conv_size: taps of the convolutions of q, k and v.
       feedback: whether f is learned; else it is 1. flash-linear-attention's kernel takes its own f out again.
       correction: D at the start; its authors suggest 1, and 0.02 for small models.
       output_gate: "sigmoid" as in flash-linear-attention, or "silu".
       norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
-      ValueError: heads does not divide the widths; conv_width < 1; output_gate is neither of the two.
-    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_width - 1) inputs per row, independent of t.
+      ValueError: heads does not divide the widths; conv_size < 1; output_gate is neither of the two.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Comba(GatedDeltaMemory):
         heads=4,
         expand_k=0.75,
         expand_v=1.5,
-        conv_width=4,
+        conv_size=4,
         feedback=True,
         correction=1.0,
         output_gate="sigmoid",
@@ -62,7 +62,7 @@ class Comba(GatedDeltaMemory):
             heads=heads,
             expand_k=expand_k,
             expand_v=expand_v,
-            conv_width=conv_width,
+            conv_size=conv_size,
             norm_eps=norm_eps,
             implementation=implementation,
             dtype=dtype,

@@ -18,9 +18,9 @@ class DeltaState(NamedTuple):
     """The memory and the last inputs of the three convolutions."""
 
     memory: Array  # [b, h, k, v]
-    q_tail: Array  # [b, conv_width - 1, width of all keys]
-    k_tail: Array  # [b, conv_width - 1, width of all keys]
-    v_tail: Array  # [b, conv_width - 1, h v]
+    q_tail: Array  # [b, conv_size - 1, width of all keys]
+    k_tail: Array  # [b, conv_size - 1, width of all keys]
+    v_tail: Array  # [b, conv_size - 1, h v]
     segment: Array  # [b] int32
 
 
@@ -39,7 +39,7 @@ class DeltaMemory(Mixer):
         heads,
         expand_k,
         expand_v,
-        conv_width,
+        conv_size,
         norm_eps,
         key_heads=None,
         negative_eigenvalues=False,
@@ -56,7 +56,7 @@ class DeltaMemory(Mixer):
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.sizes = (d_model, heads, keys // self.key_heads, values // heads)
         self.q, self.k, self.v = (Linear(d_model, width, **settings) for width in (keys, steps * keys, steps * values))
-        convolution = lambda width: ShortConvolution(width, conv_width, bias=False, **settings)
+        convolution = lambda width: ShortConvolution(width, conv_size, bias=False, **settings)
         self.q_convolution, self.k_convolution, self.v_convolution = map(convolution, (keys, steps * keys, steps * values))
         self.beta = Linear(d_model, steps * heads, **settings)
         self.make_gates(**settings)
@@ -131,14 +131,14 @@ class DeltaNet(DeltaMemory):
       d_model: width of x and y.
       heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads].
       expand_k, expand_v: widths of all keys and of all values, over d_model.
-      conv_width: taps of the convolutions of q, k and v; 1 is none but a scale per channel.
+      conv_size: taps of the convolutions of q, k and v; 1 is none but a scale per channel.
       negative_eigenvalues: twice the beta, in (0, 2): a token can mirror what its key finds, which counting modulo 2 needs
         (Grazzi et al. 2024, arXiv:2411.12537).
       norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
-      ValueError: heads does not divide the widths; conv_width < 1.
-    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_width - 1) inputs per row, independent of t.
+      ValueError: heads does not divide the widths; conv_size < 1.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class DeltaNet(DeltaMemory):
         heads=4,
         expand_k=1.0,
         expand_v=1.0,
-        conv_width=4,
+        conv_size=4,
         negative_eigenvalues=False,
         norm_eps=1e-5,
         implementation=None,
@@ -161,7 +161,7 @@ class DeltaNet(DeltaMemory):
             heads=heads,
             expand_k=expand_k,
             expand_v=expand_v,
-            conv_width=conv_width,
+            conv_size=conv_size,
             negative_eigenvalues=negative_eigenvalues,
             norm_eps=norm_eps,
             implementation=implementation,

@@ -45,13 +45,13 @@ class GatedDeltaNet(GatedDeltaMemory):
       key_heads: number of keys and of queries, a divisor of heads: each serves heads / key_heads memories that follow one another,
         as in Qwen3-Next and Qwen3.5; None: as many as heads.
       expand_k, expand_v: widths of all keys and of all values, over d_model.
-      conv_width: taps of the convolutions of q, k and v.
+      conv_size: taps of the convolutions of q, k and v.
       negative_eigenvalues: twice the beta, in (0, 2) (Grazzi et al. 2024, arXiv:2411.12537).
       norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
-      ValueError: heads does not divide the widths, or key_heads not heads; conv_width < 1.
-    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / key_heads bytes and 3 (conv_width - 1) inputs per row, independent of t.
+      ValueError: heads does not divide the widths, or key_heads not heads; conv_size < 1.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / key_heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
     A is uniform in [0.01, 16] at the start: the authors' [0, 16] can draw a decay that never learns.
     """
 
@@ -63,7 +63,7 @@ class GatedDeltaNet(GatedDeltaMemory):
         key_heads=None,
         expand_k=0.75,
         expand_v=1.5,
-        conv_width=4,
+        conv_size=4,
         negative_eigenvalues=False,
         norm_eps=1e-5,
         implementation=None,
@@ -77,7 +77,7 @@ class GatedDeltaNet(GatedDeltaMemory):
             key_heads=key_heads,
             expand_k=expand_k,
             expand_v=expand_v,
-            conv_width=conv_width,
+            conv_size=conv_size,
             negative_eigenvalues=negative_eigenvalues,
             norm_eps=norm_eps,
             implementation=implementation,

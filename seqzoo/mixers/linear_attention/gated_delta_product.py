@@ -25,14 +25,14 @@ class GatedDeltaProduct(GatedDeltaMemory):
       heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads].
       expand_k, expand_v: widths of all keys and of all values of a step, over d_model.
       steps: n, at least 1.
-      conv_width: taps of the convolutions of q, k and v.
+      conv_size: taps of the convolutions of q, k and v.
       negative_eigenvalues: whether beta has the 2; without it nothing is mirrored.
       forget: whether there is a decay; else g_t is 0.
       norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
-      ValueError: heads does not divide the widths; conv_width < 1; steps < 1.
-    Cost: time O(n t d^2); state 4 d^2 expand_k expand_v / heads bytes and (2 n + 1) (conv_width - 1) inputs per row.
+      ValueError: heads does not divide the widths; conv_size < 1; steps < 1.
+    Cost: time O(n t d^2); state 4 d^2 expand_k expand_v / heads bytes and (2 n + 1) (conv_size - 1) inputs per row.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GatedDeltaProduct(GatedDeltaMemory):
         expand_k=0.75,
         expand_v=1.5,
         steps=2,
-        conv_width=4,
+        conv_size=4,
         negative_eigenvalues=True,
         forget=True,
         norm_eps=1e-5,
@@ -61,7 +61,7 @@ class GatedDeltaProduct(GatedDeltaMemory):
             expand_k=expand_k,
             expand_v=expand_v,
             steps=steps,
-            conv_width=conv_width,
+            conv_size=conv_size,
             negative_eigenvalues=negative_eigenvalues,
             norm_eps=norm_eps,
             implementation=implementation,

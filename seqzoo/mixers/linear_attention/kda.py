@@ -25,13 +25,13 @@ class KimiDeltaAttention(DeltaMemory):
       expand_k, expand_v: widths of all keys and of all values, over d_model.
       gate_rank: inner width of W_2 W_1 and of W_4 W_3; None: v, as in the released models.
       gate_bias: whether there is a c: not in Kimi-Linear's layers, but in flash-linear-attention's.
-      conv_width: taps of the convolutions of q, k and v.
+      conv_size: taps of the convolutions of q, k and v.
       negative_eigenvalues: twice the beta, in (0, 2) (Grazzi et al. 2024, arXiv:2411.12537).
       norm_eps: what the norm behind the memory adds to the mean square.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
     Raises:
-      ValueError: heads does not divide the widths; conv_width < 1.
-    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_width - 1) inputs per row, independent of t.
+      ValueError: heads does not divide the widths; conv_size < 1.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class KimiDeltaAttention(DeltaMemory):
         expand_v=1.0,
         gate_rank=None,
         gate_bias=False,
-        conv_width=4,
+        conv_size=4,
         negative_eigenvalues=False,
         norm_eps=1e-5,
         implementation=None,
@@ -57,7 +57,7 @@ class KimiDeltaAttention(DeltaMemory):
             heads=heads,
             expand_k=expand_k,
             expand_v=expand_v,
-            conv_width=conv_width,
+            conv_size=conv_size,
             negative_eigenvalues=negative_eigenvalues,
             norm_eps=norm_eps,
             implementation=implementation,

@@ -28,11 +28,11 @@ class LightningAttention(GatedMemory):
     Args:
       d_model: width of x and y.
       heads: number of memories.
-      head_width: k = v, the width of a key and of a value; None is d_model / heads.
+      head_dim: k = v, the width of a key and of a value; None is d_model / heads.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
       depth: (l, L); l may be traced. None: as for the first layer.
     Raises:
-      ValueError: heads does not divide d_model, if head_width is None; head_width < 1.
+      ValueError: heads does not divide d_model, if head_dim is None; head_dim < 1.
     Cost: time O(t d heads k + t heads k^2); state 4 heads k^2 bytes per row, independent of t.
     The slopes are constants; those of layers that share one compiled body cannot be code, so with `depth` they are a parameter that
     has no gradient and no weight decay, saved with the model, as the released code keeps them in a buffer. Initial weights are
@@ -46,18 +46,18 @@ class LightningAttention(GatedMemory):
         d_model,
         *,
         heads=4,
-        head_width=None,
+        head_dim=None,
         implementation=None,
         depth: tuple[Any, int] | None = None,
         dtype=None,
         param_dtype=jnp.float32,
         rngs,
     ):
-        if head_width is None and d_model % heads:
-            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_width")
-        if head_width is not None and head_width < 1:
-            raise ValueError(f"head_width={head_width}: wanted at least 1, or None")
-        expand = 1.0 if head_width is None else heads * head_width / d_model
+        if head_dim is None and d_model % heads:
+            raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor, or head_dim")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"head_dim={head_dim}: wanted at least 1, or None")
+        expand = 1.0 if head_dim is None else heads * head_dim / d_model
         settings = {"implementation": implementation, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm = partial(RMSNorm, eps=1e-6)
         super().__init__(d_model, heads=heads, expand_k=expand, expand_v=expand, scale=1.0, joint_norm=norm, **settings)

@@ -18,8 +18,8 @@ class Mamba2State(NamedTuple):
     """The memory and the convolution's last inputs."""
 
     memory: Array  # [b, h, n, p]
-    tail: Array  # [b, conv_width - 1, e], of x
-    bc_tail: Array  # [b, conv_width - 1, 2 groups n], of B and C
+    tail: Array  # [b, conv_size - 1, e], of x
+    bc_tail: Array  # [b, conv_size - 1, 2 groups n], of B and C
     segment: Array  # [b] int32
 
 
@@ -36,18 +36,18 @@ class Mamba2(Mixer):
     Args:
       d_model: width of the block's input and output.
       expand: e over d_model.
-      head_width: p; heads = e / p.
+      head_dim: p; heads = e / p.
       state: n, the width of B and C.
       groups: how many (B, C) pairs the heads share; the norm runs over e / groups channels.
-      conv_width: taps of the short convolution over x, B and C.
+      conv_size: taps of the short convolution over x, B and C.
       norm_before_gate: False (released models): gate, then norm; True: norm, then gate.
       norm_eps: what the norm adds to the mean square.
       dt_min, dt_max: range of the step size at the start.
       implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
       depth: (index, count) of the layer; W_out is divided by sqrt(count), as in the released language models. None: not divided.
     Raises:
-      ValueError: head_width does not divide e, or groups does not divide the heads.
-    Cost: time O(t d e + t e n); state 4 e n bytes and conv_width - 1 inputs per row, independent of t.
+      ValueError: head_dim does not divide e, or groups does not divide the heads.
+    Cost: time O(t d e + t e n); state 4 e n bytes and conv_size - 1 inputs per row, independent of t.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Mamba2(Mixer):
         d_model,
         *,
         expand=2,
-        head_width=64,
+        head_dim=64,
         state=128,
         groups=1,
-        conv_width=4,
+        conv_size=4,
         norm_before_gate=False,
         norm_eps=1e-5,
         dt_min=DT_MIN,
@@ -70,24 +70,24 @@ class Mamba2(Mixer):
         rngs,
     ):
         e = round(expand * d_model)
-        if e % head_width:
-            raise ValueError(f"head_width={head_width} does not divide expand * d_model = {e}: change head_width or expand")
-        heads = e // head_width
+        if e % head_dim:
+            raise ValueError(f"head_dim={head_dim} does not divide expand * d_model = {e}: change head_dim or expand")
+        heads = e // head_dim
         if heads % groups:
-            raise ValueError(f"groups={groups} does not divide the {heads} heads: change groups or head_width")
+            raise ValueError(f"groups={groups} does not divide the {heads} heads: change groups or head_dim")
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         # One product in the released code; apart, so that heads can lie on several devices while all of these share B and C.
         self.z, self.x, self.dt = (Linear(d_model, width, **settings) for width in (e, e, heads))
         self.bc = Linear(d_model, 2 * groups * state, axes=("embed", None), **settings)
-        self.convolution = ShortConvolution(e, conv_width, **settings)
-        self.bc_convolution = ShortConvolution(2 * groups * state, conv_width, axis=None, **settings)
+        self.convolution = ShortConvolution(e, conv_size, **settings)
+        self.bc_convolution = ShortConvolution(2 * groups * state, conv_size, axis=None, **settings)
         self.dt_bias = nnx.Param(timestep_bias(rngs.params(), (heads,), param_dtype, dt_min, dt_max), axes=("heads",), decay=False)
         a = jax.random.uniform(rngs.params(), (heads,), param_dtype, 1.0, 16.0)  # Dao & Gu 2024, released code
         self.a_log = nnx.Param(jnp.log(a), axes=("heads",), decay=False)
         self.skip = nnx.Param(jnp.ones((heads,), param_dtype), axes=("heads",), decay=False)
         self.norm = RMSNorm(e, eps=norm_eps, axis="heads", groups=groups, param_dtype=param_dtype)
         self.out = Linear(e, d_model, axes=("heads", "embed"), init=output_init(depth), **settings)
-        self.sizes = (d_model, e, heads, head_width, groups, state)
+        self.sizes = (d_model, e, heads, head_dim, groups, state)
         self.norm_before_gate, self.implementation = norm_before_gate, implementation
         self.dtype = param_dtype if dtype is None else dtype
 

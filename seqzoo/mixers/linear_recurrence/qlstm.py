@@ -24,12 +24,12 @@ class QLSTM(BranchedRecurrence):
     Args:
       d_model: width of x and y.
       expand: cells e over d_model.
-      conv_width: taps of the short convolution, which no activation follows.
+      conv_size: taps of the short convolution, which no activation follows.
       reversed: whether the forget gate is the reversed sigmoid, with alpha learned from 1: in form, the decay of Mamba.
       implementation: of the op `seqzoo.kernels.linear_recurrence`; None: the best for platform and shape.
     Raises:
-      ValueError: expand leaves no cell; conv_width < 1.
-    Cost: time O(t d e + t e^2); state 4 e bytes and conv_width - 1 inputs per row, independent of t.
+      ValueError: expand leaves no cell; conv_size < 1.
+    Cost: time O(t d e + t e^2); state 4 e bytes and conv_size - 1 inputs per row, independent of t.
     The paper's qLSTM has the plain sigmoid, and the reversed one is its proposal; the released code's default is the latter, as is
     ours. Weights start normal, with deviation 1 / sqrt(fan_in), as in that code; it draws the gates' biases, ours start at zero.
     """
@@ -41,7 +41,7 @@ class QLSTM(BranchedRecurrence):
         d_model,
         *,
         expand=2.0,
-        conv_width=4,
+        conv_size=4,
         reversed=True,
         implementation=None,
         dtype=None,
@@ -51,7 +51,7 @@ class QLSTM(BranchedRecurrence):
         e = cells(d_model, expand)
         settings = {"init": NORMAL, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.linear_x, self.linear_y = (Linear(d_model, e, **settings) for _ in range(2))
-        self.conv_1d = ShortConvolution(e, conv_width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv_1d = ShortConvolution(e, conv_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         gates = (Linear(e, e, axes=(None, "heads"), bias=True, **settings) for _ in range(3))
         self.forget, self.input, self.output = gates
         self.alpha = nnx.Param(jnp.ones((1,), param_dtype), axes=(None,), decay=False) if reversed else None

@@ -88,7 +88,7 @@ class BranchState(NamedTuple):
     """The cells, and the convolution's last inputs."""
 
     memory: Array  # [b, e]
-    tail: Array  # [b, conv_width - 1, e]
+    tail: Array  # [b, conv_size - 1, e]
     segment: Array  # [b] int32
 
 

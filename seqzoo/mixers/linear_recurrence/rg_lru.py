@@ -30,12 +30,12 @@ class RGLRU(BranchedRecurrence):
       d_model: width of x and y.
       expand: cells e over d_model.
       heads: blocks of W_a and W_i.
-      conv_width: taps of the short convolution.
+      conv_size: taps of the short convolution.
       implementation: of the op `seqzoo.kernels.linear_recurrence`; None: the best for platform and shape.
       depth: (index, count) of the layer; W_out starts with variance 2 / (count e), as in the released models. None: 1 / e.
     Raises:
-      ValueError: expand leaves no cell; heads does not divide them; conv_width < 1.
-    Cost: time O(t d e + t e^2 / heads); state 4 e bytes and conv_width - 1 inputs per row, independent of t.
+      ValueError: expand leaves no cell; heads does not divide them; conv_size < 1.
+    Cost: time O(t d e + t e^2 / heads); state 4 e bytes and conv_size - 1 inputs per row, independent of t.
     exp(-softplus(p)) is the paper's sigmoid(Lambda), with p = -Lambda; its square starts uniform between 0.9^2 and 0.999^2. m = 1
     at the start is RecurrentGemma's code, which also clips the slope of the square root at 1000; here it is exact, and 0 where m
     is. Gates start with variance heads / e, as in DeepMind's code; Hugging Face's has a hundredth of that.
@@ -51,7 +51,7 @@ class RGLRU(BranchedRecurrence):
         *,
         expand=1.0,
         heads=4,
-        conv_width=4,
+        conv_size=4,
         implementation=None,
         depth=None,
         dtype=None,
@@ -63,7 +63,7 @@ class RGLRU(BranchedRecurrence):
         last = 1.0 if depth is None else 2.0 / depth[1]
         last = jax.nn.initializers.variance_scaling(last, "fan_in", "normal")
         self.linear_x, self.linear_y = (Linear(d_model, e, bias=True, init=NORMAL, **settings) for _ in range(2))
-        self.conv_1d = ShortConvolution(e, conv_width, init=TAPS, **settings)
+        self.conv_1d = ShortConvolution(e, conv_size, init=TAPS, **settings)
         self.recurrent_gate, self.input_gate = (
             BlockDiagonal(e, e, heads=heads, bias=True, init=NORMAL, **settings) for _ in range(2)
         )

@@ -19,7 +19,7 @@ class MambaState(NamedTuple):
     """The scan's state and the convolution's last inputs."""
 
     memory: Array  # [b, e, n]
-    tail: Array  # [b, conv_width - 1, e]
+    tail: Array  # [b, conv_size - 1, e]
     segment: Array  # [b] int32
 
 
@@ -37,12 +37,12 @@ class Mamba(Mixer):
       d_model: width of the block's input and output.
       expand: e over d_model.
       state: n, states per channel.
-      conv_width: taps of the short convolution.
+      conv_size: taps of the short convolution.
       dt_rank: inner width of the step size's projection; None: d_model / 16, rounded up.
       dt_min, dt_max: range of the step size at the start.
       implementation: of the op `seqzoo.kernels.selective_scan`; None: the best for platform and shape.
       depth: (index, count) of the layer; W_out is divided by sqrt(count), as in the released language models. None: not divided.
-    Cost: time O(t d e + t e n); state 4 e n bytes and conv_width - 1 inputs per row, independent of t.
+    Cost: time O(t d e + t e n); state 4 e n bytes and conv_size - 1 inputs per row, independent of t.
     The discretisation is the released code's (Euler for B), not the paper's zero-order hold.
     """
 
@@ -52,7 +52,7 @@ class Mamba(Mixer):
         *,
         expand=2,
         state=16,
-        conv_width=4,
+        conv_size=4,
         dt_rank=None,
         dt_min=DT_MIN,
         dt_max=DT_MAX,
@@ -67,7 +67,7 @@ class Mamba(Mixer):
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         symmetric = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(rank**-0.5), rank**-0.5)
         self.x, self.z = Linear(d_model, e, **settings), Linear(d_model, e, **settings)
-        self.convolution = ShortConvolution(e, conv_width, **settings)
+        self.convolution = ShortConvolution(e, conv_size, **settings)
         self.select = Linear(e, rank + 2 * state, axes=("heads", None), **settings)
         self.dt = Linear(rank, e, axes=(None, "heads"), init=symmetric, **settings)
         self.dt_bias = nnx.Param(timestep_bias(rngs.params(), (e,), param_dtype, dt_min, dt_max), axes=("heads",), decay=False)
