@@ -36,14 +36,17 @@ def _module(mixer: type[mixers.Mixer], *args: Any, name: str | None = None, **se
     return nnx.bridge.to_linen(mixer, *args, metadata_fn=None, name=name, **settings)
 
 
-_CLASSES = {mixer.__name__: mixer for mixer in map(mixers.registry.get, mixers.names())}
+def _classes() -> dict[str, type[mixers.Mixer]]:
+    """The registered classes by name, those of other projects that were imported by now included."""
+    return {mixer.__name__: mixer for mixer in map(mixers.registry.get, reversed(mixers.names()))}
 
 
 def __getattr__(name: str):
-    if name not in _CLASSES:
-        raise AttributeError(f"seqzoo.linen has no {name!r}; mixers are {', '.join(_CLASSES)}")
-    return functools.partial(_module, _CLASSES[name])
+    classes = _classes()
+    if name not in classes:
+        raise AttributeError(f"seqzoo.linen has no {name!r}; mixers are {', '.join(sorted(classes))}")
+    return functools.partial(_module, classes[name])
 
 
 def __dir__() -> list[str]:
-    return [*_CLASSES, "create", "init_state"]
+    return [*_classes(), "create", "init_state"]

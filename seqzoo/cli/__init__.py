@@ -1,14 +1,18 @@
 """The command line: `train.py [COMMAND | CONFIG.py] [--settings]`, installed as `seqzoo`."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from seqzoo import plugins
 from seqzoo.cli import inspect, plot, runs, text
 from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 
 __all__ = ["main"]
+
+NO_IMPORTS, READING = "--no-imports", ("inspect", "plot")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(quiet=how != "off" and not distributed.is_main_process())
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     name, rest = (first, arguments[1:]) if first in COMMANDS else ("train", arguments)
+    skip = NO_IMPORTS in rest
+    if skip and name not in READING:
+        return fail(f"{NO_IMPORTS} is for {' and '.join(READING)}; {name} needs the modules that the config's `imports` names", 2)
     try:
-        return COMMANDS[name](rest, console)
+        with plugins.skip_imports() if skip else contextlib.nullcontext():
+            return COMMANDS[name]([word for word in rest if word != NO_IMPORTS], console)
     except Interrupted as stopped:
         return stopped.exit_code
     except (Diverged, CheckpointError) as error:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seqzoo import config, tasks
+from seqzoo import config, plugins, tasks
 from seqzoo.compare.tables import print_line, print_table
 from seqzoo.model import LanguageModel, params
+from seqzoo.specs import SpecError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +96,17 @@ def changed(experiment: config.Experiment) -> dict[str, tuple[Any, Any]]:
 
 def show(experiment: config.Experiment, console: Console) -> None:
     """Prints the settings that differ from the defaults, and the model by its parts."""
-    model = describe(experiment)
     table = _table("Settings that are not the defaults", "", "value", "default")
     for path, values in changed(experiment).items():
         table.add_row(path, *(Text(repr(value)) for value in values))
     print_table(console, table)
+    try:
+        model = describe(experiment)
+    except SpecError as error:
+        if not plugins.skipping():
+            raise
+        print_line(console, f"The model cannot be shown: {error}. Not imported: {', '.join(experiment.imports) or 'nothing'}")
+        return
 
     table = _table("Parameters", "", "count", "shape", "dtype", "axes", right=("count",))
     for depth, name, count, parameter in _rows(model.parameters):

@@ -25,6 +25,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards that the task text reads; go on if that was stopped
 - train.py generate RUN --prompt TEXT [--temperature...]: go on from a text with a run's latest checkpoint, and print it as it comes
 - train.py inspect RUN | CONFIG.py [--settings]: what a run is and how it stands, also while it trains; the model by its parts
+- train.py inspect RUN --no-imports, plot RUN... --no-imports: the same without importing the modules that a run's `imports` names
 - train.py plot RUN... [--metric loss] [--x step] [--out FILE.png]: draw the curves of runs, and of all runs of a comparison
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with

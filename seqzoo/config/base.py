@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from seqzoo.specs import did_you_mean, split
+from seqzoo.specs import Registry, Settings, Spec, did_you_mean, parse, split
 
 
 class ConfigError(ValueError):
@@ -46,8 +46,27 @@ def tuples(value):
 
 
 Layers = Annotated[tuple[str, ...], one_word(split, ", ".join, "SPECS")]
+Modules = Annotated[tuple[str, ...], one_word(split, ", ".join, "MODULES")]
 Axes = Annotated[dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]], one_word(_dict, json.dumps, "DICT")]
 Rules = Annotated[dict[str, str | None], one_word(_dict, json.dumps, "DICT")]
+
+
+def check_if_registered(registry: Registry, spec: str | Spec | Settings) -> str:
+    """The spec in its canonical form, its settings checked if its name is registered.
+
+    Another name may belong to a module that is not imported yet: `Experiment` refuses it after its imports.
+    """
+    parsed = parse(spec) if isinstance(spec, str) else spec.to_spec() if isinstance(spec, Settings) else spec
+    return str(registry.check(parsed) if parsed.name in registry.names() else parsed)
+
+
+def check_if_registered(registry: Registry, spec: str) -> str:
+    """The spec in its canonical form, its settings checked if its name is registered.
+
+    Another name may belong to a module that is not imported yet: `Experiment` refuses it after its imports.
+    """
+    parsed = parse(spec) if isinstance(spec, str) else spec
+    return str(registry.check(parsed) if parsed.name in registry.names() else parsed)
 
 
 def _message(problem) -> str:

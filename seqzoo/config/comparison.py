@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import tyro
 from pydantic import field_validator, model_validator
 
-from seqzoo import tasks
 from seqzoo.config.base import Axes, Section, tuples
 from seqzoo.config.experiment import Experiment, replace
+from seqzoo.registry import parse
 
 
 class Comparison(Section):
@@ -51,7 +51,7 @@ class Comparison(Section):
     @property
     def name(self) -> str:
         """The comparison's name: `base.run.name`, or one made from the task."""
-        return self.base.run.name or f"{tasks.registry.check(self.base.task).name}-comparison"
+        return self.base.run.name or f"{parse(self.base.task).name}-comparison"
 
     @property
     def named(self) -> dict[str, set[str]]:

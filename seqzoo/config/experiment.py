@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from seqzoo import mixers, tasks
-from seqzoo.config.base import ConfigError, Section
+from seqzoo import channels, mixers, plugins, tasks
+from seqzoo.config.base import ConfigError, Modules, Section
 from seqzoo.config.mesh import Mesh
 from seqzoo.config.model import Model
 from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import Training
-from seqzoo.specs import did_you_mean
+from seqzoo.specs import did_you_mean, parse, split
 
 
 class Experiment(Section):
     """One model trained on one task."""
 
+    imports: Modules = ()
+    """Modules that register mixers, channel mixers, tasks and optimizers of your own, separated by commas. They are imported before
+    specs are checked; a run folder remembers their names, never their code."""
     model: Model = Model()
     """The network."""
     task: str = "mqar"
@@ -31,17 +34,41 @@ class Experiment(Section):
     run: Run = Run()
     """Where the run is kept."""
 
+    @field_validator("imports", mode="before")
+    @classmethod
+    def _split_modules(cls, value):
+        return split(value) if isinstance(value, str) else value
+
+    @field_validator("imports")  # the first field, so that the specs of all others are checked after it
+    @classmethod
+    def _import_modules(cls, value):
+        plugins.import_modules(value)
+        return value
+
     @field_validator("task")
     @classmethod
     def _known_task(cls, value):
-        tasks.registry.create(value)  # the task's own conditions, not only its names
-        return str(tasks.registry.check(value))
+        spec = parse(value) if isinstance(value, str) else value
+        if not plugins.skipping() or spec.name in tasks.registry.names():
+            tasks.registry.create(spec)  # checks the task's own conditions too
+        return str(spec)
+
+    @model_validator(mode="after")
+    def _known_mixers(self):
+        specs = {"model.layers": (mixers.registry, self.model.layers), "model.channel": (channels.registry, [self.model.channel])}
+        for setting, (registry, values) in specs.items() if not plugins.skipping() else ():
+            for value in values:
+                try:
+                    registry.check(value)
+                except ValueError as error:
+                    raise ValueError(f"{setting}: {error}") from None
+        return self
 
     @property
     def name(self) -> str:
         """The run's name: `run.name`, or one made from task and mixers."""
-        layers = "-".join(dict.fromkeys(mixers.registry.check(spec).name for spec in self.model.layers))
-        return self.run.name or f"{tasks.registry.check(self.task).name}-{layers}"
+        layers = "-".join(dict.fromkeys(parse(spec).name for spec in self.model.layers))
+        return self.run.name or f"{parse(self.task).name}-{layers}"
 
 
 def settings(section: Section, prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+from seqzoo import plugins
 from seqzoo.config.base import ConfigError
 from seqzoo.config.comparison import Comparison
 from seqzoo.config.experiment import Experiment
@@ -12,10 +13,25 @@ from seqzoo.specs import did_you_mean
 Config = Experiment | Comparison
 
 
-def load_json(path: Path) -> Config:
-    """Reads a config.json."""
-    data = json.loads(Path(path).read_text())
-    return (Comparison if "axes" in data else Experiment)(**data)
+def load_json(path: str | Path) -> Config:
+    """The config in a config.json, whose `imports` are imported.
+
+    Raises:
+      ConfigError: the file is damaged, a setting is wrong, or one of `imports` would be taken from the folder of the file: a run
+        folder may come from a stranger, and nothing in it is executed.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_bytes())
+        kind, base = (Comparison, data["base"]) if "axes" in data else (Experiment, data)
+        plugins.refuse_inside(path.parent, base.get("imports", ()))
+        return kind(**data)
+    except plugins.PluginError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is damaged: wanted the JSON of a config, found {error}") from None
 
 
 def load_file(path: str | Path) -> Config:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers
-from seqzoo.config.base import Layers, Section, one_word
+from seqzoo.config.base import Layers, Section, check_if_registered, one_word
 from seqzoo.model import Norm, NormPosition, Remat, StackMode
 from seqzoo.specs import split
 
@@ -81,12 +81,12 @@ class Model(Section):
     def _known_mixers(cls, value):
         if not value:
             raise ValueError("no mixer is named; wanted at least one, such as 'softmax'")
-        return tuple(str(mixers.registry.check(spec)) for spec in value)
+        return tuple(check_if_registered(mixers.registry, spec) for spec in value)
 
     @field_validator("channel")
     @classmethod
     def _known_channel(cls, value):
-        return str(channels.registry.check(value))
+        return check_if_registered(channels.registry, value)
 
     @model_validator(mode="after")
     def _norms_fit_layers(self):

@@ -20,10 +20,16 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Model(d_modle=3), r"Model has no setting 'd_modle'. Did you mean 'd_model'\? Settings: layers, depth"),
         (lambda: Experiment(model={"dept": 3}), r"Model has no setting 'dept'. Did you mean 'depth'\?"),
         (lambda: Experiment(modle={}), r"Experiment has no setting 'modle'. Did you mean 'model'\?"),
-        (lambda: Model(layers=("sofmax",)), r"layers: no mixer is called 'sofmax'. Did you mean 'softmax'\? Known: "),
+        (
+            lambda: Experiment(model=Model(layers=("sofmax",))),
+            r"model.layers: no mixer is called 'sofmax'. Did you mean 'softmax'\? Known: ",
+        ),
         (lambda: Model(layers=("softmax(head=2)",)), r"softmax has no setting 'head'. Did you mean 'heads'\? Settings: "),
         (lambda: Model(layers=()), "layers: no mixer is named"),
-        (lambda: Model(channel="swigl"), r"no channel mixer is called 'swigl'. Did you mean 'swiglu'\?"),
+        (
+            lambda: Experiment(model=Model(channel="swigl")),
+            r"model.channel: no channel mixer is called 'swigl'. Did you mean 'swiglu'\?",
+        ),
         (lambda: Experiment(task="mqr"), r"no task is called 'mqr'. Did you mean 'mqar'\?"),
         (lambda: Experiment(task="mqar(pair=3)"), r"mqar has no setting 'pair'. Did you mean 'pairs'\?"),
         (lambda: Experiment(task="mqar(length=16, pairs=100)"), "task: .*pairs"),

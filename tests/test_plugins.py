@@ -1,0 +1,205 @@
+"""Mixers, channel mixers and tasks in a module outside the repository, through every command and in Linen."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import seqzoo.linen
+from helpers.tiny import TINY, tiny
+from seqzoo import channels, cli, config, mixers, plugins, tasks
+from seqzoo.config import Comparison, ConfigError, Experiment, Model
+
+MODULE = """
+from seqzoo import channels, mixers, tasks
+
+
+@mixers.register("my_linear")
+class MyLinear(mixers.LinearAttention):
+    '''Linear attention under another name.'''
+
+
+@channels.register("my_mlp")
+class MyMLP(channels.SwiGLU):
+    '''A gated MLP under another name.'''
+
+
+@tasks.register("my_recall")
+class MyRecall(tasks.MQAR):
+    '''Associative recall under another name.'''
+"""
+OWN = {  # an experiment made of nothing but those
+    "model.layers": ("my_linear(heads=2)",),
+    "model.channel": "my_mlp(hidden=8)",
+    "task": TINY["task"].replace("mqar", "my_recall"),
+}
+REGISTRIES = (mixers.registry, channels.registry, tasks.registry)
+
+
+def forget(*modules):
+    """Makes this process one that has not imported the modules: commands must import them again."""
+    for registry in REGISTRIES:
+        for name in [name for name in registry._table if name.startswith("my_")]:
+            del registry._table[name]
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module outside the repository, on the path and not imported yet; the working directory is empty."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "my_parts.py").write_text(MODULE)
+    (tmp_path / "work").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path / "work")
+    forget("my_parts")
+    yield "my_parts"
+    forget("my_parts")
+
+
+def own(module, **values):
+    """The tiny experiment with the module's parts."""
+    return config.replace(tiny(), {"imports": (module,), **OWN, **values})
+
+
+def test_modules_are_imported_before_specs_are_checked(module):
+    with pytest.raises(ConfigError, match=r"model\.layers: no mixer is called 'my_linear'"):
+        Experiment(model=Model(layers=("my_linear",)))
+    made = Experiment(imports=(module,), model=Model(layers=("my_linear",), channel="my_mlp"), task=OWN["task"])
+    assert made.model.layers == ("my_linear",) and made.name == "my_recall-my_linear"
+
+
+def test_the_settings_of_their_mixers_are_checked_as_ours_are(module):
+    with pytest.raises(ConfigError, match=r"my_linear has no setting 'head'. Did you mean 'heads'\?"):
+        Experiment(imports=(module,), model=Model(layers=("my_linear(head=2)",)))
+    forget(module)
+    with pytest.raises(ConfigError, match=r"model\.channel: no channel mixer is called 'my_lmp'. Did you mean 'my_mlp'\?"):
+        Experiment(imports=module, model={"channel": "my_lmp"})
+
+
+def test_a_config_with_imports_survives_json(module, tmp_path):
+    comparison = Comparison(base=own(module), axes={"model.layers": ("my_linear", "softmax")})
+    for chosen in (own(module), comparison):
+        (tmp_path / "work" / "config.json").write_text(chosen.model_dump_json())
+        forget(module)
+        assert config.load_json(tmp_path / "work" / "config.json") == chosen
+
+
+@pytest.fixture
+def words(module):
+    """The command line of the experiment with the module's parts."""
+    settings = {**TINY, "imports": module, **OWN, "model.layers": OWN["model.layers"][0]}
+    return [word for path, value in settings.items() for word in (f"--{path.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A config file that knows nothing of the module."""
+    (tmp_path / "plain.py").write_text("from seqzoo.config import Experiment\nconfig = Experiment()\n")
+    return str(tmp_path / "plain.py")
+
+
+def test_a_run_of_their_parts_is_trained_resumed_evaluated_inspected_and_generates(module, words, file, capsys, tmp_path):
+    def call(*arguments):
+        forget(module)
+        assert cli.main(list(arguments)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert "saved runs/mine at step 2" in call(file, *words, "--run.name", "mine", "--training.stop-after-steps", "2")
+    assert '"imports": [\n    "my_parts"' in (tmp_path / "work" / "runs" / "mine" / "config.json").read_text()
+    assert "saved runs/mine at step 4" in call("resume", "runs/mine")
+    assert "runs/mine at step 4" in call("eval", "runs/mine")
+    shown = call("inspect", "runs/mine")
+    assert "my_linear(heads=2)" in shown and "0_my_linear" in shown
+    call("plot", "runs/mine")
+    assert (tmp_path / "work" / "loss.png").is_file()
+    call("generate", "runs/mine", "--prompt", "1 2 3", "--max-new-tokens", "2", "--temperature", "0")
+    assert "my_linear" in call(file, *words, "--dry-run")
+
+
+@pytest.mark.slow
+def test_their_mixer_is_compared_with_ours(module, words, file, capsys, tmp_path):
+    place = words.index("--model.layers")
+    words = [*words[:place], *words[place + 2 :], "--run.name", "both"]
+    assert cli.main([file, *words, "--sweep", "model.layers=my_linear(heads=2), softmax(heads=2)"]) == 0
+    report = (tmp_path / "work" / "runs" / "both" / "report.md").read_text()
+    assert "`my_linear(heads=2)`" in report and "`softmax(heads=2)`" in report and "2 of 2 runs have a result" in report
+    forget(module)
+    assert cli.main(["plot", "runs/both"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "says"),
+    [
+        ("my_absent", None, "the module 'my_absent' cannot be imported (ModuleNotFoundError: No module named 'my_absent')"),
+        ("my_broken", "1 / 0", "the module 'my_broken' cannot be imported (ZeroDivisionError: division by zero)"),
+        (
+            "my_twice",
+            MODULE.replace('"my_linear"', '"gla"'),
+            "the module 'my_twice' cannot be imported (ValueError: mixer 'gla' is",
+        ),
+        ("../elsewhere", None, "'../elsewhere' is no module name; wanted a dotted name"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_refused_in_one_line_before_anything_is_written(
+    module, tmp_path, file, capsys, name, source, says
+):
+    if source:
+        (tmp_path / "site" / f"{name}.py").write_text(source)
+    forget(name)
+    try:
+        code = cli.main([file, "--imports", name])
+    except SystemExit as stopped:
+        code = stopped.code
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert code == 2 and says in shown and "imports" in shown, shown
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.fixture
+def foreign(module, tmp_path):
+    """A run folder whose module is not importable here."""
+    folder = tmp_path / "work" / "theirs"
+    folder.mkdir()
+    (folder / "config.json").write_text(own(module).model_dump_json())
+    (folder / "metrics.jsonl").write_text('{"step": 4, "kind": "train", "loss": 1.25}\n')
+    (tmp_path / "site" / "my_parts.py").unlink()
+    forget(module)
+    return "theirs"
+
+
+@pytest.mark.parametrize("command", ["resume", "eval", "generate", "inspect", "plot"])
+def test_a_run_whose_module_is_missing_says_so_in_one_line(foreign, capsys, command):
+    assert cli.main([command, foreign]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "imports: the module 'my_parts' cannot be imported" in error and "--no-imports" in error
+
+
+def test_without_imports_a_run_is_inspected_and_drawn_and_the_unknown_mixer_is_named(foreign, capsys, tmp_path):
+    assert cli.main(["inspect", foreign, "--no-imports"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "theirs: step 4 of 6, not finished" in shown and "my_linear(heads=2)" in shown
+    assert "The model cannot be shown: no task is called 'my_recall'" in shown and "Not imported: my_parts" in shown
+    assert cli.main(["plot", foreign, "--no-imports"]) == 0 and (tmp_path / "work" / "loss.png").is_file()
+    assert cli.main(["eval", foreign, "--no-imports"]) == 2
+    assert "--no-imports is for inspect and plot; eval needs the modules" in capsys.readouterr().err
+
+
+def test_a_module_inside_a_run_folder_is_never_executed(foreign, capsys, tmp_path, monkeypatch):
+    (tmp_path / "work" / "theirs" / "my_parts.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path / "work" / "theirs")
+    assert cli.main(["inspect", foreign]) == 2
+    assert "the module 'my_parts' lies inside the run folder theirs" in capsys.readouterr().err
+
+
+def test_their_mixer_is_a_linen_module(module):
+    assert not hasattr(seqzoo.linen, "MyLinear")
+    plugins.import_modules([module])
+    x = jax.random.normal(jax.random.key(0), (2, 8, 16))
+    for layer in (seqzoo.linen.MyLinear(16, heads=2), seqzoo.linen.create("my_linear(heads=2)", 16)):
+        variables = layer.init(jax.random.key(1), x)
+        y, _ = layer.apply(variables, x)
+        assert y.shape == x.shape and jnp.all(jnp.isfinite(y))
+    assert "MyLinear" in dir(seqzoo.linen)
