@@ -20,6 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from seqzoo import plugins
+
 Size = Annotated[int, Field(ge=1, le=65_536)]
 """A number of heads, channels, states, taps ..."""
 Length = Annotated[int, Field(ge=1, lt=2**31)]
@@ -280,7 +282,9 @@ class Registry:
         return tuple(self._table)
 
     def get(self, name: str) -> Any:
-        """The class of that name; raises SpecError with the nearest name."""
+        """The class of that name, installed plugins included; raises SpecError with the nearest name."""
+        if name not in self._table:
+            plugins.import_entry_points()
         if name not in self._table:
             raise SpecError(f"no {self.kind} is called {name!r}.{did_you_mean(name, self._table)} Known: {', '.join(self._table)}")
         return self._table[name]

@@ -5,6 +5,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import seqzoo.linen
 from helpers.tiny import TINY, tiny
@@ -12,17 +13,61 @@ from seqzoo import channels, cli, config, mixers, plugins, tasks
 from seqzoo.config import Comparison, ConfigError, Experiment, Model
 
 MODULE = """
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
 from seqzoo import channels, mixers, tasks
+from seqzoo.kernels.linear_recurrence import linear_recurrence
+from seqzoo.mixers.base import next_state, state_kwargs
+from seqzoo.nn import Linear
+from seqzoo.specs import Rate, Size
 
 
-@mixers.register("my_linear")
-class MyLinear(mixers.LinearAttention):
-    '''Linear attention under another name.'''
+class AverageState(NamedTuple):
+    mean: jax.Array  # [b, d] float32
+    segment: jax.Array  # [b] int32
+
+
+@mixers.register("my_average")
+class MyAverage(mixers.Mixer):
+    '''Running mean of the tokens: m_t = decay m_{t-1} + (1 - decay) x_t, y_t = W m_t.'''
+
+    decay: Rate = 0.5
+    '''Part of the mean that stays from one token to the next.'''
+
+    def setup(self, rngs, depth):
+        self.out = Linear(self.d_model, self.d_model, **self.factory_kwargs(rngs))
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        decay = jnp.full((1, 1, x.shape[-1]), self.decay, x.dtype)
+        mean, last = linear_recurrence(decay, (1 - self.decay) * x, segment_ids=segment_ids, **state_kwargs(state, "mean"))
+        return self.out(mean), next_state(state, segment_ids, mean=last)
+
+    def init_state(self, batch, max_length=None, dtype=None):
+        return AverageState(jnp.zeros((batch, self.d_model)), jnp.zeros((batch,), jnp.int32))
+
+    def flops(self, batch, length):
+        return 2 * batch * length * self.d_model**2
 
 
 @channels.register("my_mlp")
-class MyMLP(channels.SwiGLU):
-    '''A gated MLP under another name.'''
+class MyMLP(channels.ChannelMixer):
+    '''y = W_o relu(W_i x).'''
+
+    hidden: Size = 8
+    '''Hidden width.'''
+
+    def setup(self, rngs, depth):
+        self.up = Linear(self.d_model, self.hidden, **self.factory_kwargs(rngs))
+        self.down = Linear(self.hidden, self.d_model, **self.factory_kwargs(rngs))
+
+    def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        return self.down(jax.nn.relu(self.up(x))), state
+
+    def flops(self, batch, length):
+        return 4 * batch * length * self.d_model * self.hidden
 
 
 @tasks.register("my_recall")
@@ -30,7 +75,7 @@ class MyRecall(tasks.MQAR):
     '''Associative recall under another name.'''
 """
 OWN = {  # an experiment made of nothing but those
-    "model.layers": ("my_linear(heads=2)",),
+    "model.layers": ("my_average(decay=0.75)",),
     "model.channel": "my_mlp(hidden=8)",
     "task": TINY["task"].replace("mqar", "my_recall"),
 }
@@ -44,6 +89,7 @@ def forget(*modules):
             del registry._table[name]
     for module in modules:
         sys.modules.pop(module, None)
+    plugins._loaded.clear()
 
 
 @pytest.fixture
@@ -59,32 +105,38 @@ def module(tmp_path, monkeypatch):
     forget("my_parts")
 
 
+def write(folder, chosen):
+    """The path of the config's config.json."""
+    (folder / "config.json").write_text(chosen.model_dump_json())
+    return folder / "config.json"
+
+
 def own(module, **values):
     """The tiny experiment with the module's parts."""
     return config.replace(tiny(), {"imports": (module,), **OWN, **values})
 
 
 def test_modules_are_imported_before_specs_are_checked(module):
-    with pytest.raises(ConfigError, match=r"model\.layers: no mixer is called 'my_linear'"):
-        Experiment(model=Model(layers=("my_linear",)))
-    made = Experiment(imports=(module,), model=Model(layers=("my_linear",), channel="my_mlp"), task=OWN["task"])
-    assert made.model.layers == ("my_linear",) and made.name == "my_recall-my_linear"
+    with pytest.raises(ConfigError, match=r"model\.layers: no mixer is called 'my_average'"):
+        Experiment(model=Model(layers=("my_average",)))
+    made = Experiment(imports=(module,), model=Model(layers=("my_average",), channel="my_mlp"), task=OWN["task"])
+    assert made.model.layers == ("my_average",) and made.name == "my_recall-my_average"
 
 
 def test_the_settings_of_their_mixers_are_checked_as_ours_are(module):
-    with pytest.raises(ConfigError, match=r"my_linear has no setting 'head'. Did you mean 'heads'\?"):
-        Experiment(imports=(module,), model=Model(layers=("my_linear(head=2)",)))
+    with pytest.raises(ConfigError, match=r"my_average has no setting 'decy'. Did you mean 'decay'\?"):
+        Experiment(imports=(module,), model=Model(layers=("my_average(decy=0.75)",)))
     forget(module)
     with pytest.raises(ConfigError, match=r"model\.channel: no channel mixer is called 'my_lmp'. Did you mean 'my_mlp'\?"):
         Experiment(imports=module, model={"channel": "my_lmp"})
 
 
 def test_a_config_with_imports_survives_json(module, tmp_path):
-    comparison = Comparison(base=own(module), axes={"model.layers": ("my_linear", "softmax")})
+    comparison = Comparison(base=own(module), axes={"model.layers": ("my_average", "softmax")})
     for chosen in (own(module), comparison):
-        (tmp_path / "work" / "config.json").write_text(chosen.model_dump_json())
+        path = write(tmp_path / "work", chosen)
         forget(module)
-        assert config.load_json(tmp_path / "work" / "config.json") == chosen
+        assert config.load_json(path) == chosen
 
 
 @pytest.fixture
@@ -112,20 +164,20 @@ def test_a_run_of_their_parts_is_trained_resumed_evaluated_inspected_and_generat
     assert "saved runs/mine at step 4" in call("resume", "runs/mine")
     assert "runs/mine at step 4" in call("eval", "runs/mine")
     shown = call("inspect", "runs/mine")
-    assert "my_linear(heads=2)" in shown and "0_my_linear" in shown
+    assert "my_average(decay=0.75)" in shown and "0_my_average" in shown
     call("plot", "runs/mine")
     assert (tmp_path / "work" / "loss.png").is_file()
     call("generate", "runs/mine", "--prompt", "1 2 3", "--max-new-tokens", "2", "--temperature", "0")
-    assert "my_linear" in call(file, *words, "--dry-run")
+    assert "my_average" in call(file, *words, "--dry-run")
 
 
 @pytest.mark.slow
 def test_their_mixer_is_compared_with_ours(module, words, file, capsys, tmp_path):
     place = words.index("--model.layers")
     words = [*words[:place], *words[place + 2 :], "--run.name", "both"]
-    assert cli.main([file, *words, "--sweep", "model.layers=my_linear(heads=2), softmax(heads=2)"]) == 0
+    assert cli.main([file, *words, "--sweep", "model.layers=my_average(decay=0.75), softmax(heads=2)"]) == 0
     report = (tmp_path / "work" / "runs" / "both" / "report.md").read_text()
-    assert "`my_linear(heads=2)`" in report and "`softmax(heads=2)`" in report and "2 of 2 runs have a result" in report
+    assert "`my_average(decay=0.75)`" in report and "`softmax(heads=2)`" in report and "2 of 2 runs have a result" in report
     forget(module)
     assert cli.main(["plot", "runs/both"]) == 0
 
@@ -137,7 +189,7 @@ def test_their_mixer_is_compared_with_ours(module, words, file, capsys, tmp_path
         ("my_broken", "1 / 0", "the module 'my_broken' cannot be imported (ZeroDivisionError: division by zero)"),
         (
             "my_twice",
-            MODULE.replace('"my_linear"', '"gla"'),
+            MODULE.replace('"my_average"', '"gla"'),
             "the module 'my_twice' cannot be imported (ValueError: mixer 'gla' is",
         ),
         ("../elsewhere", None, "'../elsewhere' is no module name; wanted a dotted name"),
@@ -180,7 +232,7 @@ def test_a_run_whose_module_is_missing_says_so_in_one_line(foreign, capsys, comm
 def test_without_imports_a_run_is_inspected_and_drawn_and_the_unknown_mixer_is_named(foreign, capsys, tmp_path):
     assert cli.main(["inspect", foreign, "--no-imports"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "theirs: step 4 of 6, not finished" in shown and "my_linear(heads=2)" in shown
+    assert "theirs: step 4 of 6, not finished" in shown and "my_average(decay=0.75)" in shown
     assert "The model cannot be shown: no task is called 'my_recall'" in shown and "Not imported: my_parts" in shown
     assert cli.main(["plot", foreign, "--no-imports"]) == 0 and (tmp_path / "work" / "loss.png").is_file()
     assert cli.main(["eval", foreign, "--no-imports"]) == 2
@@ -195,11 +247,39 @@ def test_a_module_inside_a_run_folder_is_never_executed(foreign, capsys, tmp_pat
 
 
 def test_their_mixer_is_a_linen_module(module):
-    assert not hasattr(seqzoo.linen, "MyLinear")
+    assert not hasattr(seqzoo.linen, "MyAverage")
     plugins.import_modules([module])
     x = jax.random.normal(jax.random.key(0), (2, 8, 16))
-    for layer in (seqzoo.linen.MyLinear(16, heads=2), seqzoo.linen.create("my_linear(heads=2)", 16)):
+    for layer in (seqzoo.linen.MyAverage(16, decay=0.75), seqzoo.linen.create("my_average(decay=0.75)", 16)):
         variables = layer.init(jax.random.key(1), x)
         y, _ = layer.apply(variables, x)
         assert y.shape == x.shape and jnp.all(jnp.isfinite(y))
-    assert "MyLinear" in dir(seqzoo.linen)
+    assert "MyAverage" in dir(seqzoo.linen)
+
+
+@pytest.fixture
+def package(module, tmp_path):
+    """An installed package with an entry point; returns the file that names it."""
+    info = tmp_path / "site" / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nparts = {module}\n")
+    return info / "entry_points.txt"
+
+
+def test_an_installed_plugin_needs_no_imports(package):
+    made = Experiment(model=Model(layers=("my_average(decay=0.75)",), channel="my_mlp"), task=OWN["task"])
+    assert made.imports == () and mixers.create("my_average", 16, rngs=nnx.Rngs(0)).decay == 0.5
+    assert config.load_json(write(package.parent, made)) == made
+
+
+def test_a_plugin_that_cannot_be_imported_is_named_with_its_package(package):
+    package.write_text(f"[{plugins.GROUP}]\nparts = my_absent\n")
+    with pytest.raises(ConfigError, match=r"'parts = my_absent' of the package my-package .*No module named 'my_absent'"):
+        Experiment(model=Model(layers=("my_average",)))
+
+
+def test_an_installed_plugin_is_not_imported_without_imports(package, module):
+    with plugins.skip_imports():
+        assert Experiment(model=Model(layers=("my_average",))).model.layers == ("my_average",)
+    assert module not in sys.modules

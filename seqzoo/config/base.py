@@ -60,15 +60,6 @@ def check_if_registered(registry: Registry, spec: str | Spec | Settings) -> str:
     return str(registry.check(parsed) if parsed.name in registry.names() else parsed)
 
 
-def check_if_registered(registry: Registry, spec: str) -> str:
-    """The spec in its canonical form, its settings checked if its name is registered.
-
-    Another name may belong to a module that is not imported yet: `Experiment` refuses it after its imports.
-    """
-    parsed = parse(spec) if isinstance(spec, str) else spec
-    return str(registry.check(parsed) if parsed.name in registry.names() else parsed)
-
-
 def _message(problem) -> str:
     where = ".".join(map(str, problem["loc"]))
     what = problem["msg"].removeprefix("Value error, ")

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from seqzoo.config.base import Axes, Section, tuples
 from seqzoo.config.experiment import Experiment, replace
-from seqzoo.registry import parse
+from seqzoo.specs import parse
 
 
 class Comparison(Section):
