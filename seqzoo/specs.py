@@ -11,12 +11,13 @@ The same check runs wherever a value comes from: a spec string, a constructor, J
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import textwrap
 import types
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -211,6 +212,37 @@ def settings_model(owner: type, bases: Iterable[type]) -> type[Settings]:
     return create_model(owner.__name__, __base__=Settings, __doc__=owner.__doc__, __module__=owner.__module__, **fields)
 
 
+P = ParamSpec("P")
+
+
+def checked(*, skip: Collection[str] = ()) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorator of a constructor that is no layer's: checks its arguments against their annotations, all but those in `skip`.
+
+    Raises SpecError, as `Settings`.
+    """
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        signature = inspect.signature(init)
+
+        @functools.cache
+        def model(owner: type) -> type[Settings]:
+            annotations = get_type_hints(init, include_extras=True)
+            arguments = [p for name, p in signature.parameters.items() if name in annotations and name not in skip]
+            fields: Any = {p.name: (annotations[p.name], ... if p.default is p.empty else p.default) for p in arguments}
+            return create_model(owner.__name__, __base__=Settings, __module__=owner.__module__, **fields)
+
+        @functools.wraps(init)
+        def checking(*args: P.args, **kwargs: P.kwargs) -> None:
+            given = signature.bind(*args, **kwargs).arguments
+            known = model(type(args[0]))
+            known(**{name: value for name, value in given.items() if name in known.model_fields})
+            init(*args, **kwargs)
+
+        return checking
+
+    return decorate
+
+
 class Help(NamedTuple):
     """A setting in words."""
 
@@ -292,6 +324,8 @@ class Registry:
     def check(self, spec: str | Spec | Settings) -> Spec:
         """The spec, its name and every setting checked; raises SpecError."""
         spec = parse(spec) if isinstance(spec, str) else spec.to_spec() if isinstance(spec, Settings) else spec
+        if not isinstance(spec, Spec):
+            raise SpecError(f"{_shown(spec)} is no {self.kind}: wanted its name, with settings such as 'gla(heads=4)'")
         settings_of(self.get(spec.name))(**dict(spec.settings))
         return spec
 

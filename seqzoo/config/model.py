@@ -1,13 +1,13 @@
 """The section `model`: the network."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from seqzoo import channels, mixers
 from seqzoo.config.base import Layers, Section, check_if_registered, one_word
 from seqzoo.model import Norm, NormPosition, Remat, StackMode
-from seqzoo.specs import split
+from seqzoo.specs import Length, Positive, Rate, Settings, Size, Spec, split
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -24,41 +24,46 @@ NormPositions = Annotated[
 ]
 
 
+def _as_text(layer: Any) -> Any:
+    """The spec string of a typed object."""
+    return str(layer) if isinstance(layer, Spec | Settings) else layer
+
+
 class Model(Section):
     """The network: an embedding, a stack of blocks and a head. Its vocabulary comes from the task."""
 
     layers: Layers = ("softmax",)
     """Mixers, cycled over depth, separated by commas: "mamba2, softmax(window=256, heads=2)"."""
-    depth: int = Field(default=2, ge=1)
+    depth: Size = 2
     """Number of blocks."""
-    d_model: int = Field(default=64, ge=1)
+    d_model: Size = 64
     """Width of the residual stream."""
     channel: str = "swiglu"
     """Channel mixer of every block: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings as in "gelu(expansion=4)"."""
     norm: Norm = "rms"
     """Normalisation in each half of a block, and before the head."""
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: Positive = 1e-5
     """Added to the mean square (the variance) in these norms."""
     norm_position: NormPositions = "pre"
     """Norms on the input ("pre") or on the output ("post") of each half of a block; one for all layers, or one for each of
     `layers`: "pre, post"."""
     normed_residual: bool = False
     """Add each half of a block to its own input, the norm's output, instead of to the residual stream before the norm."""
-    residual_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    residual_scale: Positive = 1.0
     """Factor on the residual stream where a half of a block is added to it."""
     embedding_norm: bool = False
     """A norm after the embedding."""
-    embedding_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    embedding_scale: Positive = 1.0
     """Factor on the embedding of a token; it does not act on a tied head."""
     tie_embeddings: bool = True
     """The head is the embedding, transposed."""
-    learned_positions: int | None = Field(default=None, ge=1)
+    learned_positions: Length | None = None
     """Number of positions that have a learned embedding; None: no learned positions."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Rate = 0.0
     """Dropout rate on each branch, and on the embedding unless that has its own."""
-    embedding_dropout: float | None = Field(default=None, ge=0, lt=1)
+    embedding_dropout: Rate | None = None
     """Dropout rate on the embedding; None: as `dropout`."""
-    logits_soft_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    logits_soft_cap: Positive | None = None
     """Logits become c tanh(logits / c) for this c, within (-c, c); None: no cap."""
     stack: StackMode = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
@@ -73,8 +78,12 @@ class Model(Section):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _split_specs(cls, value):
-        return split(value) if isinstance(value, str) else value
+    def _as_texts(cls, value):
+        if isinstance(value, str):
+            return split(value)
+        if isinstance(value, Spec | Settings):
+            return (str(value),)
+        return tuple(map(_as_text, value)) if isinstance(value, list | tuple) else value
 
     @field_validator("layers")
     @classmethod
@@ -82,6 +91,11 @@ class Model(Section):
         if not value:
             raise ValueError("no mixer is named; wanted at least one, such as 'softmax'")
         return tuple(check_if_registered(mixers.registry, spec) for spec in value)
+
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _channel_as_text(cls, value):
+        return _as_text(value)
 
     @field_validator("channel")
     @classmethod

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from jax.typing import DTypeLike
 from seqzoo import channels, mixers
 from seqzoo.model.sharding import constrain
 from seqzoo.nn import LayerNorm, RMSNorm, dropout
-from seqzoo.specs import choice
+from seqzoo.specs import Settings, Spec
 
+AnySpec = str | Spec | Settings
+"""A layer with its settings: a spec string, or the typed object."""
 Norm = Literal["rms", "layer"]
 NormPosition = Literal["pre", "post"]
 
@@ -23,7 +25,7 @@ NormPosition = Literal["pre", "post"]
 class BlockSettings:
     """Settings that all blocks of a model share, as `LanguageModel` explains them."""
 
-    channel: str = "swiglu"
+    channel: AnySpec = "swiglu"
     norm: Norm = "rms"
     norm_eps: float = 1e-5
     normed_residual: bool = False
@@ -31,9 +33,6 @@ class BlockSettings:
     dropout: float = 0.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self):
-        choice("norm", self.norm, get_args(Norm))
 
     def make_norm(self, width: int, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
         """A norm over the last axis, of that width."""
@@ -58,21 +57,20 @@ class Block(nnx.Module):
     def __init__(
         self,
         d_model: int,
-        mixer: str,
+        mixer: AnySpec,
         settings: BlockSettings,
         *,
         norm_position: NormPosition,
         depth: tuple[Any, int],
         rngs: nnx.Rngs,
     ):
-        choice("norm_position", norm_position, get_args(NormPosition))
-        self.norm_position: NormPosition = norm_position
         if norm_position == "post" and settings.normed_residual:
             raise ValueError("normed_residual=True with norm_position='post': no branch reads a norm; set norm_position='pre'")
+        self.norm_position: NormPosition = norm_position
         dtypes = {"dtype": settings.dtype, "param_dtype": settings.param_dtype}
         self.mixer_norm = settings.make_norm(d_model, rngs)
         self.mixer = mixers.create(mixer, d_model, depth=depth, rngs=rngs, **dtypes)
-        self.channel: Any = channels.create(settings.channel, d_model, depth=depth, rngs=rngs, **dtypes)
+        self.channel = channels.create(settings.channel, d_model, depth=depth, rngs=rngs, **dtypes)
         self.channel_norm = None if self.channel is None else settings.make_norm(d_model, rngs)
         self.normed_residual, self.residual_scale = settings.normed_residual, settings.residual_scale
         self.dropout = settings.dropout
@@ -134,7 +132,7 @@ class LayerPattern(nnx.Module):
 
     Args:
       d_model: width of the residual stream.
-      layers: spec string of each block's mixer.
+      layers: each block's mixer.
       norm_positions: one for each of `layers`.
       settings: those of all blocks.
       first: index of the first block in the model; may be traced.
@@ -144,7 +142,7 @@ class LayerPattern(nnx.Module):
     def __init__(
         self,
         d_model: int,
-        layers: Sequence[str],
+        layers: Sequence[AnySpec],
         norm_positions: Sequence[NormPosition],
         settings: BlockSettings,
         *,

@@ -10,10 +10,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from seqzoo.kernels.common import segments
-from seqzoo.model.block import BlockSettings, Norm, NormPosition
+from seqzoo.model.block import AnySpec, BlockSettings, Norm, NormPosition
 from seqzoo.model.sharding import constrain
 from seqzoo.model.stack import Remat, Stack, StackMode, StackState
 from seqzoo.nn import Linear, dropout
+from seqzoo.specs import Length, Positive, Rate, Size, SpecError, checked
 
 
 class ModelState(NamedTuple):
@@ -40,9 +41,9 @@ class LanguageModel(nnx.Module):
     Args:
       vocab_size: number of token ids.
       d_model: width of the residual stream.
-      layers: spec strings of mixers, cycled over depth: ("mamba2", "mamba2", "softmax(window=256)") is a hybrid.
+      layers: mixers, cycled over depth, as spec strings or typed settings: ("mamba2", "mamba2", "softmax(window=256)") is a hybrid.
       depth: number of blocks.
-      channel: spec string of the channel mixer: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings.
+      channel: the channel mixer: "swiglu", "geglu", "gelu", "rwkv" or "none", with settings.
       norm: "rms" or "layer", in all blocks and before the head.
       norm_eps: added to the mean square (the variance) in these norms.
       norm_position: "pre", on the input of each branch of a block, or "post", on its output (OLMo team 2025, arXiv:2501.00656); one
@@ -64,44 +65,43 @@ class LanguageModel(nnx.Module):
       param_dtype: of the parameters.
       rngs: source of the initial parameters.
     Raises:
-      ValueError: a setting that is unknown or does not fit another, by name.
+      SpecError: a setting out of its range, or a layer that is unknown. ValueError: settings that do not fit each other.
     """
 
+    @checked(skip=("layers", "channel", "dtype", "residual_dtype", "param_dtype", "rngs"))
     def __init__(
         self,
-        vocab_size: int,
-        d_model: int,
+        vocab_size: Length,
+        d_model: Size,
         *,
-        layers: str | Sequence[str] = ("softmax",),
-        depth: int = 2,
-        channel: str = "swiglu",
+        layers: AnySpec | Sequence[AnySpec] = ("softmax",),
+        depth: Size = 2,
+        channel: AnySpec = "swiglu",
         norm: Norm = "rms",
-        norm_eps: float = 1e-5,
-        norm_position: NormPosition | Sequence[NormPosition] = "pre",
+        norm_eps: Positive = 1e-5,
+        norm_position: NormPosition | tuple[NormPosition, ...] = "pre",
         normed_residual: bool = False,
-        residual_scale: float = 1.0,
+        residual_scale: Positive = 1.0,
         embedding_norm: bool = False,
-        embedding_scale: float = 1.0,
+        embedding_scale: Positive = 1.0,
         tie_embeddings: bool = True,
-        learned_positions: int | None = None,
-        dropout: float = 0.0,
-        embedding_dropout: float | None = None,
+        learned_positions: Length | None = None,
+        dropout: Rate = 0.0,
+        embedding_dropout: Rate | None = None,
         stack: StackMode = "scan",
         remat: Remat = "none",
-        logits_soft_cap: float | None = None,
+        logits_soft_cap: Positive | None = None,
         dtype: DTypeLike | None = None,
         residual_dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if logits_soft_cap is not None and logits_soft_cap <= 0:
-            raise ValueError(f"logits_soft_cap={logits_soft_cap}: wanted more than 0, or None")
         self.vocab_size, self.d_model = vocab_size, d_model
-        param_dtype = jnp.dtype(param_dtype)
-        dtype = None if dtype is None else jnp.dtype(dtype)
+        param_dtype = _float("param_dtype", param_dtype)
+        dtype = None if dtype is None else _float("dtype", dtype)
         self.dtype = self.residual_dtype = param_dtype if dtype is None else dtype
         if residual_dtype is not None:  # layers without a dtype of their own compute in their input's, which is the stream's
-            dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, residual_dtype)
+            dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, _float("residual_dtype", residual_dtype))
         settings = BlockSettings(channel, norm, norm_eps, normed_residual, residual_scale, dropout, dtype, param_dtype)
 
         normal = jax.nn.initializers.normal(d_model**-0.5)
@@ -183,3 +183,14 @@ class LanguageModel(nnx.Module):
 
 def _zeros(batch: int) -> Array:
     return jnp.zeros((batch,), jnp.int32)
+
+
+def _float(name: str, dtype: DTypeLike) -> jnp.dtype:
+    """The dtype, if it is a real floating-point one; else raises SpecError."""
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise SpecError(f"LanguageModel: {name}={dtype!r}, wanted a floating-point dtype such as 'bfloat16'")
+    return found

@@ -1,7 +1,7 @@
 """Stack: blocks over depth, run by `lax.scan` or by a loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from seqzoo.model.block import BlockSettings, LayerPattern, NormPosition
-from seqzoo.specs import choice
+from seqzoo.model.block import AnySpec, BlockSettings, LayerPattern, NormPosition
+from seqzoo.specs import Spec
 
 StackMode = Literal["scan", "loop"]
 Remat = Literal["none", "full", "dots"]
@@ -47,7 +47,7 @@ class Stack(nnx.Module):
 
     Args:
       d_model: width of the residual stream.
-      layers: spec strings of mixers, cycled over depth.
+      layers: mixers, cycled over depth.
       settings: those of all blocks.
       depth, norm_position, stack, remat: as in `LanguageModel`.
     """
@@ -55,7 +55,7 @@ class Stack(nnx.Module):
     def __init__(
         self,
         d_model: int,
-        layers: str | Sequence[str],
+        layers: AnySpec | Sequence[AnySpec],
         settings: BlockSettings,
         *,
         depth: int,
@@ -64,25 +64,22 @@ class Stack(nnx.Module):
         remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
-        layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        if depth < 1 or not layers:
-            raise ValueError(
-                f"depth={depth} with {len(layers)} layer specs: wanted at least one of each (model.depth, model.layers)"
-            )
-        positions = (norm_position,) * len(layers) if isinstance(norm_position, str) else tuple(norm_position)
-        if len(positions) != len(layers):
-            raise ValueError(f"norm_position={norm_position!r}: wanted one, or one for each of {len(layers)} layer specs")
-        for name, value, known in (("stack", stack, StackMode), ("remat", remat, Remat)):
-            choice(name, value, get_args(known))
+        several = isinstance(layers, Sequence) and not isinstance(layers, str | Spec)
+        pattern: tuple[Any, ...] = tuple(layers) if several else (layers,)
+        if depth < 1 or not pattern:
+            raise ValueError(f"depth={depth} with {len(pattern)} layer specs: wanted at least one of each")
+        positions = (norm_position,) * len(pattern) if isinstance(norm_position, str) else tuple(norm_position)
+        if len(positions) != len(pattern):
+            raise ValueError(f"norm_position={norm_position!r}: wanted one, or one for each of {len(pattern)} layer specs")
         self.mode: StackMode = stack
         self.remat: Remat = remat
-        self.repeats, remaining = divmod(depth, len(layers))
+        self.repeats, remaining = divmod(depth, len(pattern))
 
         def make_pattern(rngs: nnx.Rngs, first: int | Array, count: int) -> LayerPattern:
-            return LayerPattern(d_model, layers[:count], positions[:count], settings, first=first, depth=depth, rngs=rngs)
+            return LayerPattern(d_model, pattern[:count], positions[:count], settings, first=first, depth=depth, rngs=rngs)
 
         def make_repeat(key: Array, index: Array) -> LayerPattern:
-            return make_pattern(nnx.Rngs(key), index * len(layers), len(layers))
+            return make_pattern(nnx.Rngs(key), index * len(pattern), len(pattern))
 
         keys, indices = jax.random.split(rngs.params(), self.repeats), jnp.arange(self.repeats, dtype=jnp.int32)
         self.scanned = jax.vmap(make_repeat)(keys, indices) if self.repeats else None

@@ -178,14 +178,16 @@ def test_flops_count_every_layer_and_the_head():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "rsm"}, "norm='rsm' is unknown; it is one of rms, layer. Did you mean 'rms'?"),
-        ({"stack": "scann"}, "stack='scann' is unknown; it is one of scan, loop. Did you mean 'scan'?"),
-        ({"remat": "all"}, "remat='all' is unknown; it is one of none, full, dots"),
-        ({"depth": 0}, "depth=0"),
-        ({"norm_position": "psot"}, "norm_position='psot' is unknown; it is one of pre, post. Did you mean 'post'?"),
+        ({"norm": "rsm"}, "LanguageModel: norm='rsm', wanted 'rms' or 'layer'"),
+        ({"stack": "scann"}, "LanguageModel: stack='scann', wanted 'scan' or 'loop'"),
+        ({"remat": "all"}, "LanguageModel: remat='all', wanted 'none' or 'full' or 'dots'"),
+        ({"depth": 0}, "LanguageModel: depth=0, wanted int in [1, 65536]"),
+        ({"layers": ()}, "depth=3 with 0 layer specs: wanted at least one of each"),
+        ({"norm_position": "psot"}, "LanguageModel: norm_position='psot', wanted 'pre' or 'post' or a tuple of 'pre' or 'post'"),
         ({"norm_position": ("pre",)}, "norm_position=('pre',): wanted one, or one for each of 2 layer specs"),
         ({"norm_position": "post", "normed_residual": True}, "normed_residual=True with norm_position='post'"),
-        ({"logits_soft_cap": 0}, "logits_soft_cap=0: wanted more than 0, or None"),
+        ({"logits_soft_cap": 0}, "LanguageModel: logits_soft_cap=0, wanted number > 0 or None"),
+        ({"dtype": "int8"}, "LanguageModel: dtype='int8', wanted a floating-point dtype such as 'bfloat16'"),
     ],
 )
 def test_a_wrong_setting_names_the_right_ones(settings, message):

@@ -1,15 +1,17 @@
 """Settings of LanguageModel and of the section `model` of an experiment are the same, and each has an effect."""
 
 import inspect
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from seqzoo import tasks, training
+from seqzoo import mixers, tasks, training
 from seqzoo.config import ConfigError, Model
 from seqzoo.model import LanguageModel, params
+from seqzoo.specs import type_in_words
 
 TASK = tasks.registry.create("mqar(vocab_size=16, length=8, pairs=2, batch_size=2, eval_pairs=(1,), eval_examples=2)")
 ARGUMENTS = {
@@ -64,6 +66,31 @@ def test_the_section_has_every_setting_of_the_constructor_and_its_default():
     for name in section.keys() - {"d_model"}:
         default = ARGUMENTS[name]
         assert section[name] == (default if default is not jnp.float32 else "float32"), name
+
+
+def test_types_and_ranges_of_the_section_are_those_of_the_constructor():
+    constructor = get_type_hints(LanguageModel.__init__, include_extras=True)
+    checked_elsewhere = {"layers", "channel", "dtype", "residual_dtype", "param_dtype"}
+    for name in Model.model_fields.keys() - checked_elsewhere:
+        field = Model.model_fields[name]
+        assert type_in_words(field.annotation, field.metadata) == type_in_words(constructor[name]), name
+
+
+@pytest.mark.parametrize("name", ["vocab_size", *OTHER])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "x", None, True, 10**9, (1,)], ids=str)
+def test_a_constructor_accepts_a_value_or_refuses_it_in_one_line(name, value):
+    arguments = {"vocab_size": 11, "d_model": 8, "layers": "linear(heads=1)", "depth": 1, "channel": "none", name: value}
+    try:
+        nnx.eval_shape(lambda: LanguageModel(**arguments, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        assert "\n" not in str(error) and (name in str(error) or repr(value).strip("(,)") in str(error))
+
+
+def test_layers_may_be_typed_settings():
+    layer = mixers.registry.get("linear").Settings(heads=2)
+    model = nnx.eval_shape(lambda: LanguageModel(11, 8, layers=layer, rngs=nnx.Rngs(0)))
+    assert model.stack.scanned.blocks()["0_linear"].mixer.heads == 2
+    assert Model(layers=layer) == Model(layers=(layer,)) == Model(layers="linear(heads=2)")
 
 
 def test_every_setting_is_tried():
