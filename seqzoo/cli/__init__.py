@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from seqzoo import plugins
-from seqzoo.cli import inspect, plot, runs, text
+from seqzoo.cli import help, inspect, plot, runs, text
 from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 
 __all__ = ["main"]
@@ -18,17 +18,16 @@ NO_IMPORTS, READING = "--no-imports", ("inspect", "plot")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv` by default) and returns the exit code.
 
-    0: done. 1: the run diverged, no checkpoint loads, or something could not be written. 2: a setting, config or folder is wrong;
-    nothing was written.
-    128 + n: stopped by signal n, after saving.
+    0: done. 1: the run diverged, no checkpoint loads, or a file cannot be written. 2: a setting, config or folder is wrong, and
+    nothing was written. 128 + n: stopped by signal n, after saving.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # The trainer's own errors are told from wrong settings below, so it must be there before anything can fail.
+    # Imported before anything can fail: the errors of training have exit codes of their own below.
     from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError
     from seqzoo.training.run import distributed
 
     try:
-        given, arguments = take_flag("--distributed", arguments)  # no setting, as it differs from process to process
+        given, arguments = take_flag("--distributed", arguments)  # not a setting: it differs between processes
         how = given[-1] if given else "off"
         checked(lambda: distributed.initialise(how))
     except UsageError as error:
@@ -54,5 +53,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, 2)
 
 
-_COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate)
+_COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate, help.help)
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = dict(zip(NAMES, _COMMANDS, strict=True))

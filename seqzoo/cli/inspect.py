@@ -13,7 +13,7 @@ def inspect(arguments: list[str], console: Console) -> int:
     from seqzoo import compare
     from seqzoo.cli import model_summary, run_summary
 
-    jax.config.update("jax_platforms", "cpu")  # the accelerators are left to the run
+    jax.config.update("jax_platforms", "cpu")  # accelerators stay free for the run
     if not (arguments and arguments[0].endswith(".py")):
         folder, rest = take_run_folder("inspect", arguments)
         if rest:

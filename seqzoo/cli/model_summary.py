@@ -20,7 +20,7 @@ from seqzoo.specs import SpecError
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter as its layer made it; a stack of layers has one axis "layers" in front."""
+    """Shape, dtype and axes of a parameter; a scanned stack has a first axis "layers"."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -28,12 +28,12 @@ class Parameter:
 
     @property
     def count(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 class Layer(NamedTuple):
-    """The blocks at one place of the pattern of layers."""
+    """The blocks of one entry in the pattern of layers."""
 
     spec: str
     places: tuple[int, ...]  # in the stack, from 0
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model by its parts. Nothing is allocated for it."""
+    """A model by its parts; nothing is allocated."""
 
     parameters: dict[str, Any]  # {module: {...: Parameter}}
     layers: tuple[Layer, ...]
@@ -55,7 +55,7 @@ def describe(experiment: config.Experiment) -> Model:
     """The model of an experiment by its parts.
 
     Raises:
-      ValueError: a model that cannot be built, by what does not fit.
+      ValueError: the model cannot be built; the message names the setting.
     """
     from seqzoo.training import build
 
@@ -89,14 +89,14 @@ def _bytes(tree) -> int:
 
 
 def changed(experiment: config.Experiment) -> dict[str, tuple[Any, Any]]:
-    """The settings that are not the defaults: {path: (value, default)}."""
+    """Settings that differ from the defaults: {path: (value, default)}."""
     defaults = config.settings(config.Experiment())
     return {path: (value, defaults[path]) for path, value in config.settings(experiment).items() if value != defaults[path]}
 
 
 def show(experiment: config.Experiment, console: Console) -> None:
     """Prints the settings that differ from the defaults, and the model by its parts."""
-    table = _table("Settings that are not the defaults", "", "value", "default")
+    table = _table("Settings that differ from the defaults", "", "value", "default")
     for path, values in changed(experiment).items():
         table.add_row(path, *(Text(repr(value)) for value in values))
     print_table(console, table)
@@ -129,7 +129,7 @@ def show(experiment: config.Experiment, console: Console) -> None:
 
 
 def _rows(tree: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, str, int, Parameter | None]]:
-    """(depth, name, count, None) for a module before what is in it, (depth, name, count, parameter) for a parameter."""
+    """(nesting, name, count, None) for a module, then its contents; (nesting, name, count, parameter) for a parameter."""
     for name, inside in tree.items():
         if isinstance(inside, Parameter):
             yield depth, name, inside.count, inside
@@ -143,7 +143,7 @@ def _count(tree: dict[str, Any] | Parameter) -> int:
 
 
 def _places(places: tuple[int, ...]) -> str:
-    """ "0, 2, 4", or "0, 3, ..., 45" where there are many."""
+    """ "0, 2, 4", or "0, 3, ..., 45" for more than four."""
     if len(places) > 4:
         return f"{places[0]}, {places[1]}, ..., {places[-1]}"
     return ", ".join(map(str, places))

@@ -14,11 +14,11 @@ class Plot(config.Section):
     """Settings of `plot`."""
 
     metric: str = "loss"
-    """A name that lines of metrics.jsonl have: "loss", "accuracy", "gradient_norm", "tokens_per_second", "position_loss" ..."""
+    """A name in metrics.jsonl: "loss", "accuracy", "gradient_norm", "tokens_per_second", "position_loss" ..."""
     x: Literal["step", "tokens", "seconds"] = "step"
-    """What the metric is drawn against."""
+    """The x axis."""
     out: str | None = None
-    """PNG to write; None: the metric's name in the current folder."""
+    """PNG to write; None: METRIC.png in the working directory."""
 
 
 def plot(arguments: list[str], console: Console) -> int:

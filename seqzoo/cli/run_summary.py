@@ -13,7 +13,7 @@ from seqzoo.compare.tables import print_line
 
 
 def show_run(folder: str | Path, console: Console) -> None:
-    """Prints a run: where it stands, its last metrics and checkpoints, what it was run with, and what `show` does.
+    """Prints a run: status, checkpoints, machine and versions, last metrics, settings and model.
 
     Raises:
       FileNotFoundError: no run.
@@ -56,12 +56,12 @@ def _numbers(line: dict[str, Any]) -> str:
 
 
 def _provenance(environment: dict[str, Any]) -> Iterator[str]:
-    """When, where and from which revision a run began, and how often it was resumed."""
+    """Start time, machine, versions and git revision of a run, and the number of resumptions."""
     if not environment:
         return
     device, git, again = environment["device"], environment["git"], environment.get("resumed", [])
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    yield f"begun {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
+    yield f"started {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
     yield f"{device['count']} x {device['kind']} ({device['platform']}), Python {environment['python']}, {versions}"
     yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
 

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate."""
+"""The commands train, resume and eval."""
 
 from pathlib import Path
 
@@ -35,11 +35,11 @@ def train(arguments: list[str], console: Console) -> int:
 
 
 def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> config.Comparison:
-    """The comparison of every combination of the values swept over, and of the axes of a comparison, those swept over replaced.
+    """The comparison of every combination of the swept values; a swept setting replaces an axis of the same name.
 
     Args:
-      loaded: as the config file has it.
-      chosen: with the command line's settings.
+      loaded: the config of the file.
+      chosen: the same with the settings of the command line.
       sweeps: "SETTING=VALUE,VALUE" each.
     """
     base, before = (each.base if isinstance(each, config.Comparison) else each for each in (chosen, loaded))
@@ -62,9 +62,9 @@ class Evaluation(config.Section):
     """Settings of `eval`."""
 
     mesh: config.Mesh
-    """Which devices do what; they need not be those of the training."""
+    """Parallelism over devices; it may differ from the training."""
     step: int | None = None
-    """Which checkpoint; None: the latest."""
+    """Step of the checkpoint; None: the latest."""
 
 
 def resume(arguments: list[str], console: Console) -> int:
@@ -104,7 +104,7 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
 
 def one_experiment(stored: config.Config, folder: Path) -> config.Experiment:
-    """What a run folder holds, if that is no comparison; else UsageError."""
+    """The experiment of a run folder; raises UsageError if it holds a comparison."""
     if isinstance(stored, config.Comparison):
         inside = ", ".join(sorted(str(path.parent) for path in folder.rglob("config.json") if path.parent != folder))
         raise UsageError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
@@ -112,7 +112,7 @@ def one_experiment(stored: config.Config, folder: Path) -> config.Experiment:
 
 
 def refuse_distributed_comparison(chosen: config.Config) -> None:
-    """Raises UsageError if several processes are to run a comparison."""
+    """Raises UsageError if several processes would run a comparison."""
     from seqzoo.training.run import distributed
 
     if isinstance(chosen, config.Comparison) and distributed.is_multiprocess():
@@ -120,7 +120,7 @@ def refuse_distributed_comparison(chosen: config.Config) -> None:
 
 
 def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Mesh | None = None, changed: bool = False) -> int:
-    """Trains what was chosen, in the folder."""
+    """Trains the chosen config in a folder, and returns the exit code."""
     console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     if isinstance(chosen, config.Comparison):
         from seqzoo import compare

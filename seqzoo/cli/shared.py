@@ -1,6 +1,8 @@
-"""What the commands share: how wrong words are told, and which config is meant."""
+"""Parts that commands share: usage errors, flags, and the choice of a config."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 from rich.console import Console
@@ -8,41 +10,45 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.specs import did_you_mean
 
+Result = TypeVar("Result")
+
 QUICKSTART = Path("configs/quickstart.py")
-NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate")
+NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate", "help")
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 
 - train.py: train the quickstart comparison
-- train.py CONFIG.py: train what the file's `config` describes
+- train.py CONFIG.py: train the `config` of a file
 - train.py train [CONFIG.py]: the same, in full
-- train.py [CONFIG.py] --dry-run: list what would be trained, with parameters, state bytes, steps and tokens; nothing is written
+- train.py [CONFIG.py] --dry-run: list the runs with parameters, state bytes, steps and tokens; nothing is written
 - train.py [CONFIG.py] --sweep optimizer.learning_rate=1e-3,3e-3 --sweep model.layers=gla,softmax: every combination, in one table
-- train.py resume RUN [--mesh...]: go on with a run folder that was stopped, on other devices if need be; with any other settings
-  too, where they change the numbers only with --changed
-- train.py eval RUN [--mesh...] [--step N]: evaluate a run's latest checkpoint, or another, and print its evaluation sets
-- train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards that the task text reads; go on if that was stopped
-- train.py generate RUN --prompt TEXT [--temperature...]: go on from a text with a run's latest checkpoint, and print it as it comes
-- train.py inspect RUN | CONFIG.py [--settings]: what a run is and how it stands, also while it trains; the model by its parts
-- train.py inspect RUN --no-imports, plot RUN... --no-imports: the same without importing the modules that a run's `imports` names
+- train.py help [NAME]: names of mixers, channel mixers and tasks; the settings of one, with types, ranges and defaults
+- train.py resume RUN [--mesh...]: continue a stopped run, on other devices if necessary; other settings may change too, and with
+  --changed also settings that change the numbers
+- train.py eval RUN [--mesh...] [--step N]: evaluate the latest checkpoint of a run, or checkpoint N, on its evaluation sets
+- train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards for the task text, or continue a stopped call
+- train.py generate RUN --prompt TEXT [--temperature...]: continue a text with the latest checkpoint of a run, and print it as it
+  is generated
+- train.py inspect RUN | CONFIG.py [--settings]: status and settings of a run, also while it trains, and the model by its parts
 - train.py plot RUN... [--metric loss] [--x step] [--out FILE.png]: draw the curves of runs, and of all runs of a comparison
+- train.py inspect RUN --no-imports, plot RUN... --no-imports: the same without importing the modules in a run's `imports`
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
---distributed ADDRESS:PORT/COUNT/INDEX (where process 0 listens, how many there are, which one this is), or with
---distributed auto where the cluster tells. SIGTERM to any of them saves and stops all.
+--distributed ADDRESS:PORT/COUNT/INDEX (address of process 0, number of processes, index of this one), or with
+--distributed auto on a cluster that JAX knows. SIGTERM to one of them saves and stops all.
 
 Any setting can be changed: --model.layers "mamba2, softmax(window=256, heads=2)" --optimizer.learning-rate 3e-3.
-Below are those of the chosen config, with its values.
+Below are the settings of the chosen config, with its values.
 """
 
 
 class UsageError(Exception):
-    """What the user gave does not fit; raised before anything is written."""
+    """A wrong argument, setting, config or folder; raised before anything is written."""
 
 
-def checked(call):
-    """`call()`, its ValueErrors turned into what the user gave wrong."""
+def checked(call: Callable[[], Result]) -> Result:
+    """Returns `call()`; a ValueError becomes a UsageError."""
     try:
         return call()
     except ValueError as error:
@@ -50,12 +56,13 @@ def checked(call):
 
 
 def fail(error: BaseException | str, code: int) -> int:
+    """Prints an error on the standard error stream in one line, and returns the exit code."""
     Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
 def take_flag(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The values of a flag, "--flag VALUE" or "--flag=VALUE", as often as it is given; and the other arguments."""
+    """The values of a flag, "--flag VALUE" or "--flag=VALUE", which may be repeated; and the other arguments."""
     values, rest = [], []
     words = iter(arguments)
     for word in words:
@@ -68,6 +75,7 @@ def take_flag(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def take_run_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
+    """The run folder that the first argument names, and the other arguments."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"{command} needs a run folder: train.py {command} runs/NAME")
     return Path(arguments[0]), arguments[1:]
@@ -86,13 +94,13 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
         return config.load_file(path), arguments[1:]
     if QUICKSTART.is_file():
         return config.load_file(QUICKSTART), arguments
-    from seqzoo.cli import quickstart  # in the working directory there is no checkout
+    from seqzoo.cli import quickstart  # without a checkout in the working directory
 
     return quickstart.config, arguments
 
 
 def parse_settings(loaded: config.Config, arguments: list[str], prog: str = "train.py") -> config.Config:
-    """The loaded config with the command line's settings in place of its own. SystemExit for --help and wrong settings."""
+    """The loaded config with the settings of the command line. Raises SystemExit for --help and for wrong settings."""
     chosen = tyro.cli(type(loaded), default=loaded, args=arguments, prog=prog, description=USAGE, config=FLAGS)
     if isinstance(chosen, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)

@@ -1,4 +1,4 @@
-"""The commands about text: files into shards, and a run's own words."""
+"""The commands prepare and generate: tokenised shards from files, and text from a run."""
 
 import itertools
 import shlex
@@ -15,18 +15,18 @@ from seqzoo.cli.shared import FLAGS, UsageError, checked, fail, take_run_folder
 
 
 class Prepare(config.Section):
-    """Settings of `prepare`: how files become shards."""
+    """Settings of `prepare`: tokenizer, splits and size of shards."""
 
     tokenizer: str = "bytes"
-    """What makes tokens: "bytes", or the path of a Hugging Face tokenizer.json (which needs pip install "seqzoo[text]")."""
+    """Tokenizer: "bytes", or the path of a Hugging Face tokenizer.json (which needs pip install "seqzoo[text]")."""
     separator: str | None = None
-    """The token of that tokenizer that is to stand before every document; None: "<|endoftext|>". "bytes" has its own."""
+    """Token of that tokenizer before every document; None: "<|endoftext|>". "bytes" has its own."""
     field: str = "text"
     """The field of .jsonl and column of .parquet files that holds the text."""
     held_out: float = Field(0.05, ge=0, lt=1)
-    """Share of the documents that is held out for evaluation; the names of the files decide which."""
+    """Fraction of the documents held out for evaluation; a hash of each file name decides."""
     shard_tokens: int = Field(2**26, ge=1)
-    """Tokens of a shard at most; a longer document has a shard for itself."""
+    """Largest number of tokens in a shard; a longer document has its own shard."""
 
 
 def prepare(arguments: list[str], console: Console) -> int:
@@ -46,7 +46,7 @@ def prepare(arguments: list[str], console: Console) -> int:
     try:
         manifest = checked(lambda: data.prepare(source, folder, **chosen.model_dump(), console=console))
     except KeyboardInterrupt:
-        fail(f"stopped; the same command goes on where it was: train.py prepare {shlex.join(arguments)}", 1)
+        fail(f"stopped; the same command continues: train.py prepare {shlex.join(arguments)}", 1)
         return 128 + signal.SIGINT
     table = Table("split", "documents", "tokens", "bytes of text", "shards", title=Text(f"{folder}, from {source}"))
     for name in data.SPLITS:
@@ -55,7 +55,7 @@ def prepare(arguments: list[str], console: Console) -> int:
         table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
     if manifest.skipped:
-        console.print(f"binary files left out: {manifest.skipped}")
+        console.print(f"binary files skipped: {manifest.skipped}")
     return 0
 
 

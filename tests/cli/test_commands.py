@@ -1,4 +1,4 @@
-"""The command line: what it runs, what it refuses, and that nothing is written then."""
+"""The command line: the runs it starts, and the arguments it refuses without writing anything."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_config_file_is_run_with_the_settings_of_the_command_line(ran, file):
     assert ran(*words) == [(tiny(model__layers=("gla(heads=2)",), optimizer__learning_rate=3e-3, run__name="mine"), "mine")]
 
 
-def test_the_command_train_may_be_written_out(ran, file):
+def test_the_command_train_is_optional(ran, file):
     assert ran("train", file) == [(tiny(), "mqar-softmax")]
 
 
@@ -75,7 +75,7 @@ def test_a_sweep_is_the_comparison_of_all_combinations(ran, file, comparison):
         (("training.seed=1,2", "--sweep", "training.seed=3"), "training.seed is given twice"),
     ],
 )
-def test_a_sweep_over_what_is_no_setting_or_no_value_is_refused(ran, file, capsys, words, message):
+def test_a_sweep_without_a_known_setting_or_a_value_is_refused(ran, file, capsys, words, message):
     assert ran(file, "--sweep", *words) == 2
     assert message in capsys.readouterr().err
 
@@ -85,7 +85,7 @@ def test_layers_split_at_top_level_commas(ran, file):
     assert chosen.model.layers == ("gla", "softmax(window=4, heads=2)")
 
 
-def test_some_mesh_rules_can_be_changed(ran, file):
+def test_single_mesh_rules_are_replaced(ran, file):
     (chosen, _), *_ = ran(file, "--mesh.rules", "{'heads': 'fsdp', 'embed': None}")
     assert chosen.mesh.rules == {**tiny().mesh.rules, "heads": "fsdp", "embed": None}
 
@@ -128,7 +128,7 @@ def test_two_runs_get_two_folders(ran, file):
         (("nonsense",), "nonsense"),
     ],
 )
-def test_what_is_wrong_is_refused_with_the_nearest_and_nothing_is_written(ran, file, capsys, words, says):
+def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written(ran, file, capsys, words, says):
     try:
         code = ran(file, *words)
     except SystemExit as stopped:  # tyro's own way out
@@ -150,12 +150,12 @@ def test_what_is_wrong_is_refused_with_the_nearest_and_nothing_is_written(ran, f
         (("--distributed=10.0.0.1:1234/2/2",), "with INDEX from 0 to COUNT - 1"),
     ],
 )
-def test_a_wrong_first_argument_is_said(ran, capsys, words, says):
+def test_a_wrong_first_argument_is_reported(ran, capsys, words, says):
     assert ran(*words) == 2
     assert says in capsys.readouterr().err
 
 
-def test_a_setting_that_is_an_axis_is_not_overridden_in_silence(ran, comparison, capsys):
+def test_a_setting_that_is_an_axis_cannot_be_overridden(ran, comparison, capsys):
     assert ran(comparison, "--model.layers", "gla") == 2
     assert "model.layers is an axis of this comparison" in capsys.readouterr().err
 
@@ -181,7 +181,7 @@ def test_help_explains_every_setting(ran, request, kind, capsys):
         (training.WriteError("cannot write"), 1),
     ],
 )
-def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
+def test_each_end_of_a_run_has_its_exit_code(ran, file, monkeypatch, error, code):
     def fail(*_, **__):
         raise error
 
@@ -189,19 +189,19 @@ def test_how_a_run_ended_is_the_exit_code(ran, file, monkeypatch, error, code):
     assert ran(file) == code
 
 
-def test_a_place_that_cannot_be_written_is_said(file, monkeypatch, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_reported(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([str(file), "--run.folder", str(file)]) == 1
     assert f"error: cannot write {file}" in capsys.readouterr().err
 
 
-def test_several_processes_do_not_share_a_comparison(ran, comparison, capsys, monkeypatch):
+def test_a_comparison_in_several_processes_is_refused(ran, comparison, capsys, monkeypatch):
     monkeypatch.setattr(training.run.distributed, "is_multiprocess", lambda: True)
     assert ran(comparison) == 2
     assert "a comparison runs in one process" in capsys.readouterr().err
 
 
-def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_that_is_said(file, monkeypatch, tmp_path, capsys):
+def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_changed_is_given(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     folder = training.create_run_dir("runs", "mine")
     (folder / "config.json").write_text(tiny().model_dump_json())
@@ -231,14 +231,14 @@ def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, cap
     assert cli.main(["resume", "runs/mqar-softmax", "--training.steps", "3"]) == 2
 
 
-def test_prepare_writes_shards_that_the_task_reads_and_says_how_many(ran, tmp_path, capsys):
+def test_prepare_writes_shards_that_the_task_reads_and_reports_their_number(ran, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     for number in range(50):
         (tmp_path / "texts" / f"{number}.txt").write_text("some text")
     (tmp_path / "texts" / "[b]").write_bytes(b"\0")
     assert ran("prepare", "texts", "out", "--held-out", "0.2", "--shard-tokens", "100") == []
     said = capsys.readouterr().out
-    assert "out, from texts" in said and "train" in said and "held_out" in said and "binary files left out: 1" in said
+    assert "out, from texts" in said and "train" in said and "held_out" in said and "binary files skipped: 1" in said
     assert tasks.create("text(source='out', length=8)").describe()["train"]["documents"] > 30
     assert ran("prepare", "texts", "out", "--held-out", "0.1") == 2
     assert "held_out is 0.2 there, 0.1 here; shard_tokens is 100 there" in capsys.readouterr().err
@@ -253,12 +253,12 @@ def test_prepare_writes_shards_that_the_task_reads_and_says_how_many(ran, tmp_pa
         (("stdlib", "out", "--tokenizer", "bites"), "there is no tokenizer bites"),
     ],
 )
-def test_prepare_refuses_by_name_and_writes_nothing(ran, tmp_path, capsys, words, says):
+def test_prepare_refuses_wrong_arguments_and_writes_nothing(ran, tmp_path, capsys, words, says):
     assert ran("prepare", *words) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_prepare_stopped_from_the_keyboard_says_how_to_go_on(ran, monkeypatch, capsys):
+def test_prepare_stopped_from_the_keyboard_prints_the_command_that_continues(ran, monkeypatch, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What `inspect` says of a run is what the run is, and the run does not notice."""
+"""`inspect` shows the run as it is, and changes nothing in it."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_every_layer_has_its_places_and_its_own_cost(model):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_pattern_that_ends_early_has_the_layers_that_are_there(depth):
+def test_a_pattern_that_ends_early_has_the_layers_of_its_depth(depth):
     layers = model_summary.describe(tiny(model__layers=("softmax", "gla", "softmax(window=4)"), model__depth=depth)).layers
     assert [layer.places for layer in layers] == [(place,) for place in range(depth)]
 
@@ -102,7 +102,7 @@ def test_a_run_under_way_is_shown_and_left_as_it_is(run, model):
     assert state_of(run) == before
 
 
-def test_how_a_run_ended_is_said(run):
+def test_the_reason_for_the_end_of_a_run_is_shown(run):
     (run / "summary.json").write_text(json.dumps({"finished": False, "stopped": "step 5: no longer finite"}))
     console = quiet()
     run_summary.show_run(run, console)
@@ -151,6 +151,6 @@ def test_the_command_inspects_runs_and_config_files(run, tmp_path, capsys, monke
         (("runs/none", "--model.depth", "3"), "takes one run folder and no settings, found --model.depth 3"),
     ],
 )
-def test_what_cannot_be_inspected_is_said(words, says, capsys):
+def test_a_missing_run_or_config_is_reported(words, says, capsys):
     assert cli.main(["inspect", *words]) == 2
     assert says in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""The command `help`: everything that a spec can name, and its settings."""
+
+from rich.console import Console
+
+from seqzoo import plugins
+from seqzoo.cli.reference import REGISTRIES, Entry, default_in_words, entries
+from seqzoo.cli.shared import NAMES, USAGE, UsageError, checked, take_flag
+from seqzoo.compare.tables import print_line
+from seqzoo.specs import did_you_mean, split
+
+INDENT = 4
+WIDTH = 24  # of the column of names
+
+
+def help(arguments: list[str], console: Console) -> int:
+    """`help [NAME...] [--imports MODULES]`."""
+    modules, names = take_flag("--imports", arguments)
+    checked(lambda: plugins.import_modules(name for given in modules for name in split(given)))
+    checked(plugins.import_entry_points)
+    if not names:
+        print_line(console, overview())
+    for name in names:
+        if name in NAMES:
+            print_line(console, USAGE)
+            continue
+        found = list(entries(name))
+        if not found:
+            known = [each.name for each in entries()]
+            raise UsageError(f"nothing is called {name!r}.{did_you_mean(name, known)} train.py help lists all names")
+        for each in found:
+            print_line(console, in_words(each))
+    return 0
+
+
+def overview() -> str:
+    """All names by kind, each with the first line of its docstring."""
+    lines = ["train.py help NAME shows the settings of a name. A spec is a name with settings, such as gla(heads=4, expand_v=2)."]
+    for kind in REGISTRIES:
+        lines += ["", f"{kind}s:"]
+        lines += [f"  {each.name:<{WIDTH}}{each.summary}" for each in entries() if each.kind == kind]
+    return "\n".join(lines)
+
+
+def in_words(entry: Entry) -> str:
+    """An entry for a terminal: description, settings, source."""
+    lines = [f"{entry.name}: {entry.kind}, {entry.source}", "", entry.summary]
+    lines += ["", entry.text] if entry.text else []
+    lines += ["", "settings:" if entry.settings else "no settings"]
+    for each in entry.settings:
+        default = "required" if each.default is ... else f"default {default_in_words(each)}"
+        lines += [f"  {each.name}: {each.type}, {default}"]
+        lines += [" " * INDENT + line for line in each.text.splitlines()]
+    return "\n".join([*lines, ""])
