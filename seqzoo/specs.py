@@ -29,6 +29,8 @@ Length = Annotated[int, Field(ge=1, lt=2**31)]
 """A number of tokens, of batches, of examples ..."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Expansion = Annotated[float, Field(gt=0, le=4096)]
+"""A width over d_model."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 """A dropout rate, a decay per step ..."""

@@ -7,7 +7,7 @@ import jax
 
 from seqzoo.channels.base import ChannelMixer, register
 from seqzoo.nn import Linear
-from seqzoo.specs import Positive, Size
+from seqzoo.specs import Expansion, Size
 
 
 @register("swiglu")
@@ -17,7 +17,7 @@ class SwiGLU(ChannelMixer):
     Cost: 6 d_model hidden FLOPs per token; no state.
     """
 
-    expansion: Positive = 8 / 3
+    expansion: Expansion = 8 / 3
     """Hidden width over d_model, rounded up to a multiple of 8; 8/3 gives the parameters of a GELU MLP with 4."""
     hidden: Size | None = None
     """Hidden width, exactly; None: from expansion."""
@@ -58,7 +58,7 @@ class GeluMLP(ChannelMixer):
     Cost: 4 expansion d_model^2 FLOPs per token; no state.
     """
 
-    expansion: Positive = 4.0
+    expansion: Expansion = 4.0
     """Hidden width over d_model, rounded."""
 
     def setup(self, rngs, depth):

@@ -10,7 +10,7 @@ from jax import Array
 from seqzoo.channels.base import ChannelMixer, register
 from seqzoo.kernels.common import segments
 from seqzoo.nn import Linear, lerp, mixes, token_shift
-from seqzoo.specs import Positive
+from seqzoo.specs import Expansion
 
 
 class RWKVChannelState(NamedTuple):
@@ -32,7 +32,7 @@ class RWKVChannelMix(ChannelMixer):
     Initial values are those of the authors' RWKV-v4neo: W_r and W_v zero, W_k orthogonal, mu by channel and layer.
     """
 
-    expansion: Positive = 4.0
+    expansion: Expansion = 4.0
     """Hidden width over d_model, rounded."""
     gated: bool = True
     """Whether the sigmoid is there; else y_t = W_v relu(W_k x^k_t)^2 (Peng et al. 2025, arXiv:2503.14456)."""

@@ -11,7 +11,7 @@ from seqzoo.convert.fla import eps_of, projections, stack_mapping
 from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, joined, matrix
 from seqzoo.specs import Spec
 
-GATE = {"g_proj.weight": matrix("mixer.r.w")}
+GATE = {"g_proj.weight": matrix("mixer.gate.w")}
 DECAY = {"A_log": copy("mixer.decay.a_log"), "dt_bias": copy("mixer.decay.bias")}
 DECAY_OF_HEADS = DECAY | {"a_proj.weight": matrix("mixer.decay_in.w")}
 
@@ -41,7 +41,7 @@ def comba(config: Config) -> ModelMapping:
     """Blocks of Comba. Its p, sigmoid(decay) k, is brought to unit length again, so that the share acts in q - D p alone."""
     config.only("use_output_gate", True)
     config.ignore("use_output_correction", "use_inner_decay", "correction_factor")  # stored there; its block does not hand them on
-    correction = joined("mixer.correction", ("D", "decay"), lambda x: x[0] * _sigmoid(x[1]))
+    correction = joined("mixer.query_correction", ("D", "decay"), lambda x: x[0] * _sigmoid(x[1]))
     settings = _widths(config, 6, 256, 2.0) | {"feedback": False}
     return _mapping(config, "comba", GATE | DECAY_OF_HEADS | correction, **settings)
 
@@ -63,9 +63,9 @@ def kda(config: Config) -> ModelMapping:
     low_rank = {
         "f_proj.0.weight": matrix("mixer.decay_in.down.w"),
         "f_proj.1.weight": matrix("mixer.decay_in.up.w"),
-        "g_proj.0.weight": matrix("mixer.r.down.w"),
-        "g_proj.1.weight": matrix("mixer.r.up.w"),
-        "g_proj.1.bias": copy("mixer.r.bias"),
+        "g_proj.0.weight": matrix("mixer.gate.down.w"),
+        "g_proj.1.weight": matrix("mixer.gate.up.w"),
+        "g_proj.1.bias": copy("mixer.gate.bias"),
     }
     settings = _widths(config, 16, 128, 1.0) | {"gate_bias": True}
     return _mapping(config, "kda", low_rank | DECAY, **settings, **_range(config))

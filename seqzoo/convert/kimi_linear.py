@@ -55,8 +55,8 @@ PROJECTIONS = {
     "v_proj": "v",
     "f_a_proj": "decay_in.down",
     "f_b_proj": "decay_in.up",
-    "g_a_proj": "r.down",
-    "g_b_proj": "r.up",
+    "g_a_proj": "gate.down",
+    "g_b_proj": "gate.up",
     "b_proj": "beta",
     "o_proj": "out",
 }

@@ -17,7 +17,7 @@ WITHOUT_EFFECT = (
 )
 OUTPUT_NORM_EPS = 1e-5  # of the norm behind a memory, whatever rms_norm_eps says
 NORM_POSITION = {"linear_attention": "pre", "full_attention": "post"}
-LINEAR = {"q": "q", "k": "k", "v": "v", "g": "r", "a": "decay_in", "b": "beta", "o": "out"}
+LINEAR = {"q": "q", "k": "k", "v": "v", "g": "gate", "a": "decay_in", "b": "beta", "o": "out"}
 
 
 @architecture("olmo_hybrid")

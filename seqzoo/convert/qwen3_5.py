@@ -46,7 +46,7 @@ def qwen3_5_text(config: Config) -> ModelMapping:
 
 def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:
     """q, k and v have one projection and one convolution."""
-    sizes, names = (keys, keys, values), {"in_proj_z": "r", "in_proj_b": "beta", "in_proj_a": "decay_in", "out_proj": "out"}
+    sizes, names = (keys, keys, values), {"in_proj_z": "gate", "in_proj_b": "beta", "in_proj_a": "decay_in", "out_proj": "out"}
     return {
         "linear_attn.in_proj_qkv.weight": split(sizes, *(matrix(f"mixer.{name}.w") for name in "qkv")),
         "linear_attn.conv1d.weight": split(sizes, *(conv_kernel(f"mixer.{name}_convolution.w") for name in "qkv")),

@@ -12,25 +12,23 @@ from seqzoo.mixers.attention.sigmoid import Sigmoid
 from seqzoo.mixers.attention.softmax import Softmax
 from seqzoo.mixers.base import Mixer, register, registry, state_bytes
 from seqzoo.mixers.convolution.base_conv import BaseConv
+from seqzoo.mixers.delta_rule.comba import Comba
+from seqzoo.mixers.delta_rule.deltanet import DeltaNet
+from seqzoo.mixers.delta_rule.gated_deltanet import GatedDeltaNet
+from seqzoo.mixers.delta_rule.gated_deltaproduct import GatedDeltaProduct
+from seqzoo.mixers.delta_rule.kda import KimiDeltaAttention
 from seqzoo.mixers.linear_attention.aaren import Aaren
 from seqzoo.mixers.linear_attention.based import Based
-from seqzoo.mixers.linear_attention.comba import Comba
-from seqzoo.mixers.linear_attention.delta import DeltaNet
 from seqzoo.mixers.linear_attention.flow import FlowAttention
-from seqzoo.mixers.linear_attention.gated_delta import GatedDeltaNet
-from seqzoo.mixers.linear_attention.gated_delta_product import GatedDeltaProduct
 from seqzoo.mixers.linear_attention.gla import GatedLinearAttention
 from seqzoo.mixers.linear_attention.gsa import GatedSlotAttention
 from seqzoo.mixers.linear_attention.hgrn2 import HGRN2
-from seqzoo.mixers.linear_attention.kda import KimiDeltaAttention
 from seqzoo.mixers.linear_attention.lightning import LightningAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
 from seqzoo.mixers.linear_attention.mamba2 import Mamba2
 from seqzoo.mixers.linear_attention.mlstm import MLSTM
 from seqzoo.mixers.linear_attention.norm_attention import NormAttention
 from seqzoo.mixers.linear_attention.retnet import RetNet
-from seqzoo.mixers.linear_attention.rwkv6 import RWKV6
-from seqzoo.mixers.linear_attention.rwkv7 import RWKV7
 from seqzoo.mixers.linear_attention.simple_gla import SimpleGatedLinearAttention
 from seqzoo.mixers.linear_recurrence.hgrn import HGRN
 from seqzoo.mixers.linear_recurrence.lru import LRU
@@ -39,9 +37,11 @@ from seqzoo.mixers.linear_recurrence.min_gru import MinGRU
 from seqzoo.mixers.linear_recurrence.min_lstm import MinLSTM
 from seqzoo.mixers.linear_recurrence.qlstm import QLSTM
 from seqzoo.mixers.linear_recurrence.rg_lru import RGLRU
-from seqzoo.mixers.linear_recurrence.rwkv4 import RWKV4
 from seqzoo.mixers.linear_recurrence.s4d import S4D
 from seqzoo.mixers.linear_recurrence.s5 import S5
+from seqzoo.mixers.rwkv.rwkv4 import RWKV4
+from seqzoo.mixers.rwkv.rwkv6 import RWKV6
+from seqzoo.mixers.rwkv.rwkv7 import RWKV7
 from seqzoo.mixers.selective_scan.mamba import Mamba
 from seqzoo.nn.layer import Depth
 from seqzoo.specs import Settings, Spec

@@ -75,7 +75,10 @@ class Text(Task):
             raise ValueError(f"eval_lengths={self.eval_lengths!r}, wanted at least one length, and each once")
         if self.stream and self.positions == "window":
             raise ValueError("positions='window', wanted 'document' (the only one for stream=True), or None")
-        data.check(self.source, field=self.field, held_out=self.held_out)
+        try:
+            data.check(self.source, field=self.field, held_out=self.held_out)
+        except data.DataError as error:
+            raise ValueError(f"source={self.source!r}: {error}") from None
         return self
 
     @property

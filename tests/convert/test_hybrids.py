@@ -53,8 +53,8 @@ def test_layers_of_kimi_delta_attention_are_read_out_of_a_model_that_has_more(tm
     at = lambda name: tensors[f"model.layers.2.self_attn.{name}"]
     np.testing.assert_array_equal(mixer.decay.a_log[...], at("A_log").reshape(2))
     np.testing.assert_array_equal(mixer.k_convolution.w[...], at("k_conv1d.weight")[:, 0].T)
-    np.testing.assert_array_equal(mixer.r.up.w[...], at("g_b_proj.weight").T)
-    assert mixer.r.bias is None and mixer(jnp.ones((1, 3, 16)))[0].shape == (1, 3, 16)
+    np.testing.assert_array_equal(mixer.gate.up.w[...], at("g_b_proj.weight").T)
+    assert mixer.gate.bias is None and mixer(jnp.ones((1, 3, 16)))[0].shape == (1, 3, 16)
     lacks = r"latent attention \(layer_types 'full_attention'\) in layers \[1\] and a mixture of experts .* in layers \[1, 2, 3\]"
     with pytest.raises(convert.ConvertError, match=rf"config.json: multi-head {lacks} is not supported; load_mixer reads single"):
         convert.load(folder)

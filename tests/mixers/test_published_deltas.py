@@ -28,9 +28,9 @@ def unit(x, eps=1e-6):
 
 def projected(mixer, x):
     """q, k, v by head (and step), beta, and exp(g) [b, t, h, k or 1] of the gated ones."""
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     q, k, v = (convolved(mixer, name, x) for name in "qkv")
-    return *(split(z, heads) for z in (q, k, v)), mixer.strongest * sigmoid(affine(mixer.beta, x))
+    return *(split(z, heads) for z in (q, k, v)), mixer.beta_max * sigmoid(affine(mixer.beta, x))
 
 
 def step_decay(decay, z):
@@ -68,7 +68,7 @@ def test_gated_deltanet_forgets_before_it_corrects(settings):
     mixer, x, y = built(f"gated_deltanet({settings})")
     q, k, v, beta = projected(mixer, x)
     o = correct(unit(q), unit(k), v, beta, step_decay(mixer.decay, affine(mixer.decay_in, x)))
-    assert_close(y, finished(mixer, o, silu(affine(mixer.r, x))))
+    assert_close(y, finished(mixer, o, silu(affine(mixer.gate, x))))
 
 
 @pytest.mark.parametrize(
@@ -78,37 +78,37 @@ def test_kda_forgets_by_channel(settings):
     mixer, x, y = built(f"kda({settings})")
     q, k, v, beta = projected(mixer, x)
     o = correct(unit(q), unit(k), v, beta, step_decay(mixer.decay, low_rank(mixer.decay_in, x)))
-    assert_close(y, finished(mixer, o, sigmoid(low_rank(mixer.r, x))))
+    assert_close(y, finished(mixer, o, sigmoid(low_rank(mixer.gate, x))))
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, feedback=False, correction=0.02, output_gate='silu'"])
 def test_comba_takes_back_a_share_of_what_was_there_before_the_decay(settings):
     mixer, x, y = built(f"comba({settings})")
     q, k, v, beta = projected(mixer, x)
-    share = 1.0 if mixer.feedback is None else sigmoid(wide(mixer.feedback))[:, None]
-    q = unit(q - wide(mixer.correction)[:, None] * k)
+    share = 1.0 if mixer.feedback_logit is None else sigmoid(wide(mixer.feedback_logit))[:, None]
+    q = unit(q - wide(mixer.query_correction)[:, None] * k)
     o = correct(q, unit(k), v, beta, step_decay(mixer.decay, affine(mixer.decay_in, x)), share * unit(k))
-    assert_close(y, finished(mixer, o, (silu if "silu" in settings else sigmoid)(affine(mixer.r, x))))
+    assert_close(y, finished(mixer, o, (silu if "silu" in settings else sigmoid)(affine(mixer.gate, x))))
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, steps=3, negative_eigenvalues=False", "forget=False"])
 def test_gated_deltaproduct_takes_several_steps_per_token(settings):
     mixer, x, y = built(f"gated_deltaproduct({settings})")
-    heads, n = mixer.sizes[1], mixer.steps
+    heads, n = mixer.heads, mixer.steps
     q, k, v = (convolved(mixer, name, x) for name in "qkv")
     per_step = lambda z: z.reshape(B, T * n, heads, -1)
-    beta = mixer.strongest * sigmoid(per_step(affine(mixer.beta, x)))[..., 0]
+    beta = mixer.beta_max * sigmoid(per_step(affine(mixer.beta, x)))[..., 0]
     kept = np.ones((B, T, n, heads, 1))
     if mixer.forget:
         kept[:, :, 0] = step_decay(mixer.decay, affine(mixer.decay_in, x))
     late = np.repeat(unit(split(q, heads)), n, axis=1)  # read behind each step, looked at behind the last
     o = correct(late, unit(per_step(k)), per_step(v), beta, kept.reshape(B, T * n, heads, 1))[:, n - 1 :: n]
-    assert_close(y, finished(mixer, o, silu(affine(mixer.r, x))))
+    assert_close(y, finished(mixer, o, silu(affine(mixer.gate, x))))
 
 
 def rwkv7(mixer, x, first=None):
     """(y, the values before they are blended with `first`)."""
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     back = np.concatenate([np.zeros((B, 1, D)), x[:, :-1]], axis=1) - x
     x_r, x_w, x_k, x_v, x_a, x_g = (x + back * mu for mu in wide(mixer.mix))
     r, k, own = affine(mixer.receptance, x_r), affine(mixer.key, x_k), affine(mixer.value, x_v)
@@ -215,7 +215,7 @@ def forget_nothing(mixer):
 def test_gated_deltanet_that_forgets_nothing_is_deltanet_but_for_the_gate():
     def change(mixer):
         forget_nothing(mixer)
-        mixer.gate = lambda x, y: y
+        mixer.gated = lambda x, y: y
 
     got, wanted = reduced("gated_deltanet(expand_k=1.0, expand_v=1.0)", "deltanet", change)
     assert_close(got, wanted)
@@ -238,18 +238,18 @@ def test_comba_without_a_decay_or_corrections_is_gated_deltanet():
 @pytest.mark.parametrize("name", ["deltanet", "gated_deltanet", "kda", "comba", "gated_deltaproduct"])
 def test_without_beta_nothing_is_written(name):
     mixer, x, _ = built(name)
-    mixer.strongest = 0.0
+    mixer.beta_max = 0.0
     _, state = mixer(x.astype(np.float32), state=mixer.init_state(B))
-    assert not np.any(state.memory)
+    assert not np.any(state.matrix)
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("deltanet(heads=3)", "heads=3 does not divide key width 32"),
-        ("gated_deltanet(conv_size=0)", "conv_size=0: wanted at least 1 tap"),
-        ("comba(output_gate='swish')", "output_gate='swish' is unknown; it is one of silu, sigmoid"),
-        ("gated_deltaproduct(steps=0)", "steps=0: wanted at least 1"),
+        ("gated_deltanet(conv_size=0)", "conv_size=0, wanted int in"),
+        ("comba(output_gate='swish')", "output_gate='swish', wanted 'sigmoid' or 'silu'"),
+        ("gated_deltaproduct(steps=0)", "steps=0, wanted int in"),
         ("rwkv7(heads=5)", "heads=5 does not divide key width 32"),
     ],
 )

@@ -55,7 +55,7 @@ def test_memories_that_share_a_key_are_those_of_a_mixer_whose_keys_are_copies(ke
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 32)), jnp.float32)
     run = jax.jit(lambda mixer, x: mixer(x, state=mixer.init_state(2)))
     (got, state), (wanted, wanted_state) = run(shared, x), run(full, x)
-    assert_close((got, state.memory, state.v_tail), (wanted, wanted_state.memory, wanted_state.v_tail))
+    assert_close((got, state.matrix, state.v_tail), (wanted, wanted_state.matrix, wanted_state.v_tail))
     assert state.k_tail.shape == (2, 3, 8 * key_heads)
 
 

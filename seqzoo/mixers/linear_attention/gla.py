@@ -3,7 +3,7 @@
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_attention.base import XAVIER_SMALL, LinearAttentionMixer, log_forget_gate
 from seqzoo.nn import Linear
-from seqzoo.specs import Number, Positive, Size
+from seqzoo.specs import Expansion, Number, Positive, Size
 
 
 @register("gla")
@@ -22,9 +22,9 @@ class GatedLinearAttention(LinearAttentionMixer):
     RMS norm with one. The defaults here are fla's, with which the released checkpoints run.
     """
 
-    expand_k: Positive = 0.5
+    expand_k: Expansion = 0.5
     """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
-    expand_v: Positive = 1.0
+    expand_v: Expansion = 1.0
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     gate_rank: Size = 16
     """Inner width of the low-rank gate W_2 W_1."""

@@ -10,7 +10,7 @@ from .architectures import ARCHITECTURES, GRADIENT_BAR, MARKS, bar, pair
 
 pytestmark = MARKS
 
-SEVERAL = {"HGRN2": "bounded", "Comba": "correction"}  # parameters of ours that are made of several weights of theirs
+SEVERAL = {"HGRN2": "bounded", "Comba": "query_correction"}  # parameters of ours that are made of several weights of theirs
 
 
 def several_for_one(torch, name, models, got, wanted):

@@ -1,7 +1,7 @@
-"""RWKV-4's time mixing: attention whose weights are exponentials of keys alone, faded by channel, which makes it a recurrence."""
+"""RWKV-4's time mixing: attention whose weights are exponentials of keys alone, decayed by channel, which is a recurrence."""
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,14 @@ from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear, exponential_gates, lerp, mixes, over_larger, token_shift
 
+Implementation = Literal["reference", "loop", "chunked"]
+
 
 class RWKV4State(NamedTuple):
     """The last real token, and the sums of weighted values and of weights, both over exp(maximum)."""
 
     tail: Array  # [b, 1, d_model]
-    memory: Array  # [b, d_model, 2]
+    sums: Array  # [b, d_model, 2]
     maximum: Array  # [b, d_model] logarithm of the largest weight so far, -inf before the first token
     segment: Array  # [b] int32
 
@@ -33,10 +35,6 @@ class RWKV4(Mixer):
     per channel: an average of values, in which the present one has a bonus u. Use it as the baseline of recurrences that attend, in
     a stack with the channel mixer `rwkv`; what it recalls does not depend on who asks.
 
-    Args:
-      d_model: width of x and y, and the number of channels.
-      implementation: of the op `seqzoo.kernels.linear_recurrence`; None: the best for platform and shape.
-      depth: (index, count) of the layer, which sets decays and mixes at the start; None is (0, 1). The index may be traced.
     Cost: time O(t d^2), all of it projections; state 16 d bytes per row, independent of t.
     Both sums are recurrences held over exp(m_t), m_t = max(m_{t-1} + w, k_t), so that keys of any size stay in range; wkv_t reads
     those before t, over the larger of exp(m_{t-1}) and exp(u + k_t).
@@ -45,22 +43,26 @@ class RWKV4(Mixer):
     as 1.
     """
 
-    def __init__(self, d_model, *, implementation=None, depth=None, dtype=None, param_dtype=jnp.float32, rngs):
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    implementation: Implementation | tuple[Implementation, ...] | None = None
+    """Of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
+
+    def setup(self, rngs, depth):
+        d_model, kwargs = self.d_model, self.factory_kwargs(rngs)
         zero, orthogonal = jax.nn.initializers.zeros, jax.nn.initializers.orthogonal()
-        self.key, self.receptance = (Linear(d_model, d_model, init=zero, **settings) for _ in range(2))
-        self.value = Linear(d_model, d_model, init=orthogonal, **settings)
-        self.out = Linear(d_model, d_model, axes=("heads", "embed"), init=zero, **settings)
+        self.key, self.receptance = (Linear(d_model, d_model, init=zero, **kwargs) for _ in range(2))
+        self.value = Linear(d_model, d_model, init=orthogonal, **kwargs)
+        self.out = Linear(d_model, d_model, axes=("heads", "embed"), init=zero, **kwargs)
 
         index, count = (0, 1) if depth is None else depth
         rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
         channel = jnp.arange(d_model, dtype=jnp.float32)
         decay = -5 + 8 * (channel / max(d_model - 1, 1)) ** (0.7 + 1.3 * rise)
         bonus = math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1)
-        self.time_decay, self.time_first = (nnx.Param(p.astype(param_dtype), axes=("heads",), decay=False) for p in (decay, bonus))
+        self.time_decay, self.time_first = (
+            nnx.Param(p.astype(self.param_dtype), axes=("heads",), decay=False) for p in (decay, bonus)
+        )
         starts = (mixes(d_model, depth), mixes(d_model, depth) + 0.3 * rise, mixes(d_model, depth, 0.5))
-        self.mix_key, self.mix_value, self.mix_receptance = (nnx.Param(p.astype(param_dtype), axes=("embed",)) for p in starts)
-        self.d_model, self.implementation, self.dtype = d_model, implementation, param_dtype if dtype is None else dtype
+        self.mix_key, self.mix_value, self.mix_receptance = (nnx.Param(p.astype(self.param_dtype), axes=("embed",)) for p in starts)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         tail, first, segment = (None, None, None) if state is None else (state.tail, state.maximum, state.segment)
@@ -71,32 +73,32 @@ class RWKV4(Mixer):
 
         w, bonus = (jnp.broadcast_to(p[...].astype(k.dtype)[None, None], k.shape) for p in (self.time_decay, self.time_first))
         gates = exponential_gates(k, -jnp.exp(w), maximum=first, segment=segment, segment_ids=segment_ids)
-        written = jnp.stack([v, jnp.ones_like(v)], axis=-1)
-        h, memory = linear_recurrence(
-            jnp.broadcast_to(jnp.exp(gates.log_keep)[..., None], written.shape),
-            jnp.exp(gates.log_write)[..., None] * written,
+        inputs = jnp.stack([v, jnp.ones_like(v)], axis=-1)
+        h, sums = linear_recurrence(
+            jnp.broadcast_to(jnp.exp(gates.log_keep)[..., None], inputs.shape),
+            jnp.exp(gates.log_write)[..., None] * inputs,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **state_kwargs(state),
+            **state_kwargs(state, "sums"),
         )
         past, _ = token_shift(
             h.reshape(*h.shape[:2], -1),
-            tail=None if state is None else state.memory.reshape(h.shape[0], 1, -1),
+            tail=None if state is None else state.sums.reshape(h.shape[0], 1, -1),
             segment=segment,
             segment_ids=segment_ids,
         )
         past_weight, present_weight = (jnp.exp(z)[..., None] for z in over_larger(gates.before, bonus + k))
-        read = past_weight * past.reshape(h.shape) + present_weight * written
+        read = past_weight * past.reshape(h.shape) + present_weight * inputs
         y = self.out(jax.nn.sigmoid(r) * (read[..., 0] / read[..., 1]).astype(r.dtype))
-        return y, next_state(state, segment_ids, tail=tail, memory=memory, maximum=gates.maximum[:, -1])
+        return y, next_state(state, segment_ids, tail=tail, sums=sums, maximum=gates.maximum[:, -1])
 
-    def init_state(self, batch, max_length=None, dtype=None) -> RWKV4State:
-        """Empty sums, with the maximum at -inf; `max_length` has no bearing on their size."""
-        dtype = self.dtype if dtype is None else dtype
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> RWKV4State:
+        """Empty sums, with the maximum at -inf; `max_length` has no influence on their size."""
+        dtype = self.cache_dtype(dtype)
         wide = jnp.promote_types(jnp.float32, dtype)
-        tail, memory = jnp.zeros((batch, 1, self.d_model), dtype), jnp.zeros((batch, self.d_model, 2), wide)
+        tail, sums = jnp.zeros((batch, 1, self.d_model), dtype), jnp.zeros((batch, self.d_model, 2), wide)
         maximum = jnp.full((batch, self.d_model), -jnp.inf, wide)
-        return RWKV4State(tail, memory, maximum, jnp.zeros((batch,), jnp.int32))
+        return RWKV4State(tail, sums, maximum, jnp.zeros((batch,), jnp.int32))
 
-    def flops(self, batch, length) -> int:
+    def flops(self, batch, length):
         return 8 * batch * length * self.d_model**2

@@ -1,7 +1,7 @@
-"""RWKV-7's time mixing: a delta rule whose removal key, strength and decay are each a vector, and the first layer's values."""
+"""RWKV-7's time mixing: a delta rule whose removal key, beta and decay are each a vector, and the value residual."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,25 @@ from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
-from seqzoo.mixers.linear_attention.gated_memory import empty_memory, widths
+from seqzoo.mixers.linear_attention.base import Implementation, empty_state, widths
 from seqzoo.nn import LayerNorm, Linear, LowRank, mixes, token_shift
 from seqzoo.nn.delta import unit
+from seqzoo.specs import Expansion, Positive, Size
 
 MIXES = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}  # and the powers they start with
-STRONGEST = math.exp(-0.5)  # no channel keeps less than exp(-0.61) = 0.545 of a state per token
+FASTEST = math.exp(-0.5)  # no channel keeps less than exp(-0.61) = 0.545 of a state per token
 
 
 class RWKV7State(NamedTuple):
-    """The last real token, and the memory."""
+    """Recurrent state, and the last real token."""
 
     tail: Array  # [b, 1, d_model]
-    memory: Array  # [b, h, k, v]
+    matrix: Array  # [b, h, k, v]
     segment: Array  # [b] int32
 
 
 class FirstValue(NamedTuple):
-    """What flows to later layers: the values of the stack's first RWKV-7 layer."""
+    """Input of later layers: the values of the stack's first RWKV-7 layer."""
 
     value: Array  # [b, t, h v]
     known: Array  # [] bool, whether that layer has been passed
@@ -46,17 +47,6 @@ class RWKV7(Mixer):
     through the backbone; the first such layer, or one by itself, has v~ = v. Use it where a state must be tracked: what is removed
     and what is written have strengths of their own.
 
-    Args:
-      d_model: width of x and y.
-      heads: number of memories; each is [k, v] = [d_model expand_k / heads, d_model expand_v / heads]. Released models: width 64.
-      expand_k, expand_v: widths of all keys and of all values, over d_model.
-      first_value: whether there is an f_v, which a layer by itself has no use for; else v~ = v.
-      decay_rank, rate_rank, value_rank, gate_rank: inner widths of f_w, f_a, f_v and of A B in g.
-      eps: of the norm over each head; released models have 1e-5 times 64.
-      key_eps: what is added to the square of the length that makes u_t; flash-linear-attention adds 1e-6.
-      implementation: of the op `seqzoo.kernels.linear_attention`; None: the best for platform and shape.
-      depth: (index, count) of the layer, which sets decays, mixes and the norm's scale at the start; None is (0, 1). The index may
-        be traced.
     Raises:
       ValueError: heads does not divide the widths.
     Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and one input per row, independent of t.
@@ -64,52 +54,56 @@ class RWKV7(Mixer):
     flash-linear-attention's; factors A zero, B orthogonal times 0.1, W_o zero.
     """
 
-    def __init__(
-        self,
-        d_model,
-        *,
-        heads=4,
-        expand_k=1.0,
-        expand_v=1.0,
-        first_value=True,
-        decay_rank=32,
-        rate_rank=32,
-        value_rank=32,
-        gate_rank=64,
-        eps=64e-5,
-        key_eps=1e-12,
-        implementation=None,
-        depth=None,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs,
-    ):
-        keys, values = widths(d_model, heads, expand_k, expand_v)
+    heads: Size = 4
+    """Number of heads; the state of each is a matrix [k, v]. Released models have heads of width 64."""
+    expand_k: Expansion = 1.0
+    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    expand_v: Expansion = 1.0
+    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    first_value: bool = True
+    """Whether there is an f_v, the value residual; a layer by itself has no use for it. Without it v~ = v."""
+    decay_rank: Size = 32
+    """Inner width of f_w."""
+    rate_rank: Size = 32
+    """Inner width of f_a."""
+    value_rank: Size = 32
+    """Inner width of f_v."""
+    gate_rank: Size = 64
+    """Inner width of A B in g."""
+    eps: Positive = 64e-5
+    """Added to the variance by the norm over each head; released models have 1e-5 times 64."""
+    key_eps: Positive = 1e-12
+    """Added to the square of the length that makes u_t; flash-linear-attention adds 1e-6."""
+    implementation: Implementation | tuple[Implementation, ...] | None = None
+    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    def setup(self, rngs, depth):
+        d_model, heads = self.d_model, self.heads
+        keys, values = widths(d_model, heads, self.expand_k, self.expand_v)
+        self.key_dim, self.value_dim = keys // heads, values // heads
         index, count = (0, 1) if depth is None else depth
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kwargs = self.factory_kwargs(rngs)
         zero, orthogonal, faint = jax.nn.initializers.zeros, jax.nn.initializers.orthogonal(), jax.nn.initializers.orthogonal(0.1)
-        self.receptance, self.key = (Linear(d_model, keys, init=init, **settings) for init in (orthogonal, faint))
-        self.value = Linear(d_model, values, init=orthogonal, **settings)
-        self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **settings)
+        self.receptance, self.key = (Linear(d_model, keys, init=init, **kwargs) for init in (orthogonal, faint))
+        self.value = Linear(d_model, values, init=orthogonal, **kwargs)
+        self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **kwargs)
 
         rise = jnp.asarray(index, jnp.float32) / max(count - 1, 1)  # from 0 to 1 through the layers
         line, zigzag = (jnp.asarray(x, jnp.float32) for x in _along(keys, keys // heads))
-        low_rank = {"down_init": zero, "up_init": faint, **settings}
+        low_rank = {"down_init": zero, "up_init": faint, **kwargs}
         decay = -5.5 + 6 * (line + 0.5) ** (1 + rise**0.3) + 2.5 * zigzag
-        self.decay = LowRank(d_model, decay_rank, keys, activation=jnp.tanh, bias=decay, **low_rank)
-        self.rate = LowRank(d_model, rate_rank, keys, bias=-0.19 + 0.3 * zigzag + 0.4 * line, **low_rank)
+        self.decay = LowRank(d_model, self.decay_rank, keys, activation=jnp.tanh, bias=decay, **low_rank)
+        self.rate = LowRank(d_model, self.rate_rank, keys, bias=-0.19 + 0.3 * zigzag + 0.4 * line, **low_rank)
         blend = {"bias": 0.73 - 0.4 * _along(values, values)[0], **low_rank}
-        self.first = LowRank(d_model, value_rank, values, **blend) if first_value else None
-        self.gate = LowRank(d_model, gate_rank, values, activation=jax.nn.sigmoid, **low_rank)
+        self.first = LowRank(d_model, self.value_rank, values, **blend) if self.first_value else None
+        self.gate = LowRank(d_model, self.gate_rank, values, activation=jax.nn.sigmoid, **low_rank)
 
-        param = lambda x, *axes: nnx.Param(jnp.asarray(x, param_dtype), axes=axes, decay=False)
+        param = lambda x, *axes: nnx.Param(jnp.asarray(x, self.param_dtype), axes=axes, decay=False)
         self.mix = param(1 - jnp.stack([mixes(d_model, depth, power) for power in MIXES.values()]), None, "embed")
         self.removal, self.replacement = param(0.71 - 0.1 * line, "heads"), param(jnp.full((keys,), 1.02), "heads")
         self.bonus = param(jnp.full((heads, keys // heads), -0.04), "heads", None)
-        self.norm = LayerNorm(values, eps=eps, axis="heads", groups=heads, param_dtype=param_dtype)
-        self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, param_dtype)
-        self.sizes, self.key_eps = (d_model, heads, keys // heads, values // heads), key_eps
-        self.implementation, self.dtype = implementation, param_dtype if dtype is None else dtype
+        self.norm = LayerNorm(values, eps=self.eps, axis="heads", groups=heads, param_dtype=self.param_dtype)
+        self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, self.param_dtype)
 
     def with_layer_inputs(self, x, layer_inputs, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
@@ -124,25 +118,25 @@ class RWKV7(Mixer):
             v = (v + (first.value - v) * jax.nn.sigmoid(self.first(x_v))).astype(v.dtype)
 
         per_channel = lambda p: p[...].astype(a.dtype)[None, None]
-        heads = lambda y: y.reshape(*y.shape[:2], self.sizes[1], -1)
+        heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
         removed = unit(heads(k * per_channel(self.removal)), self.key_eps)
         k = (k * (1 + (a - 1) * per_channel(self.replacement))).astype(v.dtype)
         r, k, v = heads(r), heads(k), heads(v)
-        o, memory = linear_attention(
+        o, matrix = linear_attention(
             r,
             k,
             v,
-            log_decay=heads(-STRONGEST * jax.nn.sigmoid(self.decay(x_w))),
+            log_decay=heads(-FASTEST * jax.nn.sigmoid(self.decay(x_w))),
             a=-removed.astype(k.dtype),
             b=(heads(a) * removed).astype(k.dtype),
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **state_kwargs(state),
+            **state_kwargs(state, "matrix"),
         )
         own = jnp.sum(r * self.bonus[...].astype(r.dtype)[None, None] * k, axis=-1, keepdims=True) * v
         y = self.gate(x_g) * (self.norm(o.reshape(*x.shape[:2], -1)) + own.reshape(*x.shape[:2], -1))
-        return self.out(y), next_state(state, segment_ids, tail=tail, memory=memory), layer_inputs
+        return self.out(y), next_state(state, segment_ids, tail=tail, matrix=matrix), layer_inputs
 
     def __call__(self, x, **arguments):
         return self.with_layer_inputs(x, self.init_layer_inputs(x), **arguments)[:2]
@@ -150,24 +144,25 @@ class RWKV7(Mixer):
     @property
     def layer_input(self) -> str:
         """Name of the first layer's values among the layer inputs; layers with as many values share it."""
-        return f"first of {self.sizes[1] * self.sizes[3]} values"
+        return f"first of {self.heads * self.value_dim} values"
 
     def init_layer_inputs(self, x):
         if self.first is None:
             return {}
         dtype = self.value.dtype or jnp.result_type(x, self.value.w[...])
-        value = jnp.zeros((*x.shape[:2], self.sizes[1] * self.sizes[3]), dtype)
+        value = jnp.zeros((*x.shape[:2], self.heads * self.value_dim), dtype)
         return {self.layer_input: FirstValue(value, jnp.zeros((), bool))}
 
-    def init_state(self, batch, max_length=None, dtype=None) -> RWKV7State:
-        """An empty memory; `max_length` has no bearing on its size."""
-        dtype = self.dtype if dtype is None else dtype
-        return RWKV7State(jnp.zeros((batch, 1, self.sizes[0]), dtype), *empty_memory(batch, *self.sizes[1:], dtype))
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> RWKV7State:
+        """An empty state; `max_length` has no influence on its size."""
+        dtype = self.cache_dtype(dtype)
+        tail = jnp.zeros((batch, 1, self.d_model), dtype)
+        return RWKV7State(tail, *empty_state(batch, self.heads, self.key_dim, self.value_dim, dtype))
 
-    def flops(self, batch, length) -> int:
-        d_model, heads, k, v = self.sizes
+    def flops(self, batch, length):
+        k, v = self.key_dim, self.value_dim
         low_rank = sum(f.flops_per_token for f in (self.decay, self.rate, self.first, self.gate) if f is not None)
-        return batch * length * (low_rank + heads * (2 * d_model * (2 * k + 2 * v) + 8 * k * v))
+        return batch * length * (low_rank + self.heads * (2 * self.d_model * (2 * k + 2 * v) + 8 * k * v))
 
 
 def _along(width: int, head: int) -> tuple[Array, Array]:

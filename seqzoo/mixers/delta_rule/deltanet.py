@@ -1,0 +1,32 @@
+"""DeltaNet: a matrix-valued state that replaces what a key finds instead of adding to it."""
+
+from seqzoo.mixers.base import register
+from seqzoo.mixers.delta_rule.base import DeltaRuleMixer
+from seqzoo.specs import Expansion
+
+
+@register("deltanet")
+class DeltaNet(DeltaRuleMixer):
+    r"""DeltaNet (Schlag et al. 2021, arXiv:2102.11174) in the form of Yang et al. 2024, arXiv:2406.06484.
+
+        S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T        beta_t = sigmoid(W_b x_t)
+        y_t = W_o rmsnorm(k^-0.5 S_t^T q_t)        q, k, v = silu(conv(W x)), q and k over their lengths
+
+    Use it where facts are overwritten: a key's old value goes when a new one comes. It forgets nothing else. It is gradient descent
+    on |S^T k - v|^2 / 2, one step of size beta per token: TTT-Linear (Sun et al. 2024, arXiv:2407.04620) without its norm.
+
+    Raises:
+      ValueError: heads does not divide the widths.
+    Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
+    """
+
+    expand_k: Expansion = 1.0
+    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    expand_v: Expansion = 1.0
+    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    negative_eigenvalues: bool = False
+    """Whether beta is twice as large, in (0, 2): a token can then mirror what its key finds, which counting modulo 2 needs
+    (Grazzi et al. 2024, arXiv:2411.12537)."""
+
+    def setup(self, rngs, depth):
+        self.make_layers(rngs, self.expand_k, self.expand_v, negative_eigenvalues=self.negative_eigenvalues)

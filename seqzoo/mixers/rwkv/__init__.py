@@ -1,0 +1,1 @@
+"""Time mixing of the RWKV models."""
