@@ -53,7 +53,7 @@ def selective_scan(x, dt, A, B, C):
     return _over_time(step, jnp.zeros((x.shape[0], *A.shape), x.dtype), x, dt, B, C)
 
 
-def linear_attention_scan(q, k, v, log_decay=None, value_log_decay=None, exclusive=False, bonus=None):
+def linear_attention_scan(q, k, v, log_decay=None, value_log_decay=None, read_before_write=False, bonus=None):
     """One token at a time; log_decay [b, t, h] or [b, t, h, k], value_log_decay [b, t, h, v], bonus [h, k]."""
     decays = [] if log_decay is None else [_per_channel(log_decay, k)[..., None]]
     decays += [] if value_log_decay is None else [jnp.exp(value_log_decay)[..., None, :]]
@@ -64,26 +64,26 @@ def linear_attention_scan(q, k, v, log_decay=None, value_log_decay=None, exclusi
         for decay in decays:
             S = decay * S
         S = S + write
-        return S, jnp.einsum("bhk,bhkv->bhv", q, before + bonus[None, ..., None] * write if exclusive else S)
+        return S, jnp.einsum("bhk,bhkv->bhv", q, before + bonus[None, ..., None] * write if read_before_write else S)
 
     b, _, h, width = k.shape
     return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, *decays)
 
 
-def delta_scan(q, k, v, strength, log_decay=None):
-    """The delta rule one token at a time; strength [b, t, h], log_decay [b, t, h] or [b, t, h, k]."""
+def delta_scan(q, k, v, beta, log_decay=None):
+    """The delta rule one token at a time; beta [b, t, h], log_decay [b, t, h] or [b, t, h, k]."""
     decays = [] if log_decay is None else [_per_channel(log_decay, k)[..., None]]
 
     def step(S, token):
-        q, k, v, strength, *decays = token
+        q, k, v, beta, *decays = token
         for decay in decays:
             S = decay * S
         found = jnp.einsum("bhk,bhkv->bhv", k, S)
-        S = S + (strength[..., None] * k)[..., None] * (v - found)[..., None, :]
+        S = S + (beta[..., None] * k)[..., None] * (v - found)[..., None, :]
         return S, jnp.einsum("bhk,bhkv->bhv", q, S)
 
     b, _, h, width = k.shape
-    return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, strength, *decays)
+    return _over_time(step, jnp.zeros((b, h, width, v.shape[-1]), v.dtype), q, k, v, beta, *decays)
 
 
 def linear_attention_associative(q, k, v, log_decay):

@@ -11,11 +11,12 @@ from benchmarks import alternatives as plain
 from seqzoo.kernels.attention import attention
 from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.kernels.selective_scan import selective_scan
-from seqzoo.nn.delta import delta_rule, unit
 
 LOOPS = ("loop", "chunked")
+LINEAR_ATTENTION = ("recurrent", "chunkwise", "recurrent_forward_chunkwise_backward")
 
 
 class Case(NamedTuple):
@@ -76,7 +77,7 @@ def _linear_attention(b, t, h, width, decay):
 
     def arguments(*rest):
         named = dict(zip((axis, "bonus") if gates else (), rest, strict=False))
-        return named | ({"exclusive": True} if decay == "exclusive" else {})
+        return named | ({"read_before_write": True} if decay == "exclusive" else {})
 
     def call(implementation):
         return lambda q, k, v, *rest: linear_attention(q, k, v, **arguments(*rest), scale=1.0, implementation=implementation)[0]
@@ -86,7 +87,7 @@ def _linear_attention(b, t, h, width, decay):
         others["associative_scan"] = plain.linear_attention_associative
     if decay == "head":
         others["quadratic"] = plain.linear_attention_quadratic
-    return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, (*LOOPS, "mixed"), others)
+    return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, LINEAR_ATTENTION, others)
 
 
 def _delta(b, t, h, width, decay):
@@ -96,14 +97,14 @@ def _delta(b, t, h, width, decay):
     def inputs(key):
         keys = jax.random.split(key, 5)
         q, k, v = (jax.random.normal(key, (b, t, h, width)) for key in keys[:3])
-        arrays = q, unit(k, 1e-6), v, jax.nn.sigmoid(jax.random.normal(keys[3], (b, t, h)))
+        arrays = q, l2_normalise(k, 1e-6), v, jax.nn.sigmoid(jax.random.normal(keys[3], (b, t, h)))
         return (*arrays, jax.nn.log_sigmoid(jax.random.normal(keys[4], gates) + 4.0)) if gates else arrays
 
     def call(implementation):
         return lambda *arrays: delta_rule(*arrays, scale=1.0, implementation=implementation)[0]
 
     label = f"delta rule, {decay} decay B{b} T{t} H{h} K{width}"
-    return _case("linear_attention", label, inputs, call, (*LOOPS, "mixed"), {"lax.scan": plain.delta_scan})
+    return _case("linear_attention", label, inputs, call, LINEAR_ATTENTION, {"lax.scan": plain.delta_scan})
 
 
 def _attention(b, t, h, width, scores):

@@ -139,7 +139,7 @@ def _call_linear(a, ids, implementation):
     rest = {"log_decay": a["log_decay"], "initial_state": a["initial"], "segment_ids": ids}
     rest |= {name: a[name] for name in ("a", "b") if name in a}
     if "bonus" in a:
-        rest |= {"value_log_decay": a["value_log_decay"], "bonus": a["bonus"], "exclusive": True}
+        rest |= {"value_log_decay": a["value_log_decay"], "bonus": a["bonus"], "read_before_write": True}
     return linear_attention(a["q"], a["k"], a["v"], implementation=implementation, **rest)
 
 
@@ -149,14 +149,21 @@ def _call_local(a, ids, implementation):
 
 
 LOOPS = ("reference", "loop", "chunked")
+LINEAR_ATTENTION = ("reference", "recurrent", "chunkwise", "recurrent_forward_chunkwise_backward")
 OPS = (
     Op("linear_recurrence", LOOPS, _recurrence, _call_recurrence, True),
     Op("selective_scan", ("reference", "loop"), _selective, _call_selective, True),
-    Op("linear_attention, decay per head", (*LOOPS, "mixed"), _linear(False), _call_linear, True),
-    Op("linear_attention, decay per channel", (*LOOPS, "mixed"), _linear(True), _call_linear, True),
-    Op("linear_attention, exclusive, decays of both axes", LOOPS, _linear(True, both_axes=True), _call_linear, True),
-    Op("linear_attention, low rank, decay per head", (*LOOPS, "mixed"), _low_rank(False), _call_linear, True),
-    Op("linear_attention, low rank, decay per channel", (*LOOPS, "mixed"), _low_rank(True), _call_linear, True),
+    Op("linear_attention, decay per head", LINEAR_ATTENTION, _linear(False), _call_linear, True),
+    Op("linear_attention, decay per channel", LINEAR_ATTENTION, _linear(True), _call_linear, True),
+    Op(
+        "linear_attention, read before write, decays of both axes",
+        LINEAR_ATTENTION[:3],
+        _linear(True, both_axes=True),
+        _call_linear,
+        True,
+    ),
+    Op("linear_attention, low rank, decay per head", LINEAR_ATTENTION, _low_rank(False), _call_linear, True),
+    Op("linear_attention, low rank, decay per channel", LINEAR_ATTENTION, _low_rank(True), _call_linear, True),
     Op("attention, softmax", ("reference", "blocks"), _pairs, _attend(), False),
     Op("attention, softmax, window 31", ("reference", "blocks"), _pairs, _attend(window=31), False),
     Op("attention, sigmoid", ("reference", "blocks"), _pairs, _attend(scores="sigmoid", bias=-3.0), False),

@@ -3,8 +3,8 @@
     python -m benchmarks.choose                     # both ops, on the platform at hand
     python -m benchmarks.choose --ops linear_attention
 
-The tables are kernels/OP/measured.py, which `implementation=None` reads; what is known of other platforms stays. All forms of one
-shape take turns, and the median of the rounds decides. Use a machine that does nothing else.
+The tables are kernels/OP/tuning.py (or measured.py), which `implementation=None` reads; what is known of other platforms stays. All
+forms of one shape take turns, and the median of the rounds decides. Use a machine that does nothing else.
 """
 
 import importlib
@@ -22,7 +22,8 @@ from seqzoo.kernels.common.implementations import Choice
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 
-FORMS = ("loop", "chunked")
+LINEAR_ATTENTION = ("recurrent", "chunkwise")
+LINEAR_RECURRENCE = ("loop", "chunked")
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,21 @@ class Op(NamedTuple):
     call: Callable
     shapes: Callable  # tokens -> (kind, sizes, arrays by argument) for each shape
     forms: Choice  # the candidates, alone and with gradients
+    module: str  # the file of the table
+    table: str  # its name
 
 
 OPS = {
-    "linear_attention": Op(linear_attention, _linear_attention, Choice(FORMS, (*FORMS, "mixed"))),
-    "linear_recurrence": Op(linear_recurrence, _linear_recurrence, Choice(FORMS, FORMS)),
+    "linear_attention": Op(
+        linear_attention,
+        _linear_attention,
+        Choice(LINEAR_ATTENTION, (*LINEAR_ATTENTION, "recurrent_forward_chunkwise_backward")),
+        "tuning",
+        "TUNING",
+    ),
+    "linear_recurrence": Op(
+        linear_recurrence, _linear_recurrence, Choice(LINEAR_RECURRENCE, LINEAR_RECURRENCE), "measured", "MEASURED"
+    ),
 }
 
 
@@ -87,9 +98,9 @@ def fastest(op: Op, named: dict, repeats: int) -> tuple[Choice, list[dict[str, f
     return Choice(*(min(medians, key=medians.get) for medians in found)), found
 
 
-def source(module: Any, table: dict) -> str:
+def source(module: Any, name: str, table: dict) -> str:
     """The table's file, with the docstring it had."""
-    lines = [f'"""{module.__doc__}"""\n', "MEASURED = {"]
+    lines = [f'"""{module.__doc__}"""\n', f"{name} = {{"]
     for platform, kinds in sorted(table.items()):
         lines.append(f'    "{platform}": {{')
         for kind, sizes in sorted(kinds.items()):
@@ -112,10 +123,10 @@ def main(settings: Settings) -> None:
             kinds.setdefault(kind, {})[sizes] = tuple(forms)
             times = [" ".join(f"{form} {1e3 * x:.2f}" for form, x in one.items()) for one in medians]
             console.print(f"{name} {kind} {sizes}: {forms.forward}, {forms.backward}  ({' ms, with gradients '.join(times)} ms)")
-        module = importlib.import_module(f"seqzoo.kernels.{name}.measured")
-        table = module.MEASURED | {jax.default_backend(): kinds}
-        path = measure.ROOT / "kernels" / name / "measured.py"
-        path.write_text(source(module, table))
+        module = importlib.import_module(f"seqzoo.kernels.{name}.{op.module}")
+        table = getattr(module, op.table) | {jax.default_backend(): kinds}
+        path = measure.ROOT / "kernels" / name / f"{op.module}.py"
+        path.write_text(source(module, op.table, table))
         console.print(f"written: {path.relative_to(measure.ROOT)}", markup=False)
 
 

@@ -10,11 +10,11 @@ from benchmarks import measure
 from benchmarks.rivals import Pair, Peer, Side, Size
 from seqzoo.kernels.common import explain
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.kernels.selective_scan import selective_scan
 from seqzoo.mixers.linear_attention.linear import with_ones
 from seqzoo.mixers.linear_attention.mlstm import EPS
 from seqzoo.nn import exponential_gates
-from seqzoo.nn.delta import delta_rule, unit
 
 
 def _jla(kind: str, width: int = 64) -> Callable[[Size], Pair]:
@@ -29,7 +29,7 @@ def _jla(kind: str, width: int = 64) -> Callable[[Size], Pair]:
         gate = lambda *shape: jax.nn.log_sigmoid(jax.random.normal(keys[3], shape) + 4.0)
         head, channel = gate(b, t, h), gate(b, t, h, width)
         if kind in DELTAS:
-            k = unit(k, 1e-6)  # both leave the length of keys to the caller
+            k = l2_normalise(k, 1e-6)  # both leave the length of keys to the caller
         beta = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h)))
         arrays, gates = {
             "simple_gla": ((q, k, v, head), ("g",)),
@@ -69,7 +69,7 @@ def _mlstm(q, k, v, g, i):
 OURS = {  # in the order of their arguments
     "simple_gla": lambda q, k, v, g: linear_attention(q, k, v, log_decay=g)[0],
     "gla": lambda q, k, v, g: linear_attention(q, k, v, log_decay=g)[0],
-    "rwkv6": lambda q, k, v, g, u: linear_attention(q, k, v, log_decay=g, exclusive=True, bonus=u)[0],
+    "rwkv6": lambda q, k, v, g, u: linear_attention(q, k, v, log_decay=g, read_before_write=True, bonus=u)[0],
     "mlstm": _mlstm,
     "mamba1": lambda c, b, x, dt, a: selective_scan(x, dt, a, b, c)[0],
     "deltanet": lambda q, k, v, beta: delta_rule(q, k, v, beta)[0],

@@ -1,20 +1,25 @@
-"""The definition, step by step, in the dtype of the state. Shapes as in `grouping.py`."""
+"""The definition, token by token with `lax.scan`. JAX differentiates it, in reverse and in forward mode.
+
+    S_t = transition_t(S_{t-1}) + k_t v_t^T        o_t = scale * S_t^T q_t, or S_{t-1}^T q_t if read before the write
+
+Computes in the state's dtype. Cost: O(t k v) time; gradients keep every state. Shapes: see `transition.py`.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .grouping import read, share, update
+from .transition import broadcast_heads, query_state, update_state
 
 
-def forward(q, k, v, transition, state, *, scale, exclusive):
-    """(o [b, t, h, v], last state) by a `lax.scan`, for JAX itself to differentiate. Cost: O(t k v); gradients keep every state."""
+def forward(q, k, v, transition, state, *, scale, read_before_write):
+    """Computes (o [b, t, h, v], last state [b, h, k, v])."""
 
-    def step(s, token):
-        q_t, k_t, v_t, at_t = token
-        before, (s, _) = s, update(at_t.factors(s.dtype), k_t, v_t, s)
-        return s, scale * read(share(q_t, v.shape[2]), before if exclusive else s)
+    def step(before, token):
+        q_t, k_t, v_t, transition_t = token
+        after, _ = update_state(transition_t.factors(state.dtype), k_t, v_t, before)
+        return after, scale * query_state(broadcast_heads(q_t, v.shape[2]), before if read_before_write else after)
 
-    inputs = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, transition))
-    last, o = lax.scan(step, state, inputs)
+    time_first = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, transition))
+    last, o = lax.scan(step, state, time_first)
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), last

@@ -1,20 +1,20 @@
-"""The low-rank term as delta rules use it: what it must equal, and keys so alike that careless inverses lose all digits."""
+"""Delta rules: their formula, reflections, and keys so alike that careless inverses lose all digits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.scan_cases import FORMS
 from helpers.tolerances import assert_close
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.nn.delta import delta_rule
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule
 
+FORMS = ["recurrent", "chunkwise"]
 B, H, K, V = 1, 2, 8, 5
 
 
 def draw(length, *, cosine=0.0, seed=0, width=K):
-    """q, k, v and strengths; any two keys have that cosine on average."""
+    """q, k, v without beta; any two keys have that cosine on average."""
     random = np.random.default_rng(seed)
     common = random.normal(size=(1, 1, H, width))
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -47,14 +47,14 @@ def exact(arrays, **settings):
 @pytest.mark.parametrize("chunk", [64, 128])
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_keys_that_resemble_each_other_keep_their_digits(beta, chunk):
-    arrays = draw(4096, cosine=0.8, width=64) | {"strength": np.full((B, 4096, H), beta, np.float32)}
+    arrays = draw(4096, cosine=0.8, width=64) | {"beta": np.full((B, 4096, H), beta, np.float32)}
     wanted = exact(arrays)
-    assert_close(everything(arrays, implementation="chunked", chunk_size=chunk), wanted)
+    assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_without_strength_nothing_is_written(form):
-    arrays = draw(19) | {"strength": np.zeros((B, 19, H), np.float32)}
+def test_with_beta_zero_nothing_is_written(form):
+    arrays = draw(19) | {"beta": np.zeros((B, 19, H), np.float32)}
     state = np.ones((B, H, K, V), np.float32)
     o, last = delta_rule(**arrays, initial_state=state, implementation=form)
     np.testing.assert_array_equal(last, state)
@@ -62,17 +62,17 @@ def test_without_strength_nothing_is_written(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_at_full_strength_the_key_finds_its_value(form):
-    arrays = draw(19) | {"strength": np.ones((B, 19, H), np.float32)}
-    o, _ = delta_rule(arrays["k"], **{n: arrays[n] for n in ("k", "v", "strength")}, scale=1.0, implementation=form)
+def test_with_beta_one_the_key_reads_its_value(form):
+    arrays = draw(19) | {"beta": np.ones((B, 19, H), np.float32)}
+    o, _ = delta_rule(arrays["k"], **{n: arrays[n] for n in ("k", "v", "beta")}, scale=1.0, implementation=form)
     assert_close(o, arrays["v"])
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_at_twice_the_strength_a_token_is_a_reflection(form):
+def test_with_beta_two_a_token_is_a_reflection(form):
     """Two tokens alike undo each other where nothing is written: the way to count modulo two."""
     arrays = draw(1, seed=3)
-    twice = {name: np.repeat(x, 2, axis=1) for name, x in arrays.items()} | {"strength": np.full((B, 2, H), 2, np.float32)}
+    twice = {name: np.repeat(x, 2, axis=1) for name, x in arrays.items()} | {"beta": np.full((B, 2, H), 2, np.float32)}
     twice["v"][:] = 0
     state = np.random.default_rng(1).normal(size=(B, H, K, V)).astype(np.float32)
     once = {name: x[:, :1] for name, x in twice.items()}
@@ -87,7 +87,7 @@ def test_at_twice_the_strength_a_token_is_a_reflection(form):
 def test_the_rule_is_its_formula(form, shape):
     random = np.random.default_rng(2)
     arrays = draw(21) | {
-        "strength": random.uniform(0, 2, (B, 21, H)).astype(np.float32),
+        "beta": random.uniform(0, 2, (B, 21, H)).astype(np.float32),
         "log_decay": -random.uniform(0, 0.5, shape).astype(np.float32),
     }
     o, last = delta_rule(**arrays, implementation=form, chunk_size=4)
@@ -95,13 +95,13 @@ def test_the_rule_is_its_formula(form, shape):
     for t in range(21):
         s = np.exp(wide["log_decay"][t].reshape(H, -1, 1)) * s
         found = np.einsum("hk,hkv->hv", wide["k"][t], s)
-        s = s + np.einsum("h,hk,hv->hkv", wide["strength"][t], wide["k"][t], wide["v"][t] - found)
+        s = s + np.einsum("h,hk,hv->hkv", wide["beta"][t], wide["k"][t], wide["v"][t] - found)
         assert_close(o[0, t], K**-0.5 * np.einsum("hk,hkv->hv", wide["q"][t], s), what=f"token {t}")
     assert_close(last[0], s)
 
 
 def test_an_undecayed_read_sees_the_state_before_its_decay():
-    arrays = draw(9) | {"strength": np.ones((B, 9, H), np.float32), "log_decay": np.full((B, 9, H), -0.3, np.float32)}
+    arrays = draw(9) | {"beta": np.ones((B, 9, H), np.float32), "log_decay": np.full((B, 9, H), -0.3, np.float32)}
     kept = np.exp(np.float32(-0.3)) * arrays["k"]
     assert_close(delta_rule(**arrays, undecayed=kept), delta_rule(**arrays))
 

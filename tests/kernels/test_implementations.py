@@ -31,14 +31,14 @@ def test_what_was_never_timed_takes_the_other_form(monkeypatch):
 
 
 @pytest.mark.parametrize("decays", [{}, {"log_decay": (1, 9, 2)}, {"log_decay": (1, 9, 2, 4)}, {"value_log_decay": (1, 9, 2, 4)}])
-@pytest.mark.parametrize("form", ["loop", "chunked"])
+@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
 def test_an_op_takes_the_form_of_the_table_for_its_kind(form, decays, monkeypatch):
-    other = {"loop": "chunked", "chunked": "loop"}[form]
+    other = {"recurrent": "chunkwise", "chunkwise": "recurrent"}[form]
     kind = (
         "none" if not decays else "value" if "value_log_decay" in decays else "head" if len(decays["log_decay"]) == 3 else "channel"
     )
     kinds = {name: {(2, 4, 4): (form, other) if name == kind else (other, form)} for name in ("none", "head", "channel", "value")}
-    monkeypatch.setattr("seqzoo.kernels.linear_attention.MEASURED", {"cpu": kinds})
+    monkeypatch.setattr("seqzoo.kernels.linear_attention.defaults.TUNING", {"cpu": kinds})
     x = jnp.zeros((1, 9, 2, 4))
     said = explain(functools.partial(linear_attention, **{name: jnp.zeros(shape) for name, shape in decays.items()}), x, x, x)
     assert said[0] == f"linear_attention: implementation={form!r}, implementation={other!r} with gradients"
@@ -47,10 +47,12 @@ def test_an_op_takes_the_form_of_the_table_for_its_kind(form, decays, monkeypatc
 @pytest.mark.parametrize("op", choose.OPS)
 def test_a_table_is_as_its_benchmark_writes_it(op):
     """Regenerate it with `python -m benchmarks.choose`."""
-    module = importlib.import_module(f"seqzoo.kernels.{op}.measured")
-    assert choose.source(module, module.MEASURED) == (KERNELS / op / "measured.py").read_text()
-    found = [forms for kinds in module.MEASURED.values() for sizes in kinds.values() for forms in sizes.values()]
-    for taken, candidates in zip(zip(*found, strict=True), choose.OPS[op].forms, strict=True):
+    _, _, forms, name, variable = choose.OPS[op]
+    module = importlib.import_module(f"seqzoo.kernels.{op}.{name}")
+    table = getattr(module, variable)
+    assert choose.source(module, variable, table) == (KERNELS / op / f"{name}.py").read_text()
+    found = [pair for kinds in table.values() for sizes in kinds.values() for pair in sizes.values()]
+    for taken, candidates in zip(zip(*found, strict=True), forms, strict=True):
         assert set(taken) <= set(candidates)
 
 
@@ -70,8 +72,10 @@ def test_with_gradients_the_other_form_runs(monkeypatch):
             raise RuntimeError("taken")
 
     x = jnp.ones((1, 9, 2, 4))
-    monkeypatch.setattr("seqzoo.kernels.linear_attention.MEASURED", {"cpu": {"none": {(2, 4, 4): ("loop", "chunked")}}})
-    monkeypatch.setitem(IMPLEMENTATIONS, "chunked", Broken)
+    monkeypatch.setattr(
+        "seqzoo.kernels.linear_attention.defaults.TUNING", {"cpu": {"none": {(2, 4, 4): ("recurrent", "chunkwise")}}}
+    )
+    monkeypatch.setitem(IMPLEMENTATIONS, "chunkwise", Broken)
     linear_attention(x, x, x)
     with pytest.raises(RuntimeError, match="taken"):
         jax.grad(lambda x: linear_attention(x, x, x)[0].sum())(x)

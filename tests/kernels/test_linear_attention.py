@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from helpers import scan_cases
-from helpers.scan_cases import FORMS, IDS, VIOLENT
+from helpers.scan_cases import IDS, VIOLENT
 from helpers.tolerances import RELATIVE, assert_close, rms
 from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
 
-# "exclusive" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
+# "before" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
 # "gated delta" (per head) take away what the key finds; "low rank" has an a and a b of their own, under a decay per channel.
-DECAYS = ["none", "constant", "head", "channel", "value", "exclusive", "all", "delta", "gated delta", "low rank"]
+DECAYS = ["none", "constant", "head", "channel", "value", "before", "all", "delta", "gated delta", "low rank"]
 GATES = ("log_decay", "value_log_decay")
 PER_TOKEN = ("q", "k", "v", "a", "b", *GATES)
+FORMS = ["recurrent", "chunkwise"]
+BOTH = "recurrent_forward_chunkwise_backward"
 CHUNK = 8
-LENGTH = 53  # seven chunks of "chunked" in two blocks, the last one short
+LENGTH = 53  # seven chunks of "chunkwise" in two blocks, the last one short
 
 
 def op(*, bonus=None, **arrays):
-    return linear_attention(**arrays, bonus=bonus, exclusive=bonus is not None)
+    return linear_attention(**arrays, bonus=bonus, read_before_write=bonus is not None)
 
 
 everything = functools.partial(scan_cases.everything, op)
@@ -38,13 +40,13 @@ def draw(decay="head", *, batch=2, length=LENGTH, groups=1, heads=2, k=6, v=5, v
     arrays["v"] = random.normal(size=(batch, length, heads, v))
     arrays["initial_state"] = random.normal(size=(batch, heads, k, v))
     per_head = (batch, length, heads)
-    shapes = {"constant": (heads,)} | dict.fromkeys(("head", "exclusive", "gated delta"), per_head)
+    shapes = {"constant": (heads,)} | dict.fromkeys(("head", "before", "gated delta"), per_head)
     shapes |= dict.fromkeys(("channel", "all", "low rank"), (*per_head, k))
     if decay in shapes:
         arrays["log_decay"] = -random.uniform(0, 0.5, shapes[decay])
     if decay in ("value", "all"):
         arrays["value_log_decay"] = -random.uniform(0, 0.5, (*per_head, v))
-    if decay in ("exclusive", "all"):
+    if decay in ("before", "all"):
         arrays["bonus"] = random.normal(size=(heads, k))
     if decay in ("delta", "gated delta"):
         arrays["a"] = -arrays["k"] / np.linalg.norm(arrays["k"], axis=-1, keepdims=True)
@@ -77,24 +79,24 @@ def test_the_reference_is_the_formula(decay):
     assert_close(last[0], s)
 
 
-# "mixed" joins one form's forward to another's backward: two families of decays by default, all in the slow tier.
-MIXED = [pytest.param("mixed", d, marks=() if d in ("value", "low rank") else pytest.mark.slow) for d in DECAYS]
+# BOTH joins the forward pass of one to the backward pass of the other: two families of decays by default, all in the slow tier.
+BOTH_CASES = [pytest.param(BOTH, d, marks=() if d in ("value", "low rank") else pytest.mark.slow) for d in DECAYS]
 
 
-@pytest.mark.parametrize(("form", "decay"), [*itertools.product(FORMS, DECAYS), *MIXED])
+@pytest.mark.parametrize(("form", "decay"), [*itertools.product(FORMS, DECAYS), *BOTH_CASES])
 def test_values_final_state_and_gradients_are_the_references(form, decay):
     arrays = draw(decay, groups=2, heads=4)
     assert_close(everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays))
 
 
-@pytest.mark.parametrize("form", [*FORMS, "mixed"])
+@pytest.mark.parametrize("form", [*FORMS, BOTH])
 @pytest.mark.parametrize("length", [1, 17, *(pytest.param(length, marks=pytest.mark.slow) for length in (2, 16))])
 def test_rows_shorter_than_a_chunk_are_the_references(form, length):
     arrays = draw("channel", length=length)
     assert_close(everything(arrays, implementation=form), exact(arrays))
 
 
-@pytest.mark.parametrize(("form", "decay"), [("mixed", "delta"), ("chunked", "low rank")])
+@pytest.mark.parametrize(("form", "decay"), [(BOTH, "delta"), ("chunkwise", "low rank")])
 def test_states_too_large_to_be_kept_for_every_chunk_are_found_again(form, decay):
     arrays = draw(decay, batch=1, length=70, k=24, v=16)
     assert_close(everything(arrays, implementation=form, chunk_size=4), exact(arrays))
@@ -117,7 +119,7 @@ def test_an_empty_row_returns_the_state_it_was_given(form):
     np.testing.assert_array_equal(last, arrays["initial_state"])
 
 
-@pytest.mark.parametrize("form", [*FORMS, "mixed"])
+@pytest.mark.parametrize("form", [*FORMS, BOTH])
 def test_the_chunk_size_changes_nothing(form):
     arrays = draw("channel", length=13)
     wanted = exact(arrays)
@@ -148,7 +150,7 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
             assert_close(x, wanted[name], scale=scale, what=f"{name} at {gate}")
         if gate == -np.inf:
             zero = {name for name in got if name in GATES} | ({"initial_state"} if decay not in ("all", "low rank") else set())
-            assert not any(np.any(got[name]) for name in zero)  # an exclusive read sees the initial state once
+            assert not any(np.any(got[name]) for name in zero)  # a read before the write sees the initial state once
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -265,7 +267,7 @@ def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_states(form):
     assert_close(got, exact({n: np.asarray(x, np.float32) for n, x in low.items()}), tolerance=RELATIVE["bfloat16"])
 
 
-@pytest.mark.parametrize("form", ["chunked", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["chunkwise", pytest.param("recurrent", marks=pytest.mark.slow)])
 def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
     arrays = draw("head", batch=2, length=9)
 
@@ -295,18 +297,18 @@ def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"implementation": "chunky"}, "Did you mean 'chunked'"),
+        ({"implementation": "chunky"}, "Did you mean 'chunkwise'"),
         ({"chunk_size": 0}, "chunk_size=0, wanted a positive int"),
         ({"chunk_size": 8, "implementation": "reference"}, "means nothing"),
         ({"k": np.zeros((2, 9, 1, 7), np.float32)}, r"k has shape \(2, 9, 1, 7\), wanted q's \(2, 9, 1, 6\)"),
         ({"q": np.zeros((2, 9, 6), np.float32)}, r"q has shape \(2, 9, 6\), wanted 4 axes"),
         ({"v": np.zeros((2, 8, 2, 5), np.float32)}, r"v has shape \(2, 8, 2, 5\)"),
         ({"v": np.zeros((2, 9, 2, 5), np.int32)}, "v has dtype int32, wanted a floating dtype"),
-        ({"chunk_size": 20, "implementation": "chunked"}, "chunk_size=20, wanted a power of 2"),
+        ({"chunk_size": 20, "implementation": "chunkwise"}, "chunk_size=20, wanted a power of 2"),
         ({"log_decay": np.zeros((2, 9, 3), np.float32)}, r"log_decay has shape \(2, 9, 3\), wanted one of"),
         ({"value_log_decay": np.zeros((2, 9, 2), np.float32)}, r"value_log_decay has shape \(2, 9, 2\), wanted v's \(2, 9, 2, 5\)"),
-        ({"bonus": np.zeros((2, 6), np.float32)}, "exclusive=False, wanted exclusive=True"),
-        ({"bonus": np.zeros((1, 6), np.float32), "exclusive": True}, r"bonus has shape \(1, 6\), wanted \(2, 6\)"),
+        ({"bonus": np.zeros((2, 6), np.float32)}, "read_before_write=False, wanted read_before_write=True"),
+        ({"bonus": np.zeros((1, 6), np.float32), "read_before_write": True}, r"bonus has shape \(1, 6\), wanted \(2, 6\)"),
         ({"initial_state": np.zeros((2, 2, 5, 6), np.float32)}, r"initial_state has shape .* wanted \(2, 2, 6, 5\)"),
         ({"segment_ids": np.zeros((2, 8), np.int32)}, r"segment_ids has shape \(2, 8\)"),
     ],

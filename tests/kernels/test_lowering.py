@@ -30,14 +30,14 @@ def _linear_attention(*gates):
     return call, [(B, T, 2, K), (B, T, 2, K), (B, T, H, V), (B, T, H, *gates), (B, H, K, V)]
 
 
-def _exclusive(q, k, v, log_decay, value_log_decay, bonus, initial, ids, implementation):
+def _read_before_write(q, k, v, log_decay, value_log_decay, bonus, initial, ids, implementation):
     return linear_attention(
         q,
         k,
         v,
         log_decay=log_decay,
         value_log_decay=value_log_decay,
-        exclusive=True,
+        read_before_write=True,
         bonus=bonus,
         initial_state=initial,
         segment_ids=ids,
@@ -63,20 +63,21 @@ def _convolution(x, weight, bias, initial, ids, implementation):
 
 
 LOOPS = ("reference", "loop", "chunked", None)
+LINEAR_ATTENTION = ("reference", "recurrent", "chunkwise", None)
 OPS = {
     "attention, softmax": (*_attention(), ("reference", "blocks", None)),
     "attention, sigmoid, window": (*_attention(scores="sigmoid", bias=-3.0, window=40), ("reference", "blocks", None)),
-    "linear_attention, head": (*_linear_attention(), LOOPS),
-    "linear_attention, channel": (*_linear_attention(K), LOOPS),
-    "linear_attention, exclusive, both decays": (
-        _exclusive,
+    "linear_attention, head": (*_linear_attention(), LINEAR_ATTENTION),
+    "linear_attention, channel": (*_linear_attention(K), LINEAR_ATTENTION),
+    "linear_attention, read before write, both decays": (
+        _read_before_write,
         [(B, T, 2, K), (B, T, 2, K), (B, T, H, V), (B, T, H, K), (B, T, H, V), (H, K), (B, H, K, V)],
-        LOOPS,
+        LINEAR_ATTENTION,
     ),
     "linear_attention, low rank": (
         _low_rank,
         [(B, T, H, K)] * 2 + [(B, T, H, V), (B, T, H)] + [(B, T, H, K)] * 2 + [(B, H, K, V)],
-        LOOPS,
+        LINEAR_ATTENTION,
     ),
     "linear_recurrence": (_recurrence, [(B, T, D), (B, T, D), (B, D)], LOOPS),
     "selective_scan": (

@@ -13,9 +13,9 @@ from seqzoo.kernels.attention import attention
 from seqzoo.kernels.common import explain, sharding
 from seqzoo.kernels.convolution import short_convolution
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.kernels.selective_scan import selective_scan
-from seqzoo.nn.delta import delta_rule, unit
 
 B, T, H, K = 2, 32, 4, 8
 AUTO = jax.sharding.AxisType.Auto
@@ -44,15 +44,15 @@ OPS = {
     ),
     "linear_attention": (lambda q, k, v, g, **s: linear_attention(q, k, v, log_decay=-(g[..., 0] ** 2), **s), [heads] * 4),
     "linear_attention, decay per channel": (lambda q, k, v, g, **s: linear_attention(q, k, v, log_decay=-(g**2), **s), [heads] * 4),
-    "linear_attention, exclusive, decays of both axes": (
+    "linear_attention, read before write, decays of both axes": (
         lambda q, k, v, g, u, **s: linear_attention(
-            q, k, v, log_decay=-(g**2), value_log_decay=-((g * u) ** 2), exclusive=True, bonus=u[0, 0], **s
+            q, k, v, log_decay=-(g**2), value_log_decay=-((g * u) ** 2), read_before_write=True, bonus=u[0, 0], **s
         ),
         [heads] * 4 + [lambda t, b: (1, 1, H, K)],
     ),
     "linear_attention, one group": (lambda q, k, v, **s: linear_attention(q[:, :, :1], k[:, :, :1], v, **s), [heads] * 3),
     "linear_attention, delta rule": (
-        lambda q, k, v, g, **s: delta_rule(q, unit(k, 1e-6), v, jnp.tanh(g[..., 0]) ** 2, -(g[..., 0] ** 2), **s),
+        lambda q, k, v, g, **s: delta_rule(q, l2_normalise(k, 1e-6), v, jnp.tanh(g[..., 0]) ** 2, -(g[..., 0] ** 2), **s),
         [heads] * 4,
     ),
     "linear_recurrence": (lambda a, b, **s: linear_recurrence(jnp.tanh(a), b, **s), [heads] * 2),

@@ -10,8 +10,8 @@ from helpers.published import B, D, T, affine, built, low_rank, rms_norm, sigmoi
 from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule
 from seqzoo.model import LanguageModel
-from seqzoo.nn.delta import delta_rule
 
 
 def convolved(mixer, name, x):

@@ -8,8 +8,8 @@ import pytest
 from helpers import comparing
 from helpers.tolerances import error, rms
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import delta_product, delta_rule
 from seqzoo.kernels.linear_recurrence import linear_recurrence
-from seqzoo.nn.delta import delta_product, delta_rule
 
 pytestmark = pytest.mark.oracle
 
@@ -53,7 +53,7 @@ def gated(fla, form):
     return lambda log_decay, **x: peer(gk=log_decay, output_final_state=True, **x), shape
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 @pytest.mark.parametrize("form", ["head", "channel"])
 def test_with_a_gate_it_is_gated_linear_attention(torch, fla, form, implementation):
     peer, gate = gated(fla, form)
@@ -78,7 +78,7 @@ def test_with_a_fixed_decay_per_head_it_is_retention(torch, fla):
     comparing.assert_equal(comparing.ours(ours, arrays), comparing.theirs(torch, theirs, arrays))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_elementwise_it_is_the_recurrence_of_hgrn(torch, fla, implementation):
     peer = fla("hgrn/naive").naive_recurrent_hgrn
     ours = lambda x, g, **state: linear_recurrence(jnp.exp(g), x, **state, implementation=implementation)
@@ -90,10 +90,10 @@ def test_elementwise_it_is_the_recurrence_of_hgrn(torch, fla, implementation):
         comparing.assert_equal(comparing.ours(ours, arrays), wanted, mild=mild, what=f"every 17th log decay {violent}:")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_read_before_the_write_and_with_a_bonus_it_is_rwkv6(torch, fla, implementation):
     peer = fla("rwkv6/recurrent_naive").naive_recurrent_rwkv6
-    ours = lambda **x: linear_attention(**x, exclusive=True, implementation=implementation)
+    ours = lambda **x: linear_attention(**x, read_before_write=True, implementation=implementation)
 
     def theirs(bonus, initial_state, **x):
         q, k, v, w = (heads_first(x[name]) for name in ("q", "k", "v", "log_decay"))
@@ -108,7 +108,7 @@ def test_read_before_the_write_and_with_a_bonus_it_is_rwkv6(torch, fla, implemen
         comparing.assert_equal(comparing.ours(ours, arrays), wanted, mild=mild, what=f"every 17th log decay {violent}:")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_twice_with_the_decay_on_values_and_on_keys_it_is_gated_slot_attention(torch, fla, implementation):
     peer, slots = fla("gsa/naive").naive_recurrent_gsa, 6
 
@@ -133,10 +133,10 @@ def test_twice_with_the_decay_on_values_and_on_keys_it_is_gated_slot_attention(t
 
 
 def bounded(violent=None, keys=("k",), **shapes):
-    """As `draw`, what delta rules need for a memory that stays bounded: `keys` of unit length, strengths between 0 and 2."""
+    """As `draw`, what delta rules need for a memory that stays bounded: `keys` of unit length, beta between 0 and 2."""
     arrays = draw("log_decay" if "log_decay" in shapes else None, violent, **shapes)
     arrays |= {name: arrays[name] / np.linalg.norm(arrays[name], axis=-1, keepdims=True) for name in keys}
-    return arrays | {"strength": np.random.default_rng(1).uniform(0, 2, shapes["strength"]).astype(np.float32)}
+    return arrays | {"beta": np.random.default_rng(1).uniform(0, 2, shapes["beta"]).astype(np.float32)}
 
 
 def assert_theirs_at_any_decay(torch, ours, theirs, **settings):
@@ -148,13 +148,13 @@ def assert_theirs_at_any_decay(torch, ours, theirs, **settings):
         comparing.assert_equal(comparing.ours(ours, arrays), wanted, mild=mild, what=f"every 17th log decay {violent}:")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_the_delta_rule_without_a_decay_is_deltanet(torch, fla, implementation):
     peer = fla("delta_rule/naive").delta_rule_recurrence
-    arrays = bounded(**ATTENTION, **STATE, strength=(B, T, H))
+    arrays = bounded(**ATTENTION, **STATE, beta=(B, T, H))
 
     def theirs(initial_state, **x):
-        q, k, v, beta = (heads_first(x[name]) for name in ("q", "k", "v", "strength"))
+        q, k, v, beta = (heads_first(x[name]) for name in ("q", "k", "v", "beta"))
         o, last = peer(q, k, v, beta, initial_state=initial_state)
         return heads_first(o), last
 
@@ -162,7 +162,7 @@ def test_the_delta_rule_without_a_decay_is_deltanet(torch, fla, implementation):
     comparing.assert_equal(comparing.ours(ours, arrays), comparing.theirs(torch, theirs, arrays))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 @pytest.mark.parametrize(
     ("module", "name", "gate"),
     [
@@ -172,48 +172,48 @@ def test_the_delta_rule_without_a_decay_is_deltanet(torch, fla, implementation):
 )
 def test_the_delta_rule_with_a_decay_is_gated_deltanet_and_by_channel_kda(torch, fla, module, name, gate, implementation):
     peer = getattr(fla(module), name)
-    theirs = lambda strength, log_decay, **x: peer(beta=strength, g=log_decay, output_final_state=True, **x)
+    theirs = lambda beta, log_decay, **x: peer(beta=beta, g=log_decay, output_final_state=True, **x)
     ours = lambda **x: delta_rule(**x, implementation=implementation)
-    assert_theirs_at_any_decay(torch, ours, theirs, **ATTENTION, **STATE, strength=(B, T, H), log_decay=gate)
+    assert_theirs_at_any_decay(torch, ours, theirs, **ATTENTION, **STATE, beta=(B, T, H), log_decay=gate)
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_the_delta_rule_on_what_was_there_before_the_decay_is_comba(torch, fla, implementation):
     """Mild decays: their chunked loop is the only sound one, and its gradients are NaN at strong ones."""
     peer = fla("comba/naive").naive_chunk_comba
-    arrays = bounded(keys=("k", "p"), **ATTENTION, **STATE, p=(B, T, H, K), strength=(B, T, H), log_decay=(B, T, H))
-    theirs = lambda strength, log_decay, **x: peer(beta=strength, g=log_decay, output_final_state=True, **x)
+    arrays = bounded(keys=("k", "p"), **ATTENTION, **STATE, p=(B, T, H, K), beta=(B, T, H), log_decay=(B, T, H))
+    theirs = lambda beta, log_decay, **x: peer(beta=beta, g=log_decay, output_final_state=True, **x)
     ours = lambda p, **x: delta_rule(**x, undecayed=p, implementation=implementation)
     comparing.assert_equal(comparing.ours(ours, arrays), comparing.theirs(torch, theirs, arrays))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_with_a_decay_a_removal_and_a_write_per_channel_it_is_the_recurrence_of_rwkv7(torch, fla, implementation):
     peer = fla("generalized_delta_rule/dplr/naive").dplr_recurrence
 
-    def ours(removed, strength, **x):
-        return linear_attention(**x, a=-removed, b=strength * removed, implementation=implementation)
+    def ours(removed, beta, **x):
+        return linear_attention(**x, a=-removed, b=beta * removed, implementation=implementation)
 
     def theirs(initial_state, **x):
-        names = ("q", "k", "v", "removed", "strength", "log_decay")
-        q, k, v, removed, strength, gk = (heads_first(x[name]) for name in names)
-        o, last = peer(q, k, v, -removed, strength * removed, gk, initial_state=initial_state)
+        names = ("q", "k", "v", "removed", "beta", "log_decay")
+        q, k, v, removed, beta, gk = (heads_first(x[name]) for name in names)
+        o, last = peer(q, k, v, -removed, beta * removed, gk, initial_state=initial_state)
         return heads_first(o), last
 
-    channels = {name: (B, T, H, K) for name in ("removed", "strength", "log_decay")}
+    channels = {name: (B, T, H, K) for name in ("removed", "beta", "log_decay")}
     assert_theirs_at_any_decay(torch, ours, theirs, keys=("removed",), **ATTENTION, **STATE, **channels)
 
 
-@pytest.mark.parametrize("implementation", ["loop", "chunked"])
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
 def test_several_steps_of_the_delta_rule_are_gated_deltaproduct(torch, fla, implementation):
     peer, steps = fla("gated_delta_product/naive").naive_recurrent_gated_delta_product, 3
     ours = lambda **x: delta_product(**x, implementation=implementation)
 
-    def theirs(q, k, v, strength, log_decay, initial_state):
-        k, v, beta = (x.flatten(1, 2) for x in (k, v, strength))
+    def theirs(q, k, v, beta, log_decay, initial_state):
+        k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
         return peer(q, k, v, log_decay, beta, K**-0.5, initial_state=initial_state, num_householder=steps)
 
-    shapes = {"q": (B, T, H, K), "k": (B, T, steps, H, K), "v": (B, T, steps, H, V), "strength": (B, T, steps, H)}
+    shapes = {"q": (B, T, H, K), "k": (B, T, steps, H, K), "v": (B, T, steps, H, V), "beta": (B, T, steps, H)}
     assert_theirs_at_any_decay(torch, ours, theirs, **shapes, **STATE, log_decay=(B, T, H))
 
 
@@ -225,7 +225,7 @@ def test_where_a_difference_of_running_sums_fails_ours_holds(torch, fla, violent
     tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
     definition = module.naive_recurrent_simple_gla(**tensors)[0].numpy()
     chunks = module.naive_chunk_simple_gla(**tensors)[0].numpy()
-    got, _ = linear_attention(arrays["q"], arrays["k"], arrays["v"], log_decay=arrays["g"], implementation="chunked")
+    got, _ = linear_attention(arrays["q"], arrays["k"], arrays["v"], log_decay=arrays["g"], implementation="chunkwise")
     assert error(got, definition) < 1e-6
     assert error(chunks, definition) > 1e-2  # infinite at -inf: NaN
     assert rms(definition) > 0.1
@@ -243,6 +243,6 @@ def test_a_reset_costs_mamba2_of_transformers_its_digits_and_ours_none(torch, fl
     values = tensors["v"] / dt[..., None]
     theirs = mamba2_chunk_scan(values, dt, -torch.ones(H), tensors["k"], tensors["q"], chunk_size=16).numpy()
     q, k, v, g = (arrays[name] for name in "qkvg")
-    for implementation in ("loop", "chunked"):
+    for implementation in ("recurrent", "chunkwise"):
         assert error(linear_attention(q, k, v, log_decay=g, scale=1.0, implementation=implementation)[0], definition) < 1e-6
     assert error(theirs, definition) > 1e-3

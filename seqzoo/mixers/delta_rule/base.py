@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.mixers.base import Mixer, next_state, state_kwargs
 from seqzoo.mixers.linear_attention.base import Implementation, empty_state, widths
 from seqzoo.nn import Linear, RMSNorm, ShortConvolution
-from seqzoo.nn.delta import delta_rule, unit
 from seqzoo.nn.step_decay import StepDecay
 from seqzoo.specs import Positive, Size
 
@@ -104,7 +104,7 @@ class DeltaRuleMixer(Mixer):
 
     def recur(self, q: Array, k: Array, v: Array, beta: Array, log_decay: Array | None, **kwargs: Any) -> tuple[Array, Array]:
         """(o [b, t, h, v], the state's matrix after the last token) of q and k not yet of unit length."""
-        return delta_rule(unit(q, EPS), unit(k, EPS), v, beta, log_decay, **kwargs)
+        return delta_rule(l2_normalise(q, EPS), l2_normalise(k, EPS), v, beta, log_decay, **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         (q, k, v), tails = self.project_qkv(x, state, segment_ids)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import EPS, GatedDeltaRuleMixer
-from seqzoo.nn.delta import delta_rule, unit
 from seqzoo.specs import Expansion, Number
 
 ACTIVATIONS = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
@@ -53,6 +53,6 @@ class Comba(GatedDeltaRuleMixer):
 
     def recur(self, q, k, v, beta, log_decay, **kwargs):
         per_head = lambda p: p.astype(k.dtype)[None, None, :, None]
-        q, k = unit(q - per_head(self.query_correction[...]) * k, EPS), unit(k, EPS)
+        q, k = l2_normalise(q - per_head(self.query_correction[...]) * k, EPS), l2_normalise(k, EPS)
         removed = k if self.feedback_logit is None else k * per_head(jax.nn.sigmoid(self.feedback_logit[...]))
         return delta_rule(q, k, v, beta, log_decay, undecayed=removed, **kwargs)

@@ -5,10 +5,10 @@ from typing import Annotated
 from flax import nnx
 from pydantic import Field
 
+from seqzoo.kernels.linear_attention.delta_rule import delta_product, l2_normalise
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import EPS, GatedDeltaRuleMixer
 from seqzoo.nn import Linear
-from seqzoo.nn.delta import delta_product, unit
 from seqzoo.specs import Expansion
 
 
@@ -54,7 +54,9 @@ class GatedDeltaProduct(GatedDeltaRuleMixer):
 
     def recur(self, q, k, v, beta, log_decay, **kwargs):
         by_step = lambda x: x.reshape(*x.shape[:2], self.steps, self.heads, -1)
-        return delta_product(unit(q, EPS), unit(by_step(k), EPS), by_step(v), by_step(beta)[..., 0], log_decay, **kwargs)
+        return delta_product(
+            l2_normalise(q, EPS), l2_normalise(by_step(k), EPS), by_step(v), by_step(beta)[..., 0], log_decay, **kwargs
+        )
 
     def flops(self, batch, length):
         return super().flops(batch, length) - (0 if self.forget else batch * length * 2 * self.d_model * self.heads)

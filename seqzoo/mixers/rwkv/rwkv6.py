@@ -87,7 +87,7 @@ class RWKV6(Mixer):
             heads(self.key(x_k)),
             heads(self.value(x_v)),
             log_decay=heads(-jnp.exp(self.decay(x_w))),
-            exclusive=True,
+            read_before_write=True,
             bonus=self.bonus[...],
             scale=1.0,
             segment_ids=segment_ids,

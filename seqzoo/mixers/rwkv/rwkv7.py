@@ -9,10 +9,10 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_attention.delta_rule import l2_normalise
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import Implementation, empty_state, widths
 from seqzoo.nn import LayerNorm, Linear, LowRank, mixes, token_shift
-from seqzoo.nn.delta import unit
 from seqzoo.specs import Expansion, Positive, Size
 
 MIXES = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}  # and the powers they start with
@@ -119,7 +119,7 @@ class RWKV7(Mixer):
 
         per_channel = lambda p: p[...].astype(a.dtype)[None, None]
         heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
-        removed = unit(heads(k * per_channel(self.removal)), self.key_eps)
+        removed = l2_normalise(heads(k * per_channel(self.removal)), self.key_eps)
         k = (k * (1 + (a - 1) * per_channel(self.replacement))).astype(v.dtype)
         r, k, v = heads(r), heads(k), heads(v)
         o, matrix = linear_attention(

@@ -52,7 +52,7 @@ def test_rwkv6_is_their_chunk_kernel(torch, fla):
 
     def exclusive(q, k, v, g, state, bonus):
         first = {"initial_state": state, "initial_segment": jnp.ones(1, jnp.int32)}
-        return linear_attention(q, k, v, log_decay=g, exclusive=True, bonus=bonus, segment_ids=IDS, **first)
+        return linear_attention(q, k, v, log_decay=g, read_before_write=True, bonus=bonus, segment_ids=IDS, **first)
 
     kernel = packed(torch, fla("ops.rwkv6").chunk_rwkv6)
     theirs = lambda q, k, v, g, state, bonus: kernel(r=q, k=k, v=v, w=g, u=bonus, state=state)
