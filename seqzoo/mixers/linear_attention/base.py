@@ -15,7 +15,7 @@ from seqzoo.specs import Size
 
 XAVIER_SMALL = jax.nn.initializers.variance_scaling(2**-5, "fan_avg", "uniform")  # gain 2^-2.5: Sun et al.'s and Yang et al.'s code
 
-Implementation = Literal["reference", "loop", "chunked", "mixed"]
+Implementation = Literal["reference", "recurrent", "chunkwise", "recurrent_forward_chunkwise_backward"]
 """Name of an implementation of `seqzoo.kernels.linear_attention`."""
 
 
