@@ -1,4 +1,4 @@
-"""What one would write in plain JAX instead of calling an op. Each is differentiated by JAX itself and returns the output only."""
+"""Plain JAX alternatives to the ops. Each is differentiated by JAX itself and returns the output only."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is compared with what: each op at each shape, its implementations and the alternatives to it."""
+"""Cases to compare: each op at each shape, its implementations and the alternatives to it."""
 
 import math
 from collections.abc import Callable

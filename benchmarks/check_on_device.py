@@ -37,7 +37,7 @@ LENGTH, BATCH = 203, 2
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the findings go."""
+    """Settings: where the findings go."""
 
     out: Path = Path("check_on_device.json")
     """JSON with the error of every quantity."""

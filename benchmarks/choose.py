@@ -28,7 +28,7 @@ LINEAR_RECURRENCE = ("loop", "chunked")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time, and how often."""
+    """Settings: ops to time, and repeats."""
 
     ops: tuple[str, ...] = ("linear_attention", "linear_recurrence")
     """Whose tables to write."""
@@ -63,7 +63,7 @@ def _linear_recurrence(tokens: int) -> Iterator[tuple]:
 
 
 class Op(NamedTuple):
-    """What to time."""
+    """One thing to time."""
 
     call: Callable
     shapes: Callable  # tokens -> (kind, sizes, arrays by argument) for each shape

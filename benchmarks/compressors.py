@@ -33,7 +33,7 @@ COMPRESSORS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Which run."""
+    """Settings: the run."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Its folder."""

@@ -28,7 +28,7 @@ from seqzoo.training import loop
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run."""
+    """Settings of the run."""
 
     leaves: int = 100
     """Parameter leaves at least; with AdamW's moments the state has three times as many."""

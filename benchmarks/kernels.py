@@ -31,7 +31,7 @@ PASSES = ("forward", "forward+backward")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time, and how often."""
+    """Settings: ops to time, and repeats."""
 
     ops: tuple[str, ...] = ()
     """Only these ops; empty: all."""

@@ -29,7 +29,7 @@ from seqzoo.training import input_pipeline, step  # noqa: E402
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run."""
+    """Settings of the run."""
 
     mixers: tuple[str, ...] = ("gla(heads=2)", "mamba")
     """Spec strings."""

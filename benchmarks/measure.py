@@ -1,4 +1,4 @@
-"""How a number comes about: what is compiled, when it is refused, how it is timed, and where."""
+"""Measurement: compiling, refusing, timing, and the record of machine and versions."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What a training step needs on each of eight devices, by mesh: parameters and optimizer state, and XLA's temporaries.
+"""Memory of a training step on each of eight devices, by mesh: parameters and optimizer state, and XLA's temporaries.
 
     python -m benchmarks.memory
 

@@ -33,7 +33,7 @@ PEERS = rivals.MODELS | rival_ops.OPS
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time, and how often."""
+    """Settings: peers to time, and repeats."""
 
     peers: tuple[str, ...] = ()
     """Only these, of the names in PEERS, or beginnings of names such as "jla"; empty: all but those on request."""

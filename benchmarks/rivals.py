@@ -32,7 +32,7 @@ class Absent(Exception):
 
 
 class Size(NamedTuple):
-    """What both sides are given."""
+    """Inputs of both sides."""
 
     batch: int
     length: int
@@ -72,7 +72,7 @@ class Peer(NamedTuple):
 
 
 def cores() -> int:
-    """How many threads both libraries get: XLA takes as many as the process may run on, PyTorch is told."""
+    """Number of threads of both libraries: XLA takes as many as the process may run on, PyTorch is given the same number."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

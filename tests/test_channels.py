@@ -82,7 +82,7 @@ def test_rwkv_in_a_backbone_a_packed_document_gives_what_it_gives_alone(model, w
 
 @pytest.mark.parametrize("channel", RWKV)
 def test_rwkv_in_a_backbone_documents_share_no_gradient(channel):
-    """What is scored in a row's last document does not depend on the embeddings of tokens that only earlier ones have."""
+    """Scores in a row's last document do not depend on the embeddings of tokens that only earlier ones have."""
     tokens = np.where(np.arange(LENGTH) < 13, TOKENS % 5, 5 + TOKENS % 5)[:1]
     last = np.where(np.arange(LENGTH)[None, :, None] >= 13, weights()[:1], 0)
     untied = perturbed(LanguageModel(VOCAB, WIDTH, layers=("min_gru",), channel=channel, tie_embeddings=False, rngs=nnx.Rngs(0)))

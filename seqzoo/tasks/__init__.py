@@ -1,4 +1,4 @@
-"""Where batches come from. Importing this package enrols the tasks; `create("mqar(pairs=8)")` builds one from its spec string."""
+"""Tasks: sources of batches. Importing this package registers them; `create("mqar(pairs=8)")` builds one from its spec string."""
 
 from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register, registry
 from seqzoo.tasks.mqar import MQAR

@@ -50,7 +50,7 @@ class Task(Settings):
 
     @property
     def stateful(self) -> bool:
-        """Whether row r of a training batch continues in row r of the next."""
+        """True if row r of a training batch continues in row r of the next."""
         return False
 
     def spec(self, step: int) -> BatchSpec:
@@ -74,9 +74,9 @@ class Task(Settings):
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, str]:
-        """What is read from files, by name, with a digest of each: a run does not go on with other contents."""
+        """Digests of the files that are read, by name: a run does not continue with other contents."""
         return {}
 
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told once: examples dropped at the end of an epoch, and the like."""
+        """Lines to report once: examples dropped at the end of an epoch, and the like."""
         return ()

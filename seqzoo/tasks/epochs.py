@@ -1,4 +1,4 @@
-"""Which examples step s sees: the order of fixed-size data, and whose turn it is among several segments.
+"""Order of examples: the epochs of fixed-size data, and the segment of each step among several.
 
 Everything is a pure function of (seed, step), for any step at once: an epoch's order is a keyed bijection evaluated only at the
 places a batch needs, so resuming needs no iterator state and a batch costs nothing that grows with the data.
@@ -101,7 +101,7 @@ class Epochs:
         return tuple(accumulate(size // self.batch for size in self.sizes))
 
     def segment(self, step: int) -> int:
-        """Whose turn it is at `step` (host Python)."""
+        """The segment of `step` (host Python)."""
         return bisect_right(self.ends, self._number(step // self.ends[-1], step % self.ends[-1]))
 
     def examples(self, segment: int, step: Array) -> Array:
@@ -137,7 +137,7 @@ class Endless:
     seed: int
 
     def segment(self, step: int) -> int:
-        """Whose turn it is at `step` (host Python)."""
+        """The segment of `step` (host Python)."""
         ends = tuple(accumulate(self.weights))
         place = ((hashed(self.seed) << 32) + step * 0x9E3779B97F4A7C15) % 2**64  # 2**64 / golden ratio
         return min(bisect_right(ends, place / 2**64 * ends[-1]), len(ends) - 1)

@@ -192,7 +192,7 @@ class MQAR(Task):
 
     @cached_property
     def _order(self) -> Epochs | Endless:
-        """Whose turn it is among the training segments, and for fixed-size data which examples."""
+        """The order of the training segments, and for fixed-size data that of the examples."""
         count = len(self._train)
         if self.examples is None:
             return Endless(_filled("weights", 1.0 if self.weights is None else self.weights, count), self.seed)

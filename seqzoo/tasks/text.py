@@ -89,7 +89,7 @@ class Text(Task):
 
     @property
     def from_document(self) -> bool:
-        """Whether positions count from a document's first token, also where that is in an earlier row."""
+        """True if positions count from a document's first token, also where that is in an earlier row."""
         return (self.positions or ("document" if self.stream else "window")) == "document"
 
     @cached_property
@@ -104,7 +104,7 @@ class Text(Task):
 
     @property
     def stateful(self) -> bool:
-        """Whether row r of a batch continues row r of the batch before."""
+        """True if row r of a batch continues row r of the previous batch."""
         return self.stream
 
     @cached_property
@@ -115,7 +115,7 @@ class Text(Task):
 
     @property
     def max_length(self) -> int:
-        """How many positions there are: tokens of the longest row, or of the longest document where positions count through it."""
+        """The number of positions: tokens of the longest row, or of the longest document where positions count through it."""
         longest = max(self.length, *self.lengths)
         if not self.from_document:
             return longest
@@ -131,7 +131,7 @@ class Text(Task):
         return self.corpus.fingerprint()
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What to record of the corpus: {split: {"source", "documents", "tokens", "bytes", "sha256"}}."""
+        """A record of the corpus: {split: {"source", "documents", "tokens", "bytes", "sha256"}}."""
         return self.corpus.describe()
 
     def spec(self, step: int) -> BatchSpec:
@@ -154,7 +154,7 @@ class Text(Task):
         )
 
     def notes(self) -> tuple[str, ...]:
-        """What is left out."""
+        """Tokens and files that are skipped."""
         train, held = (self.corpus.splits[name] for name in ("train", HELD_OUT))
         used = self._steps(self.spec(0)) * self.batch_size * self.length
         notes = []
@@ -243,7 +243,7 @@ class Text(Task):
 
     @cached_property
     def _stretches(self) -> "Stretches":
-        """Which held-out tokens an evaluation predicts."""
+        """The held-out tokens that an evaluation predicts."""
         targets, longest = self.corpus.splits[HELD_OUT].targets, max(self.lengths)
         wanted = targets if self.eval_tokens is None else min(targets, self.eval_tokens)
         return Stretches(targets, longest, -(-wanted // longest))
@@ -257,7 +257,7 @@ class Stretches(NamedTuple):
     number: int
 
     def begin(self, index: int) -> int:
-        """Where a stretch begins."""
+        """The first token of a stretch."""
         if self.number * self.length >= self.targets:
             return index * self.length
         return index * (self.targets - self.length) // max(1, self.number - 1)
@@ -268,12 +268,12 @@ class Stretches(NamedTuple):
         return min(self.number * self.length, self.targets)
 
     def windows(self, length: int) -> int:
-        """How many windows of `length` tokens cut up all stretches."""
+        """The number of windows of `length` tokens in all stretches."""
         last = self.targets - self.begin(self.number - 1)
         return (self.number - 1) * -(-self.length // length) + -(-min(self.length, last) // length)
 
     def window(self, length: int, number: int) -> tuple[int, int]:
-        """Where a window begins and ends: no later than its stretch, and empty behind the last."""
+        """First token and end of a window: it ends no later than its stretch, and is empty after the last."""
         stretch, place = divmod(number, -(-self.length // length))
         if stretch >= self.number:
             return 0, 0
@@ -331,7 +331,7 @@ def _streamed(split: Split, laid: Laid, epoch: int, begin: int, length: int) -> 
 
 
 def _bounds(split: Split, document: int) -> tuple[int, int]:
-    """Where a document starts, at its separator, and where the next does."""
+    """The first token of a document, its separator, and that of the next."""
     last = document + 1 == split.documents
     return int(split.starts[document]), split.targets if last else int(split.starts[document + 1])
 

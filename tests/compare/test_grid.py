@@ -1,4 +1,4 @@
-"""What a comparison says of itself before it runs: its cells, and the settings that a published grid needs."""
+"""Comparisons before they run: their grid points, and the settings that a published grid needs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the importers read, and what they refuse. That the functions are the same is tests/oracle's business."""
+"""Importers: checkpoints that they read and refuse. tests/oracle compares the functions themselves."""
 
 import builtins
 import json

@@ -1,4 +1,4 @@
-"""What is particular to checkpoints of flash-linear-attention.
+"""Checkpoints of flash-linear-attention: their peculiarities.
 
 That the functions are the same is the business of tests/oracle/fla_kernels.
 """

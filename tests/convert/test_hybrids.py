@@ -1,4 +1,4 @@
-"""What is particular to checkpoints of hybrids with delta rules.
+"""Checkpoints of hybrids with delta rules: their peculiarities.
 
 That the functions are the same is the business of tests/oracle.
 """
@@ -116,7 +116,7 @@ NORMS = ("post_attention_layernorm", "feedforward_layer_norm")
 
 @pytest.mark.parametrize("held", NORMS)
 def test_a_tensor_with_two_names_is_taken_under_either(tmp_path, monkeypatch, held):
-    """What transformers renames when it reads a file, it renames in more places when it writes one."""
+    """A name that transformers changes on reading a file is changed in more places on writing one."""
     monkeypatch.setattr(loader, "SHOWN", 1000)
     norm = {f"model.layers.2.{held}.weight": np.ones(16, np.float32)}
     with pytest.raises(convert.ConvertError, match=r"layers.2.post_feedforward_layernorm.weight is missing") as error:

@@ -1,4 +1,4 @@
-"""Which files and documents a source is made of, which split they fall into, and what is refused."""
+"""Sources: their files and documents, the split of each, and sources that are refused."""
 
 import sysconfig
 from pathlib import Path

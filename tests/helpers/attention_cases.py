@@ -1,4 +1,4 @@
-"""What the tests of attention share: inputs, packed rows, the oracle, and values with gradients."""
+"""Shared parts of the attention tests: inputs, packed rows, the oracle, and values with gradients."""
 
 import jax
 import numpy as np

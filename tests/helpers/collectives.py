@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices."""
+"""Traffic between devices in a compiled program."""
 
 import re
 

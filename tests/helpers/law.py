@@ -31,7 +31,7 @@ DOCUMENTS = [
 
 
 class Pulled(NamedTuple):
-    """What a run gives: outputs, final state, and the gradients of <dy, y> + <dstate, state'>."""
+    """Results of a run: outputs, final state, and the gradients of <dy, y> + <dstate, state'>."""
 
     y: Any
     state: Any

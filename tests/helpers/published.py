@@ -1,4 +1,4 @@
-"""What tests of published formulas share: a perturbed mixer, its weights in float64, and NumPy's half of the formulas."""
+"""Shared parts of the tests of published formulas: a perturbed mixer, its weights in float64, and NumPy's half."""
 
 import jax
 import numpy as np

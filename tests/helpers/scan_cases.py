@@ -1,4 +1,4 @@
-"""What the tests of the scans share: violent gates, packed rows, and the definition in float64 to compare with.
+"""Shared parts of the scans' tests: violent gates, packed rows, and the definition in float64 to compare with.
 
 An op's inputs are a dict of arrays by argument name; what is compared is one too: "output", "last" and the gradient to each input.
 `per_token` names the inputs that are [b, t, ...].

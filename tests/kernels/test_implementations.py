@@ -1,4 +1,4 @@
-"""What `implementation=None` stands for is read off a table of measured times, which a benchmark writes."""
+"""`implementation=None` is chosen from a table of measured times, which a benchmark writes."""
 
 import functools
 import importlib

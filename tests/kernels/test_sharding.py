@@ -126,7 +126,7 @@ def compiled(op, *arguments):
 
 @one_of_each
 def test_time_sharding_moves_states_not_sequences(name):
-    """What travels must not grow with t. Attention's keys and values do, from device to device and never to all at once."""
+    """Traffic must not grow with t, except attention's keys and values, from device to device and never to all at once."""
     totals, over = [], mesh(seq=4)
     with jax.set_mesh(over):
         for t in (128, 512):  # pieces of whole blocks

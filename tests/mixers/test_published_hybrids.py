@@ -1,4 +1,4 @@
-"""What layers of released hybrids have beyond the plain mixers, against formulas written out in NumPy."""
+"""Layers of released hybrids that go beyond the plain mixers, against formulas written out in NumPy."""
 
 import jax
 import jax.numpy as jnp

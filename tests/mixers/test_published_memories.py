@@ -84,7 +84,7 @@ def test_mlstm_divides_by_what_is_read_only_once_that_is_more_than_one():
 
 @pytest.mark.parametrize("settings", MLSTMS[:3])
 def test_mlstm_from_an_empty_memory_is_the_released_code_from_a_maximum_of_zero(settings):
-    """What m starts from shows in the 1e-6 behind the denominator alone."""
+    """The start of m shows only in the 1e-6 added to the denominator."""
     mixer, x, y = built(f"mlstm({settings})")
     assert_close(y, mlstm(mixer, x, start=0.0))
 

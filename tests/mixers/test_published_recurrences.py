@@ -35,7 +35,7 @@ def causal(kernel, x):
 
 
 def gated(output, u):
-    """What the GLU of a state-space model makes of its activations."""
+    """The GLU of a state-space model, on its activations."""
     if output.gate is None:
         return u
     return (u if output.value is None else affine(output.value, u)) * sigmoid(affine(output.gate, u))

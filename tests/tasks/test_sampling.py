@@ -13,7 +13,7 @@ DRAWS = 40_000
 
 
 def frequencies(draw, outcomes):
-    """How often each ordered outcome came, over DRAWS keys."""
+    """Frequency of each ordered outcome over DRAWS keys."""
     drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS)))
     assert drawn.dtype == np.int32
     found, counts = np.unique(drawn, axis=0, return_counts=True)

@@ -1,4 +1,4 @@
-"""What the tests of the trainer share: a compilation cache, and how two runs are compared.
+"""Shared parts of the trainer's tests: a compilation cache, and the comparison of two runs.
 
 Most of a tiny run is compilation, and most runs here compile the same.
 """

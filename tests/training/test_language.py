@@ -1,4 +1,4 @@
-"""What language-model runs ask of the step: losses in pieces, micro-batches, carried states, batches read on the host."""
+"""Language-model runs: losses in chunks, micro-batches, carried states, batches read on the host."""
 
 import functools
 import json

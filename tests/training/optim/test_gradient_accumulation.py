@@ -95,7 +95,7 @@ def test_a_step_that_is_left_out_is_none_of_an_updates_batches_and_the_learning_
 
 
 def by_the_norm_test(gradients, weights, number, eta, most):
-    """How many batches the updates have that begin, one after another, by the definition."""
+    """Number of batches of each update in turn, by the definition."""
     numbers, at = [number], 0
     while at + numbers[-1] < len(gradients):
         k = numbers[-1]

@@ -243,7 +243,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def noise(steps, seed=0, **settings):
-    """What sgd without momentum adds to a clipped gradient of ones, by step: [steps, 300, 300]."""
+    """The noise that sgd without momentum adds to a clipped gradient of ones, by step: [steps, 300, 300]."""
     matrix = nnx.State({"w": nnx.Param(jnp.zeros((300, 300)), axes=("embed", "heads"))})
     values = nnx.to_pure_dict(matrix)
     plain = dict(name="sgd", momentum=0.0, schedule="constant", warmup_steps=0, learning_rate=1.0, weight_decay=0.0)

@@ -8,7 +8,7 @@ from seqzoo.training.run.mfu import PEAKS, TRAINING, in_words, mfu, peak, traini
 
 
 class Device:
-    """What `mfu` asks of a jax.Device."""
+    """The part of a jax.Device that `mfu` reads."""
 
     def __init__(self, device_kind):
         self.device_kind = device_kind
