@@ -60,7 +60,7 @@ def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:
 def _softmax(heads: int, bias: bool) -> dict[str, Rule]:
     """Of each head, the rows of the query are followed by those of the output gate."""
     rules = attention(bias) | {
-        "self_attn.q_proj.weight": interleaved(heads, matrix("mixer.q.w"), matrix("mixer.r.w")),
+        "self_attn.q_proj.weight": interleaved(heads, matrix("mixer.q.w"), matrix("mixer.gate.w")),
         **{f"self_attn.{name}_norm.weight": add_one(f"mixer.{name}_norm.scale") for name in "qk"},
     }
-    return rules | ({"self_attn.q_proj.bias": interleaved(heads, copy("mixer.q.b"), copy("mixer.r.b"))} if bias else {})
+    return rules | ({"self_attn.q_proj.bias": interleaved(heads, copy("mixer.q.b"), copy("mixer.gate.b"))} if bias else {})

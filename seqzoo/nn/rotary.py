@@ -4,28 +4,28 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def check_rotary(width: int, base: float | None, settings: str) -> None:
-    """Raises ValueError if pairs of channels are to be rotated (base is not None) and `width` is odd; `settings` set it."""
-    if base is not None and width % 2:
-        raise ValueError(f"rotary positions need an even key width, found {width}: change {settings}, or set rope_theta=None")
+def check_rotary(dim: int, theta: float | None, settings: str) -> None:
+    """Raises ValueError if there is a rotation (theta is not None) of an odd number of channels, `dim`, which `settings` set."""
+    if theta is not None and dim % 2:
+        raise ValueError(f"rotary positions need an even key width, found {dim}: change {settings}, or set rope_theta=None")
 
 
-def rotate(x: Array, positions: Array, base: float = 10000.0, width: int | None = None) -> Array:
-    """Rotates pairs (x_i, x_{i + k/2}) by positions * base^(-2i/k): the half-split layout of released checkpoints.
+def rotate(x: Array, positions: Array, theta: float = 10000.0, dim: int | None = None) -> Array:
+    """Rotates pairs (x_i, x_{i + k/2}) by positions * theta^(-2i/k): the half-split layout of released checkpoints.
 
     Args:
       x: [b, t, h, k], k even.
       positions: [b, t] int32.
-      base: wavelengths run from 2 pi to 2 pi base.
-      width: how many channels, the first, are rotated as if they were all; None: all.
+      theta: wavelengths run from 2 pi to 2 pi theta.
+      dim: number of channels, the first ones, that are rotated as if they were all; None: all.
     Returns:
       [b, t, h, k] in x's dtype; angles are taken in float32 or better.
     """
-    if width is not None and width < x.shape[-1]:
-        return jnp.concatenate([rotate(x[..., :width], positions, base), x[..., width:]], axis=-1)
+    if dim is not None and dim < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :dim], positions, theta), x[..., dim:]], axis=-1)
     half = x.shape[-1] // 2
     dtype = jnp.result_type(x, jnp.float32)
-    frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)
+    frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
     angles = positions.astype(dtype)[:, :, None, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)

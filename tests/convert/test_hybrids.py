@@ -135,6 +135,6 @@ def test_rows_of_a_query_and_its_gate_alternate_by_head():
     made = mapping_of(QWEN | {"num_attention_heads": 3, "head_dim": 4, "num_key_value_heads": 1})
     rule = made.layers[3]["model.layers.3.self_attn.q_proj.weight"]
     q, gate = rule.make(np.arange(24)[:, None] * np.ones((1, 16)))
-    assert rule.targets == ("mixer.q.w", "mixer.r.w")
+    assert rule.targets == ("mixer.q.w", "mixer.gate.w")
     np.testing.assert_array_equal(q[0], [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19])
     np.testing.assert_array_equal(gate[0], q[0] + 4)

@@ -28,7 +28,7 @@ def test_softmax_norms_heads_alone_or_together_and_gates_what_it_gives(settings)
     k, v = (np.repeat(x, 2, axis=2) for x in (k, split(v, 2)))
     weights = causal_softmax(np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(D // 4))
     o = np.einsum("bhts,bshv->bthv", weights, v).reshape(B, T, D)
-    assert_close(y, affine(mixer.out, o * sigmoid(affine(mixer.r, x)) if "gate" in settings else o))
+    assert_close(y, affine(mixer.out, o * sigmoid(affine(mixer.gate, x)) if "gate" in settings else o))
 
 
 def test_a_joint_norm_needs_a_norm():

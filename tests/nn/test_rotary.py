@@ -14,7 +14,7 @@ POSITIONS = np.arange(10, dtype=np.int32)[None]
 
 def test_the_first_channels_turn_by_their_own_angles_and_the_rest_pass():
     x = np.random.default_rng(0).normal(size=(1, 10, 2, 8)).astype(np.float32)
-    got = np.asarray(rotate(x, POSITIONS, base=100.0, width=4))
+    got = np.asarray(rotate(x, POSITIONS, theta=100.0, dim=4))
     np.testing.assert_array_equal(got[..., 4:], x[..., 4:])
     angles = np.exp(1j * POSITIONS[0, :, None] * 100.0 ** (-np.arange(2) / 2))[None, :, None]
     turned = (x[..., 0:2] + 1j * x[..., 2:4]) * angles
