@@ -12,7 +12,7 @@ from seqzoo.kernels.common import explain
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.kernels.selective_scan import selective_scan
-from seqzoo.mixers.linear_attention.linear import with_ones
+from seqzoo.mixers.linear_attention.linear import append_ones
 from seqzoo.mixers.linear_attention.mlstm import EPS
 from seqzoo.nn import exponential_gates
 
@@ -62,7 +62,7 @@ def _selective(size: Size, keys) -> tuple:
 def _mlstm(q, k, v, g, i):
     """The cell of our mixer, without its projections."""
     gates = exponential_gates(i, g)
-    o, _ = linear_attention(q, k * jnp.exp(gates.log_write)[..., None], with_ones(v), log_decay=gates.log_keep)
+    o, _ = linear_attention(q, k * jnp.exp(gates.log_weight)[..., None], append_ones(v), log_decay=gates.log_decay)
     return o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), jnp.exp(-gates.maximum)) + EPS)[..., None]
 
 

@@ -11,7 +11,7 @@ from seqzoo.config import Comparison, Experiment, Model, Optimizer, Run, Trainin
 # At width 64. Whole widths hit 4,096 bytes only nearly: documents' ids, convolutions' tails and counters come on top.
 MIXERS = (
     "linear(heads=4)",
-    "based(heads=1, feature_width=4)",
+    "based(heads=1, feature_dim=4)",
     "retnet(heads=8)",
     "lightning(heads=4)",
     "simple_gla(heads=8)",

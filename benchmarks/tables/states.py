@@ -42,8 +42,8 @@ ACCOUNTS = (
         lambda d, length: 3 * d,
         DOCUMENT | {"the present input, which a tail need not hold": lambda d, _: -d},
     ),
-    Account("based(heads=1, feature_width=8)", "d D + D", lambda d, length: (d + 1) * 45, DOCUMENT),
-    Account("based(heads=1, feature_width=16)", "d D + D", lambda d, length: (d + 1) * 153, DOCUMENT),
+    Account("based(heads=1, feature_dim=8)", "d D + D", lambda d, length: (d + 1) * 45, DOCUMENT),
+    Account("based(heads=1, feature_dim=16)", "d D + D", lambda d, length: (d + 1) * 153, DOCUMENT),
     Account("gla(heads=1)", "d_k d_v", lambda d, length: d // 2 * d, DOCUMENT),
     Account(
         "deltanet(heads=4)", "d_k d_v / h", lambda d, length: d * d // 4, DOCUMENT | {"tails of q, k and v": lambda d, _: 9 * d}

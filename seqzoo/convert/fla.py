@@ -51,14 +51,16 @@ def retnet(config: Config) -> ModelMapping:
 
 @architecture("gsa")
 def gsa(config: Config) -> ModelMapping:
-    """Blocks of gated slot attention. The norm behind the memory has an epsilon of 1e-5 there, whatever norm_eps is."""
+    """Blocks of gated slot attention. The norm of the output has an epsilon of 1e-5 there, whatever norm_eps is."""
     _no_convolutions(config)
     config.only("feature_map", "swish")
     config.ignore("clamp_max", "clamp_min", "use_norm", "use_output_gate")  # stored there, and never read
     config.only("expand_v", 1)  # theirs fails with any other: the norm is as wide as the model
     slots, temperature = config.get("num_slots", 64), config.get("gate_logit_normalizer", 8)
     spec = f"gsa({_widths(config, 4, 1.0, 1.0)}, slots={slots}, gate_temperature={float(temperature)})"
-    return stack_mapping(config, spec, projections("qkvf") | {"g_norm.weight": copy("mixer.norm.scale")})
+    return stack_mapping(
+        config, spec, projections("qkv") | {"f_proj.weight": matrix("mixer.forget.w"), "g_norm.weight": copy("mixer.norm.scale")}
+    )
 
 
 @architecture("hgrn2")
@@ -155,7 +157,7 @@ def projections(inputs: Sequence[str]) -> dict[str, Rule]:
 
 
 def _gated_norm(config: Config) -> dict[str, Rule]:
-    """The norm behind the memory and the gate on it. Fused into one module, the norm has another name."""
+    """The norm of the output and its gate. Fused into one module, the norm has another name."""
     config.only("use_output_gate", True)
     norm = "g_norm_swish_gate" if config.get("fuse_norm", True) else "g_norm"
     return {f"{norm}.weight": copy("mixer.norm.scale"), "g_proj.weight": matrix("mixer.gate.w")}

@@ -52,7 +52,7 @@ def minimax(config: Config) -> ModelMapping:
 def _lightning(heads: int) -> dict[str, Rule]:
     return {
         "self_attn.qkv_proj.weight": interleaved(heads, *(matrix(f"mixer.{name}.w") for name in "qkv")),
-        "self_attn.output_gate.weight": matrix("mixer.r.w"),
+        "self_attn.output_gate.weight": matrix("mixer.gate.w"),
         "self_attn.norm.weight": copy("mixer.norm.scale"),
         "self_attn.out_proj.weight": matrix("mixer.out.w"),
         "self_attn.slope_rate": ravel("mixer.slopes"),

@@ -28,7 +28,7 @@ def xlstm(config: Config) -> ModelMapping:
     config.only("add_out_norm", True)
     config.only("tie_word_embeddings", False)
     config.only("weight_mode", "single")  # transformers 5.23 fails to build the other, "fused": there is nothing to compare with
-    config.only("eps", EPS)  # behind the denominator
+    config.only("eps", EPS)  # added to the denominator
     config.only("norm_eps", EPS)
     keys, values = (int(d_model * config.get(f"{name}_dim_factor", default)) for name, default in (("qk", 0.5), ("v", 1.0)))
     multiple = config.get("ffn_round_up_to_multiple_of", 64)
@@ -61,7 +61,7 @@ def xlstm(config: Config) -> ModelMapping:
         "mlstm_layer.q.weight": matrix("mixer.q.w"),
         "mlstm_layer.k.weight": matrix("mixer.k.w"),
         "mlstm_layer.v.weight": matrix("mixer.v.w"),
-        "mlstm_layer.ogate_preact.weight": matrix("mixer.r.w"),
+        "mlstm_layer.ogate_preact.weight": matrix("mixer.gate.w"),
         "mlstm_layer.igate_preact.weight": matrix("mixer.input.projection.w"),
         "mlstm_layer.igate_preact.bias": copy("mixer.input.bias"),
         "mlstm_layer.fgate_preact.weight": matrix("mixer.forget.projection.w"),

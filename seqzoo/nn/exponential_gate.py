@@ -10,10 +10,10 @@ from seqzoo.kernels.common.running_max import running_max
 
 
 class ExponentialGates(NamedTuple):
-    """The gates of a memory that is kept over exp(m_t); all [b, t, h]."""
+    """Gates of a state that is stored divided by exp(m_t); all [b, t, h]."""
 
-    log_keep: Array  # m_{t-1} + g_t - m_t <= 0: what the memory decays by
-    log_write: Array  # x_t - m_t <= 0: the weight of what is written
+    log_decay: Array  # m_{t-1} + g_t - m_t <= 0: of the stored state
+    log_weight: Array  # x_t - m_t <= 0: of the new token
     before: Array  # m_{t-1}, -inf where a document starts and at padding
     maximum: Array  # m_t
 
@@ -26,39 +26,39 @@ def exponential_gates(
     segment: Array | None = None,
     segment_ids: Array | None = None,
 ) -> ExponentialGates:
-    """The gates of S_t = exp(g_t) S_{t-1} + exp(x_t) k_t v_t^T, for a memory that holds S_t / exp(m_t).
+    """Gates of S_t = exp(g_t) S_{t-1} + exp(x_t) k_t v_t^T, for a state that is stored as S_t / exp(m_t).
 
-        m_t = max(m_{t-1} + g_t, x_t)        S_t / e^{m_t} = e^{log_keep_t} S_{t-1} / e^{m_{t-1}} + e^{log_write_t} k_t v_t^T
+        m_t = max(m_{t-1} + g_t, x_t)        S_t / e^{m_t} = e^{log_decay_t} S_{t-1} / e^{m_{t-1}} + e^{log_weight_t} k_t v_t^T
 
-    Gradients treat m as a constant, which is exact for whatever is read off the memory so that m cancels. As online softmax does it
+    Gradients treat m as a constant, which is exact for every output in which m cancels. The maximum is that of online softmax
     (Milakov & Gimelshein 2018, arXiv:1805.02867), with a decay.
 
     Args:
       x: [b, t, h] float, logarithms of weights.
       log_decay: g <= 0, [b, t, h], -inf included; None is 0.
-      maximum: [b, h], m before the first token; None is -inf, an empty memory.
-      segment, segment_ids: as for an op. What is given at padding is finite; nothing may be written there.
+      maximum: [b, h], m before the first token; None is -inf, an empty state.
+      segment, segment_ids: as for an op. Gates at padding are finite; nothing may be written there.
     """
     before, after = running_max(x, log_decay=log_decay, initial_state=maximum, initial_segment=segment, segment_ids=segment_ids)
-    return ExponentialGates(*over_larger(before if log_decay is None else before + log_decay, x), before, after)
+    return ExponentialGates(*subtract_maximum(before if log_decay is None else before + log_decay, x), before, after)
 
 
 @jax.custom_jvp
-def over_larger(a: Array, b: Array) -> tuple[Array, Array]:
+def subtract_maximum(a: Array, b: Array) -> tuple[Array, Array]:
     """(a - max(a, b), b - max(a, b)), the maximum taken as a constant. One of them is exactly 0, also where a or b is -inf.
 
-    Off one difference and not off a rounded maximum: a memory that nothing is written to decays by exactly what it should, and
-    not by a rounding error per token.
+    Both come from the one difference a - b and not from a rounded maximum: a state to which nothing is written decays by exactly
+    its decay, without a rounding error per token.
     """
     difference = jnp.where(b == -jnp.inf, jnp.inf, a - b)
     return jnp.minimum(difference, 0), jnp.minimum(-difference, 0)
 
 
-@over_larger.defjvp
-def _over_larger_jvp(primals, tangents):
-    return over_larger(*primals), tuple(tangents)
+@subtract_maximum.defjvp
+def _subtract_maximum_jvp(primals, tangents):
+    return subtract_maximum(*primals), tuple(tangents)
 
 
-def nonzero(x: Array) -> Array:
-    """x, with 1 for 0: sums of weights to divide by, 0 at padding alone, where a quotient means nothing but must be finite."""
+def nonzero_divisor(x: Array) -> Array:
+    """x, with 1 for 0. A sum of weights is 0 only at padding, where a quotient means nothing but must be finite."""
     return jnp.where(x == 0, jnp.ones_like(x), x)

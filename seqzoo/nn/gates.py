@@ -1,4 +1,4 @@
-"""Gates of recurrent mixers. They are made in float32 or better: a memory is a product of many of them."""
+"""Gates of recurrent mixers, computed in float32 or wider: a state is a product of many of them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax import Array
 
 
 def complementary(x: Array) -> tuple[Array, Array]:
-    """(sigmoid(x), 1 - sigmoid(x)), each with all its digits, and so their gradients: none of them is a difference.
+    """(sigmoid(x), 1 - sigmoid(x)), with all digits in values and gradients: none of them is a difference.
 
     Args:
       x: [...] float.
@@ -22,16 +22,16 @@ def _complementary(x):
 
 
 @_complementary.defjvp
-def _slopes(primals, tangents):
-    gate, rest = _complementary(*primals)
-    slope = gate * rest * tangents[0]  # jax.nn.sigmoid's own is s (1 - s), whose difference loses digits where s is near 1
-    return (gate, rest), (slope, -slope)
+def _complementary_jvp(primals, tangents):
+    gate, complement = _complementary(*primals)
+    slope = gate * complement * tangents[0]  # jax.nn.sigmoid's own is s (1 - s), whose difference loses digits where s is near 1
+    return (gate, complement), (slope, -slope)
 
 
 def positive(x: Array) -> Array:
-    """x + 1/2 from zero on, sigmoid(x) below it: always positive, and continuous.
+    """x + 1/2 for x >= 0, sigmoid(x) below: always positive, and continuous.
 
-    The activation g of Feng et al. 2024, arXiv:2410.01201, appendix B: what is written must be positive for its logarithm to exist.
+    The activation g of Feng et al. 2024, arXiv:2410.01201, appendix B, where candidates must be positive to have a logarithm.
 
     Args:
       x: [...] float.
@@ -41,10 +41,10 @@ def positive(x: Array) -> Array:
     return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
 
 
-def share(x: Array, y: Array) -> tuple[Array, Array]:
-    """(f / (f + i), i / (f + i)) for f = sigmoid(x) and i = sigmoid(y): two gates made to add up to one.
+def normalised_gates(x: Array, y: Array) -> tuple[Array, Array]:
+    """(f / (f + i), i / (f + i)) for f = sigmoid(x) and i = sigmoid(y): two gates scaled to add up to one.
 
-    Their ratio is taken in logarithms, so two closed gates, 0 / 0 otherwise, share by how far each is closed.
+    The ratio f / i is taken in logarithms, so that two closed gates, whose quotient would be 0 / 0, are told apart.
 
     Args:
       x, y: [...] float, of one shape.

@@ -15,10 +15,10 @@ class LowRank(nnx.Module):
 
     Args:
       d_in, rank, d_out: widths.
-      activation: between the two; None: nothing.
-      bias: c at the start, [d_out]; None: no c.
+      activation: between the two matrices; None: none.
+      bias: initial c, [d_out]; None: no c.
       down_init, up_init: initialisers of A and B.
-      dtype: of the products; None promotes x and the weights. With a c, y is float32 or wider: decays are made of it.
+      dtype: of the products; None promotes x and the weights. With a bias, y is float32 or wider: it may become a decay.
       param_dtype: of all parameters.
     """
 
@@ -36,9 +36,9 @@ class LowRank(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.down = Linear(d_in, rank, axes=("embed", None), init=down_init, **settings)
-        self.up = Linear(rank, d_out, axes=(None, "heads"), init=up_init, **settings)
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.down = Linear(d_in, rank, axes=("embed", None), init=down_init, **kwargs)
+        self.up = Linear(rank, d_out, axes=(None, "heads"), init=up_init, **kwargs)
         self.bias = None if bias is None else nnx.Param(bias.astype(param_dtype), axes=("heads",), decay=False)
         self.activation, self.flops_per_token = activation, 2 * rank * (d_in + d_out)
 

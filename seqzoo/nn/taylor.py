@@ -1,21 +1,21 @@
-"""The second-order Taylor feature map: inner products of features are the exponential's series, cut after the square."""
+"""The second-order Taylor feature map: inner products of features are the exponential's series up to the square."""
 
 import jax.numpy as jnp
 from jax import Array
 
 
-def taylor_width(f: int) -> int:
-    """How many features `taylor` makes of f numbers: 1 + f + f (f + 1) / 2."""
+def taylor_feature_dim(f: int) -> int:
+    """Number of features that `taylor_features` makes of f numbers: 1 + f + f (f + 1) / 2."""
     return 1 + f + f * (f + 1) // 2
 
 
-def taylor(x: Array) -> Array:
+def taylor_features(x: Array) -> Array:
     """phi with phi(q)^T phi(k) = 1 + s + s^2 / 2 for s = q^T k / sqrt(f), which is never below 1/2.
 
         phi(x) = [1,  u_i,  u_i^2 / sqrt(2),  u_i u_j (i < j)]        u = x / f^(1/4)
 
     Each product u_i u_j stands for u_j u_i as well: both halves of u u^T / sqrt(2), in one feature. The published training code
-    writes all f^2 out; the inner products are the same.
+    keeps all f^2 products; the inner products are the same.
 
     Args:
       x: [..., f] float.

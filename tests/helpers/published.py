@@ -55,7 +55,7 @@ def split(x, heads):
     return x.reshape(B, T, heads, -1)
 
 
-def matrix_memory(q, k, v, decay):
+def matrix_state(q, k, v, decay):
     """q_t^T S_t for S_t = Diag(decay_t) S_{t-1} + k_t v_t^T from S = 0, one token at a time; decay [b, t, h, k or 1]."""
     s, read = np.zeros((B, q.shape[2], k.shape[3], v.shape[3])), []
     for t in range(T):

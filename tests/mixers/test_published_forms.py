@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.published import B, D, T, affine, built, matrix_memory, rms_norm, sigmoid, silu, split, wide
+from helpers.published import B, D, T, affine, built, matrix_state, rms_norm, sigmoid, silu, split, wide
 from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.model import LanguageModel
@@ -14,7 +14,7 @@ from seqzoo.model import LanguageModel
 @pytest.mark.parametrize(("heads", "f"), [(1, 8), (4, 16)])
 def test_based_is_attention_with_the_exponential_cut_after_the_square(heads, f):
     """o_t = sum_{i <= t} w_ti v_i / sum_{i <= t} w_ti with w = 1 + s + s^2 / 2, s = q^T k / sqrt(f): no features."""
-    mixer, x, y = built(f"based(heads={heads}, feature_width={f})")
+    mixer, x, y = built(f"based(heads={heads}, feature_dim={f})")
     q, k, v = ((x @ wide(p.w)).reshape(B, T, heads, -1) for p in (mixer.q, mixer.k, mixer.v))
     s = np.einsum("bthf,bshf->bhts", q, k) / np.sqrt(f)
     weights = np.tril(1 + s + s**2 / 2)
@@ -70,18 +70,18 @@ def test_retnet_counts_inside_each_document():
 
 
 @pytest.mark.parametrize(("settings", "depth"), [("", None), ("heads=2, head_dim=8", None), ("", (0, 3)), ("", (2, 3))])
-def test_lightning_forgets_at_a_pace_of_head_and_layer(settings, depth):
+def test_lightning_forgets_at_a_rate_of_head_and_layer(settings, depth):
     mixer, x, y = built(f"lightning({settings})")
-    heads, (index, count) = mixer.sizes[1], depth or (0, 1)
+    heads, (index, count) = mixer.heads, depth or (0, 1)
     if depth:
         layer = mixers.create("lightning", D, depth=depth, rngs=nnx.Rngs(0))  # slopes are a parameter here, but not to be perturbed
-        layer.q, layer.k, layer.v, layer.r, layer.norm, layer.out = mixer.q, mixer.k, mixer.v, mixer.r, mixer.norm, mixer.out
+        layer.q, layer.k, layer.v, layer.gate, layer.norm, layer.out = mixer.q, mixer.k, mixer.v, mixer.gate, mixer.norm, mixer.out
         y = jax.jit(lambda layer, x: layer(x)[0])(layer, x.astype(np.float32))
     slope = 1 / 2 ** (8 / heads * (np.arange(heads) + 1)) * (1 - index / (count - 1 + 1e-5) + 1e-5)
     q, k, v = (split(silu(affine(p, x)), heads) for p in (mixer.q, mixer.k, mixer.v))
-    o = matrix_memory(q, k, v, np.broadcast_to(np.exp(-slope)[:, None], (B, T, heads, 1)))
+    o = matrix_state(q, k, v, np.broadcast_to(np.exp(-slope)[:, None], (B, T, heads, 1)))
     o = rms_norm(o.reshape(B, T, -1), wide(mixer.norm.scale), 1e-6)
-    assert_close(y, affine(mixer.out, sigmoid(affine(mixer.r, x)) * o))
+    assert_close(y, affine(mixer.out, sigmoid(affine(mixer.gate, x)) * o))
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_size=None, gate_temperature=2.0"])
@@ -99,22 +99,22 @@ def test_simple_gla_forgets_by_head_after_convolutions(settings):
     q = features(mixer.q, mixer.q_convolution)
     k, v = features(mixer.k, mixer.k_convolution), features(mixer.v, mixer.v_convolution)
     decay = sigmoid(affine(mixer.forget, x)) ** (1 / mixer.gate_temperature)
-    o = rms_norm(matrix_memory(q, k, v, decay[..., None]) * q.shape[-1] ** -0.5, wide(mixer.norm.scale), 1e-5)
+    o = rms_norm(matrix_state(q, k, v, decay[..., None]) * q.shape[-1] ** -0.5, wide(mixer.norm.scale), 1e-5)
     assert_close(y, affine(mixer.out, silu(affine(mixer.gate, x)) * o.reshape(B, T, -1)))
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2", "lower_bound=0", "lower_bound=0.75"])
-def test_hgrn2_writes_what_its_forget_gate_lets_go(settings):
+def test_hgrn2_writes_one_minus_its_forget_gate(settings):
     mixer, x, y = built(f"hgrn2({settings})")
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     bound = mixer.bounded.lower_bound if mixer.bounded.logit is None else sigmoid(wide(mixer.bounded.logit))
     f = split(bound + (1 - bound) * sigmoid(affine(mixer.forget, x)), heads)
-    o = matrix_memory(split(silu(affine(mixer.q, x)), heads), 1 - f, split(affine(mixer.v, x), heads), f)
-    o = rms_norm((o * mixer.sizes[2] ** -0.5).reshape(B, T, -1), wide(mixer.norm.scale), 1e-5)
+    o = matrix_state(split(silu(affine(mixer.q, x)), heads), 1 - f, split(affine(mixer.v, x), heads), f)
+    o = rms_norm((o * mixer.head_dim**-0.5).reshape(B, T, -1), wide(mixer.norm.scale), 1e-5)
     assert_close(y, affine(mixer.out, o))
 
 
-def test_hgrn2_bounds_start_at_the_share_of_layers_below():
+def test_hgrn2_bounds_start_at_the_fraction_of_layers_below():
     for index in range(4):
         mixer = mixers.create("hgrn2", D, depth=(index, 4), rngs=nnx.Rngs(0))
         assert_close(sigmoid(wide(mixer.bounded.logit)), np.full(D, max(index / 4, 0.01)))
@@ -136,16 +136,16 @@ def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_t
     ("spec", "says"),
     [
         ("based(heads=3)", "heads=3 does not divide d_model=32"),
-        ("based(feature_width=0)", "feature_width=0: wanted at least 1"),
+        ("based(feature_dim=0)", r"based: feature_dim=0, wanted int in \[1, 1024\]"),
         ("base_conv(width=0)", "width=0: wanted at least 1 tap"),
         ("retnet(heads=3)", "heads=3 does not divide key width 32 and value width 64"),
         ("retnet(heads=32)", "even key width, found 1"),
         ("lightning(heads=5)", "heads=5 does not divide d_model=32"),
-        ("lightning(head_dim=0)", "head_dim=0: wanted at least 1"),
+        ("lightning(head_dim=0)", r"lightning: head_dim=0, wanted int in \[1, 65536\] or None"),
         ("simple_gla(conv_size=0)", r"simple_gla: conv_size=0, wanted int in \[1, 65536\] or None"),
         ("simple_gla(gate_temperature=0)", "simple_gla: gate_temperature=0, wanted number > 0"),
         ("hgrn2(heads=3)", "heads=3 does not divide d_model=32"),
-        ("hgrn2(lower_bound=1)", "lower_bound=1: wanted None or a number"),
+        ("hgrn2(lower_bound=1)", r"hgrn2: lower_bound=1, wanted number in \[0, 1\) or None"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(spec, says):

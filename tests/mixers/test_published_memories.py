@@ -37,9 +37,9 @@ def preactivation(gate, x):
 def mlstm(mixer, x, start=-np.inf):
     """Beck et al. 2024, the parallel form: weights D = exp(sum of log f + i~) of all pairs, over their row's maximum m.
 
-    `start` is m before the first token; anything above -inf is a memory of zeros that counts towards the maximum.
+    `start` is m before the first token; anything above -inf is a state of zeros that counts towards the maximum.
     """
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     q, k, v = (split(affine(p, x), heads) for p in (mixer.q, mixer.k, mixer.v))
     i, log_f = preactivation(mixer.input, x), -np.logaddexp(0, -preactivation(mixer.forget, x))
     log_i = i if mixer.exponential else -np.logaddexp(0, -i)
@@ -52,7 +52,7 @@ def mlstm(mixer, x, start=-np.inf):
         with np.errstate(over="ignore"):
             h = h / (np.maximum(np.abs(scores.sum(-1, keepdims=True)), np.exp(-m)) + EPS)
     h = layer_norm(h.transpose(0, 2, 1, 3), wide(mixer.norm.scale))
-    return affine(mixer.out, sigmoid(affine(mixer.r, x)) * h)
+    return affine(mixer.out, sigmoid(affine(mixer.gate, x)) * h)
 
 
 MLSTMS = [
@@ -70,7 +70,7 @@ def test_mlstm_is_its_parallel_form(settings):
     assert_close(y, mlstm(mixer, x))
 
 
-def test_mlstm_divides_by_what_is_read_only_once_that_is_more_than_one():
+def test_mlstm_divides_by_the_normaliser_only_above_one():
     """Both sides of max(|n^T q|, exp(-m)) are taken in the rows of the tests above: taking either out changes the output."""
     mixer, x, _ = built("mlstm(heads=2, input_bias=0.0, gate_cap=None)")
     q, k = (split(affine(p, x), 2) for p in (mixer.q, mixer.k))
@@ -83,8 +83,8 @@ def test_mlstm_divides_by_what_is_read_only_once_that_is_more_than_one():
 
 
 @pytest.mark.parametrize("settings", MLSTMS[:3])
-def test_mlstm_from_an_empty_memory_is_the_released_code_from_a_maximum_of_zero(settings):
-    """The start of m shows only in the 1e-6 added to the denominator."""
+def test_mlstm_from_an_empty_state_is_the_released_code_from_a_maximum_of_zero(settings):
+    """The first m shows only in the 1e-6 that is added to the denominator."""
     mixer, x, y = built(f"mlstm({settings})")
     assert_close(y, mlstm(mixer, x, start=0.0))
 
@@ -115,7 +115,7 @@ def test_mlstm_gates_of_a_hundred_keep_it_in_range(gates):
 def test_mlstm_starts_as_the_released_block_does():
     d, heads = 512, 4
     mixer = mixers.create("mlstm", d, depth=(1, 6), rngs=nnx.Rngs(0))
-    for projection in (mixer.input.projection, mixer.forget.projection, mixer.r):
+    for projection in (mixer.input.projection, mixer.forget.projection, mixer.gate):
         assert not np.any(projection.w[...])
     assert_close(wide(mixer.input.bias), np.full(heads, -10.0))
     assert_close(wide(mixer.forget.bias), np.array([3.0, 4.0, 5.0, 6.0]))
@@ -184,10 +184,10 @@ def test_rwkv4_and_its_channel_mixer_start_by_layer_and_channel(stack):
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2"])
-def test_flow_conserves_what_comes_in_and_goes_out(settings):
+def test_flow_conserves_incoming_and_outgoing_flow(settings):
     """Wu et al. 2022: one token after the other, every sum of the formula over the tokens so far."""
     mixer, x, y = built(f"flow({settings})")
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     q, k, v = (split(affine(p, x), heads).transpose(0, 2, 1, 3) for p in (mixer.q, mixer.k, mixer.v))
     q, k = sigmoid(q), sigmoid(k)
     flow = lambda a, b: ((a + EPS) * (b + EPS)).sum(-1)
@@ -222,10 +222,10 @@ ETA = {"exp": np.exp, "softplus": lambda n: np.logaddexp(0, n), "sigmoid": sigmo
 
 @pytest.mark.parametrize(("settings", "eta"), [("", "exp"), ("heads=1, expand_k=2, normaliser='softplus'", "softplus"),
                                                ("normaliser='sigmoid'", "sigmoid")])  # fmt: skip
-def test_norm_attention_is_divided_by_what_the_reader_says(settings, eta):
+def test_norm_attention_is_divided_by_a_function_of_the_reading_token(settings, eta):
     """Sieber et al. 2024, equation 21: y_t = sum_{s <= t} (q_t . k_s) v_s / eta(W_n x_t + b)."""
     mixer, x, y = built(f"norm_attention({settings})")
-    heads = mixer.sizes[1]
+    heads = mixer.heads
     q, k, v = (split(affine(p, x), heads) for p in (mixer.q, mixer.k, mixer.v))
     scores = np.tril(np.einsum("bthk,bshk->bhts", q, k))
     o = np.einsum("bhts,bshv->bthv", scores, v) / ETA[eta](affine(mixer.n, x))[..., None]
@@ -236,12 +236,12 @@ def test_norm_attention_is_divided_by_what_the_reader_says(settings, eta):
     ("spec", "says"),
     [
         ("mlstm(heads=3)", "heads=3 does not divide key width 16 and value width 32: change heads or expand_k"),
-        ("mlstm(input_gate='exp')", "input_gate='exp' is unknown; it is one of exponential, sigmoid."),
+        ("mlstm(input_gate='exp')", "mlstm: input_gate='exp', wanted 'exponential' or 'sigmoid'"),
         ("mlstm(normalised=False)", "an exponential gate needs the normaliser, set input_gate='sigmoid'"),
-        ("mlstm(gate_cap=0)", "gate_cap=0: wanted more than 0, or None"),
+        ("mlstm(gate_cap=0)", "mlstm: gate_cap=0, wanted number > 0 or None"),
         ("flow(heads=3)", "heads=3 does not divide d_model=32"),
-        ("norm_attention(heads=3)", "heads=3 does not divide key width 32 and d_model=32"),
-        ("norm_attention(normaliser='relu')", "normaliser='relu' is unknown; it is one of exp, softplus, sigmoid."),
+        ("norm_attention(heads=3)", "heads=3 does not divide key width 32 and value width 32"),
+        ("norm_attention(normaliser='relu')", "norm_attention: normaliser='relu', wanted 'exp' or 'softplus' or 'sigmoid'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(spec, says):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.published import B, D, T, affine, built, low_rank, matrix_memory, rms_norm, sigmoid, silu, split, wide
+from helpers.published import B, D, T, affine, built, low_rank, matrix_state, rms_norm, sigmoid, silu, split, wide
 from helpers.tolerances import assert_close
 from seqzoo import mixers
 
@@ -13,9 +13,9 @@ from seqzoo import mixers
 def test_gsa_attends_over_slots_that_are_averages(settings):
     """Slot m of a head holds, of keys and of values, sum_j w_jm x_j with w_jm = (1 - alpha_jm) prod_{l > j} alpha_lm."""
     mixer, x, y = built(f"gsa({settings})")
-    heads, scale = mixer.sizes[1], mixer.sizes[2] ** -0.5 if mixer.scale is None else mixer.scale
+    heads, scale = mixer.heads, mixer.key_dim**-0.5 if mixer.scale is None else mixer.scale
     q, k, v = (split(silu(affine(p, x)), heads) for p in (mixer.q, mixer.k, mixer.v))
-    alpha = sigmoid(split(affine(mixer.f, x), heads)) ** (1 / mixer.gate_temperature)
+    alpha = sigmoid(split(affine(mixer.forget, x), heads)) ** (1 / mixer.gate_temperature)
     weights = np.zeros((T, *alpha.shape[:1], *alpha.shape[2:], T))  # [t, b, h, m, j]
     for t in range(T):
         before = weights[t - 1] * alpha[:, t, ..., None] if t else weights[0]
@@ -40,10 +40,7 @@ def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
     k, v, r = (split(affine(p, blend(i)), heads) for i, p in ((1, mixer.key), (2, mixer.value), (3, mixer.receptance)))
     # What a token reads of the past: the memory one token ago, so everything but the query is one token late.
     late = lambda z, first: np.concatenate([np.full_like(z[:, :1], first), z[:, :-1]], axis=1)
-    o = (
-        matrix_memory(r, late(k, 0), late(v, 0), late(w, 1))
-        + np.einsum("bthk,hk,bthk->bth", r, wide(mixer.bonus), k)[..., None] * v
-    )
+    o = matrix_state(r, late(k, 0), late(v, 0), late(w, 1)) + np.einsum("bthk,hk,bthk->bth", r, wide(mixer.bonus), k)[..., None] * v
     o = (o - o.mean(-1, keepdims=True)) / np.sqrt(o.var(-1, keepdims=True) + mixer.norm.eps)
     o = o.reshape(B, T, -1) * wide(mixer.norm.scale) + wide(mixer.norm.bias)
     assert_close(y, affine(mixer.out, silu(affine(mixer.gate, blend(4))) * o))
@@ -67,8 +64,8 @@ def test_rwkv6_starts_as_the_authors_code_does(index):
     ("spec", "says"),
     [
         ("gsa(heads=3)", "heads=3 does not divide key width 32"),
-        ("gsa(slots=0)", "slots=0: wanted at least 1"),
-        ("gsa(gate_temperature=0)", "gate_temperature=0: wanted more than 0"),
+        ("gsa(slots=0)", r"gsa: slots=0, wanted int in \[1, 65536\] or None"),
+        ("gsa(gate_temperature=0)", "gsa: gate_temperature=0, wanted number > 0"),
         ("rwkv6(heads=5)", "heads=5 does not divide key width 32"),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helpers.tolerances import RELATIVE, assert_close
-from seqzoo.nn import exponential_gates, over_larger
+from seqzoo.nn import exponential_gates, subtract_maximum
 
 INF = np.inf
 
@@ -13,7 +13,7 @@ INF = np.inf
 def test_one_of_two_weights_is_always_one():
     a = jnp.array([0.0, -INF, 3.0, -INF, -1e6, 5.0], np.float32)
     b = jnp.array([1.0, 2.0, -INF, -INF, 1e6, 5.0], np.float32)
-    first, second = over_larger(a, b)
+    first, second = subtract_maximum(a, b)
     np.testing.assert_array_equal(first, [-1.0, -INF, 0.0, 0.0, -2e6, 0.0])
     np.testing.assert_array_equal(second, [0.0, 0.0, -INF, -INF, 0.0, 0.0])
 
@@ -24,7 +24,7 @@ def test_a_memory_that_nothing_is_written_to_loses_no_digit():
     x[:, 0] = 10.0
     decay = -1e-3 * np.random.default_rng(0).random(x.shape).astype(np.float32)
     gates = exponential_gates(x, decay)
-    assert not np.any(gates.log_keep[:, 1:]) and np.all(np.isneginf(gates.log_write[:, 1:]))
+    assert not np.any(gates.log_decay[:, 1:]) and np.all(np.isneginf(gates.log_weight[:, 1:]))
     assert_close(gates.maximum[0, -1, 0], 10 + decay[0, 1:].sum(dtype=np.float64))
 
 
@@ -42,7 +42,7 @@ def test_the_memory_is_the_plain_sum_over_its_largest_weight_and_so_are_gradient
             return (above, below), above / below
 
         zero = jnp.zeros_like(x[:, 0])
-        tokens = [jnp.moveaxis(z, 1, 0) for z in (gates.log_keep, gates.log_write, v)]
+        tokens = [jnp.moveaxis(z, 1, 0) for z in (gates.log_decay, gates.log_weight, v)]
         return jnp.moveaxis(jax.lax.scan(step, (zero, zero), tuple(tokens))[1], 0, 1)
 
     def plain(x, decay, v):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.tolerances import RELATIVE, assert_close
-from seqzoo.nn import complementary, positive, share
+from seqzoo.nn import complementary, normalised_gates, positive
 
 X = np.array([-1e4, -200.0, -30.0, -3.0, -0.0, 0.0, 3.0, 30.0, 200.0, 1e4])
 
@@ -15,19 +15,19 @@ def test_two_gates_share_by_their_sum():
     x, y = (a.ravel() for a in np.meshgrid(X[2:-2], X[2:-2]))
     f, i = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(-y))
     with jax.enable_x64(True):
-        assert_close(share(jnp.asarray(x), jnp.asarray(y)), (f / (f + i), i / (f + i)), tolerance=RELATIVE["float64"])
+        assert_close(normalised_gates(jnp.asarray(x), jnp.asarray(y)), (f / (f + i), i / (f + i)), tolerance=RELATIVE["float64"])
 
 
 def test_gates_that_are_both_shut_share_and_have_gradients():
     x, y = jnp.asarray([-1e4, -1e4, -9e3]), jnp.asarray([-1e4, -9e3, -1e4])
-    np.testing.assert_array_equal(share(x, y)[0], [0.5, 0.0, 1.0])
-    gradient = jax.grad(lambda x: share(x, y)[0].sum())(x)
+    np.testing.assert_array_equal(normalised_gates(x, y)[0], [0.5, 0.0, 1.0])
+    gradient = jax.grad(lambda x: normalised_gates(x, y)[0].sum())(x)
     np.testing.assert_array_equal(gradient, [0.25, 0.0, 0.0])
 
 
 def test_one_minus_a_gate_is_no_difference():
-    gate, rest = complementary(jnp.asarray(X, jnp.float32))
-    np.testing.assert_allclose(rest[7], np.exp(-30.0), rtol=1e-6)
+    gate, complement = complementary(jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(complement[7], np.exp(-30.0), rtol=1e-6)
     np.testing.assert_allclose(gate[2], np.exp(-30.0), rtol=1e-6)
     for part, sign in ((0, 1), (1, -1)):
         slope = jax.vmap(jax.grad(lambda x, part=part: complementary(x)[part]))(jnp.asarray([-30.0, 30.0]))
@@ -37,7 +37,7 @@ def test_one_minus_a_gate_is_no_difference():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_gates_are_wide_and_candidates_keep_their_dtype(dtype):
     x = jnp.asarray(X, dtype)
-    assert all(part.dtype == jnp.float32 for part in (*complementary(x), *share(x, x)))
+    assert all(part.dtype == jnp.float32 for part in (*complementary(x), *normalised_gates(x, x)))
     assert positive(x).dtype == dtype
 
 

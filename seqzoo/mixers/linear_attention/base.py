@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, next_state, state_kwargs
+from seqzoo.mixers.base import Mixer, State, next_state, state_kwargs
 from seqzoo.nn import Linear, RMSNorm, torch_uniform
 from seqzoo.specs import Size
 
@@ -26,13 +26,21 @@ class LinearAttentionState(NamedTuple):
     segment: Array  # [b] int32, the document it belongs to
 
 
-class LinearAttentionMixer(Mixer):
-    """S_t = decay_t S_{t-1} + k_t v_t^T,  y_t = W_o [activation(W_g x_t) * norm(scale q_t^T S_t)]; subclasses choose the decay."""
+class MatrixStateMixer(Mixer):
+    """Base of mixers whose heads call the linear-attention op."""
 
     heads: Size = 4
     """Number of heads; the state of each is a matrix [k, v]."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    def split_heads(self, x: Array) -> Array:
+        """[b, t, h n] -> [b, t, h, n]."""
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class LinearAttentionMixer(MatrixStateMixer):
+    """S_t = decay_t S_{t-1} + k_t v_t^T,  y_t = W_o [activation(W_g x_t) * norm(scale q_t^T S_t)]; subclasses choose the decay."""
 
     gate_activation: ClassVar[Callable[[Array], Array]] = staticmethod(jax.nn.swish)
 
@@ -79,10 +87,6 @@ class LinearAttentionMixer(Mixer):
         """x [b, t, d_model] -> [h], [b, t, h] or [b, t, h, k], at most 0."""
         raise NotImplementedError
 
-    def split_heads(self, x: Array) -> Array:
-        """[b, t, h n] -> [b, t, h, n]."""
-        return x.reshape(*x.shape[:2], self.heads, -1)
-
     def project_qkv(self, x: Array) -> tuple[Array, Array, Array]:
         """q, k [b, t, h, k] and v [b, t, h, v] of x."""
         return self.split_heads(self.q(x)), self.split_heads(self.k(x)), self.split_heads(self.v(x))
@@ -110,13 +114,20 @@ class LinearAttentionMixer(Mixer):
         o, matrix = self.attend(*self.project_qkv(x), self.log_decay(x), state, segment_ids)
         return self.output(x, o), next_state(state, segment_ids, matrix=matrix)
 
-    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> LinearAttentionState:
+    def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> State:
         """An empty state; `max_length` has no influence on its size."""
         return empty_state(batch, self.heads, self.key_dim, self.value_dim, self.cache_dtype(dtype))
 
     def flops(self, batch: int, length: int) -> int:
         k, v = self.key_dim, self.value_dim
         return batch * length * self.heads * (2 * self.d_model * (2 * k + 3 * v) + 4 * k * v)
+
+
+def head_dim(d_model: int, heads: int) -> int:
+    """d_model / heads; ValueError unless heads divides d_model."""
+    if d_model % heads:
+        raise ValueError(f"heads={heads} does not divide d_model={d_model}: set heads to a divisor")
+    return d_model // heads
 
 
 def widths(d_model: int, heads: int, expand_k: float, expand_v: float, key_heads: int | None = None) -> tuple[int, int]:

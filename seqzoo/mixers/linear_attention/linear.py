@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
-from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
-from seqzoo.mixers.linear_attention.base import Implementation
+from seqzoo.mixers.base import next_state, register, state_kwargs
+from seqzoo.mixers.linear_attention.base import MatrixStateMixer, head_dim
 from seqzoo.nn import Linear
 from seqzoo.specs import Size
 
@@ -23,7 +23,7 @@ class LinearState(NamedTuple):
 
 
 @register("linear")
-class LinearAttention(Mixer):
+class LinearAttention(MatrixStateMixer):
     r"""Linear attention (Katharopoulos et al. 2020, arXiv:2006.16236).
 
         S_t = S_{t-1} + phi(k_t) v_t^T        z_t = z_{t-1} + phi(k_t)        phi(x) = elu(x) + 1
@@ -39,20 +39,16 @@ class LinearAttention(Mixer):
     heads: Size = 4
     """Number of heads; the state of each is d_model / heads square."""
     normalised: bool = True
-    """Whether to divide by the sum of weights; False leaves o_t = phi(q_t)^T S_t."""
-    implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Divide by the sum of weights; False leaves o_t = phi(q_t)^T S_t."""
 
     def setup(self, rngs, depth):
-        if self.d_model % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide d_model={self.d_model}: set heads to a divisor")
-        self.head_dim = self.d_model // self.heads
+        self.head_dim = head_dim(self.d_model, self.heads)
         kwargs = self.factory_kwargs(rngs)
         self.q, self.k, self.v = (Linear(self.d_model, self.d_model, **kwargs) for _ in range(3))
         self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
-        q, k, v = (projection(x).reshape(*x.shape[:2], self.heads, -1) for projection in (self.q, self.k, self.v))
+        q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         o, matrix = linear_attention(
             jax.nn.elu(q) + 1,
             jax.nn.elu(k) + 1,
@@ -79,6 +75,3 @@ class LinearAttention(Mixer):
 def append_ones(v: Array) -> Array:
     """v [b, t, h, v] with a last column of ones, which sums up the weights of what is written."""
     return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-
-
-with_ones = append_ones  # TRANSITION

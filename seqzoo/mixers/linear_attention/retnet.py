@@ -11,7 +11,7 @@ from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import XAVIER_SMALL, LinearAttentionMixer
 from seqzoo.nn import check_rotary, rotate
-from seqzoo.specs import Positive
+from seqzoo.specs import Expansion, Positive
 
 
 class RetNetState(NamedTuple):
@@ -41,9 +41,9 @@ class RetNet(LinearAttentionMixer):
     authors'; heads=4, where that library takes 8, is our choice.
     """
 
-    expand_k: Positive = 1.0
+    expand_k: Expansion = 1.0
     """Width of all keys over d_model; a head has k = d_model expand_k / heads, an even number with rotary positions."""
-    expand_v: Positive = 2.0
+    expand_v: Expansion = 2.0
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     rope_theta: Positive | None = 10000.0
     """Wavelengths run from 2 pi to 2 pi times this; None: no rotation."""
@@ -51,9 +51,16 @@ class RetNet(LinearAttentionMixer):
     """Added to the mean square by the norm of the output."""
 
     def setup(self, rngs, depth):
-        xavier = jax.nn.initializers.glorot_uniform()
-        inits = {"qk_init": XAVIER_SMALL, "v_init": XAVIER_SMALL, "gate_init": XAVIER_SMALL, "out_init": xavier}
-        self.make_layers(rngs, self.expand_k, self.expand_v, norm_eps=self.norm_eps, **inits)
+        self.make_layers(
+            rngs,
+            self.expand_k,
+            self.expand_v,
+            qk_init=XAVIER_SMALL,
+            v_init=XAVIER_SMALL,
+            gate_init=XAVIER_SMALL,
+            out_init=jax.nn.initializers.glorot_uniform(),
+            norm_eps=self.norm_eps,
+        )
         check_rotary(self.key_dim, self.rope_theta, "heads or expand_k")
 
     def log_decay(self, x):

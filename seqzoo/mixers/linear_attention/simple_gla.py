@@ -8,7 +8,7 @@ from jax import Array
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import LinearAttentionMixer, log_forget_gate
 from seqzoo.nn import Linear, ShortConvolution
-from seqzoo.specs import Positive, Size
+from seqzoo.specs import Expansion, Positive, Size
 
 
 class SimpleGLAState(NamedTuple):
@@ -34,9 +34,9 @@ class SimpleGatedLinearAttention(LinearAttentionMixer):
     Settings and the framework's initial weights (uniform within 1 / sqrt(fan_in)) are that layer's.
     """
 
-    expand_k: Positive = 1.0
+    expand_k: Expansion = 1.0
     """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
-    expand_v: Positive = 1.0
+    expand_v: Expansion = 1.0
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     conv_size: Size | None = 4
     """Kernel size of the short convolutions; None: neither convolution nor silu."""

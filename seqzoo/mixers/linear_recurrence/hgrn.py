@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_recurrence.recurrence import Recurrence, cells
 from seqzoo.nn import Linear, RMSNorm
-from seqzoo.nn.lower_bound import BoundedGate
+from seqzoo.nn.lower_bounded_gate import LowerBoundedGate
 
 
 @register("hgrn")
@@ -52,7 +52,7 @@ class HGRN(Recurrence):
         e = cells(d_model, expand)
         settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.forget, self.input, self.gate = (Linear(d_model, e, **settings) for _ in range(3))
-        self.bounded = BoundedGate(e, lower_bound, depth=depth, param_dtype=param_dtype)
+        self.bounded = LowerBoundedGate(e, lower_bound, depth=depth, param_dtype=param_dtype)
         self.norm = RMSNorm(e, axis="heads", param_dtype=param_dtype)
         self.out = Linear(e, d_model, axes=("heads", "embed"), **settings)
         self.sizes, self.implementation = (d_model, e), implementation

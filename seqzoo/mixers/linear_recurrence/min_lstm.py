@@ -2,7 +2,7 @@
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_recurrence.minimal import MinimalRNN
-from seqzoo.nn import share
+from seqzoo.nn import normalised_gates
 
 
 @register("min_lstm")
@@ -30,5 +30,5 @@ class MinLSTM(MinimalRNN):
         self.forget, self.input = make(), make()
 
     def gates(self, x):
-        keep, write = share(self.forget(x), self.input(x))
+        keep, write = normalised_gates(self.forget(x), self.input(x))
         return keep, write * self.candidates(x)

@@ -10,7 +10,7 @@ from jax import Array
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
-from seqzoo.nn import Linear, exponential_gates, lerp, mixes, over_larger, token_shift
+from seqzoo.nn import Linear, exponential_gates, lerp, mixes, subtract_maximum, token_shift
 
 Implementation = Literal["reference", "loop", "chunked"]
 
@@ -75,8 +75,8 @@ class RWKV4(Mixer):
         gates = exponential_gates(k, -jnp.exp(w), maximum=first, segment=segment, segment_ids=segment_ids)
         inputs = jnp.stack([v, jnp.ones_like(v)], axis=-1)
         h, sums = linear_recurrence(
-            jnp.broadcast_to(jnp.exp(gates.log_keep)[..., None], inputs.shape),
-            jnp.exp(gates.log_write)[..., None] * inputs,
+            jnp.broadcast_to(jnp.exp(gates.log_decay)[..., None], inputs.shape),
+            jnp.exp(gates.log_weight)[..., None] * inputs,
             segment_ids=segment_ids,
             implementation=self.implementation,
             **state_kwargs(state, "sums"),
@@ -87,7 +87,7 @@ class RWKV4(Mixer):
             segment=segment,
             segment_ids=segment_ids,
         )
-        past_weight, present_weight = (jnp.exp(z)[..., None] for z in over_larger(gates.before, bonus + k))
+        past_weight, present_weight = (jnp.exp(z)[..., None] for z in subtract_maximum(gates.before, bonus + k))
         read = past_weight * past.reshape(h.shape) + present_weight * inputs
         y = self.out(jax.nn.sigmoid(r) * (read[..., 0] / read[..., 1]).astype(r.dtype))
         return y, next_state(state, segment_ids, tail=tail, sums=sums, maximum=gates.maximum[:, -1])

@@ -1,4 +1,4 @@
-"""Gates per head whose preactivation is kept within a bound."""
+"""Soft-capped gates: one per head, with a bounded preactivation."""
 
 from typing import Any
 
@@ -10,26 +10,22 @@ from jax import Array
 from seqzoo.nn.linear import Linear
 
 
-class CappedGate(nnx.Module):
-    """z = c tanh((W x + b) / c), what goes into a sigmoid or an exponential (xLSTM 7B, Beck et al. 2025, arXiv:2503.13427).
+class SoftCappedGate(nnx.Module):
+    """z = c tanh((W x + b) / c), the input of a sigmoid or an exponential (xLSTM 7B, Beck et al. 2025, arXiv:2503.13427).
 
     Args:
       d_in: width of x.
-      bias: b at the start, [heads]. W starts at zero.
+      bias: initial b, [heads]. W starts at zero.
       cap: c > 0; None: no cap.
-      dtype: of the projection; None promotes x and W. z is float32 or wider: a memory is a product of many gates.
+      dtype: of the projection; None promotes x and W. z is float32 or wider: a state is a product of many gates.
       param_dtype: of W and b.
-    Raises:
-      ValueError: cap <= 0.
     """
 
     def __init__(
         self, d_in: int, bias: Array, cap: float | None, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
-        if cap is not None and cap <= 0:
-            raise ValueError(f"gate_cap={cap}: wanted more than 0, or None")
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.projection = Linear(d_in, len(bias), init=jax.nn.initializers.zeros, **settings)
+        zeros = jax.nn.initializers.zeros
+        self.projection = Linear(d_in, len(bias), init=zeros, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.bias = nnx.Param(bias.astype(param_dtype), axes=("heads",))
         self.cap = cap
 
