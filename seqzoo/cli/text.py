@@ -71,15 +71,15 @@ def generate(arguments: list[str], console: Console) -> int:
     settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
     stored = checked(lambda: training.load_config(folder))
     model = checked(lambda: training.load_model(folder))
-    tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.Numbers())
+    tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.TokenIds())
 
     def write(piece: str) -> None:
-        console.file.write(piece.translate(text.PICTURES) if console.is_terminal else piece)
+        console.file.write(piece.translate(text.CONTROL_PICTURES) if console.is_terminal else piece)
         console.file.flush()
 
     code = 0
     try:
-        checked(lambda: text.answer(model, tokenizer, settings, write))
+        checked(lambda: text.generate_text(model, tokenizer, settings, write))
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except FloatingPointError as error:

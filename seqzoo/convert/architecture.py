@@ -1,4 +1,4 @@
-"""Families: what a `model_type` of config.json means, as settings of `LanguageModel` and rules for the tensors."""
+"""Architectures: `model_type` in config.json to settings of `LanguageModel` and a tensor map."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from seqzoo.specs import did_you_mean
 
 
 class ModelMapping(NamedTuple):
-    """How to build and fill the model of one checkpoint."""
+    """Mapping of one checkpoint: how to build the model, and which tensor fills which parameter."""
 
-    model: Mapping[str, Any]  # arguments of LanguageModel; a layer whose mixer we do not have is None
-    tensors: Mapping[str, Rule]  # by name in the file; targets are parameters of the model
-    layers: tuple[Mapping[str, Rule], ...]  # the same for each layer; targets are parameters of its Block
-    refused: str | None = None  # why there is no whole model but only mixers of it
+    model: Mapping[str, Any]  # arguments of LanguageModel; None for a layer whose mixer does not exist here
+    tensors: Mapping[str, Rule]  # by name in the file; targets: parameters of the model
+    layers: tuple[Mapping[str, Rule], ...]  # for each layer; targets: parameters of its Block
+    refused: str | None = None  # reason if only single mixers can be read
 
 
 _ARCHITECTURES: dict[str, Callable[[Config], ModelMapping]] = {}
@@ -31,12 +31,12 @@ def architecture(model_type: str) -> Callable:
 
 
 def names() -> tuple[str, ...]:
-    """The model types that can be read."""
+    """The supported model types."""
     return tuple(sorted(_ARCHITECTURES))
 
 
 def model_mapping(config: Config) -> ModelMapping:
-    """The plan for a checkpoint; ConvertError for a model type, a setting or a value of one that is not supported."""
+    """The mapping for a config.json; ConvertError for an unsupported model type, setting or value."""
     model_type = config.get("model_type")
     if model_type not in _ARCHITECTURES:
         near = did_you_mean(str(model_type), _ARCHITECTURES)
@@ -47,7 +47,7 @@ def model_mapping(config: Config) -> ModelMapping:
 
 
 def prefixed(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rules, for tensors whose names begin with the prefix."""
+    """The rules with a prefix before every tensor name."""
     add = lambda name: None if name is None else prefix + name
     renamed = lambda rule: rule._replace(extra_inputs=tuple(map(add, rule.extra_inputs)), alias=add(rule.alias))
     return {prefix + name: renamed(rule) for name, rule in rules.items()}
@@ -56,14 +56,15 @@ def prefixed(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
 def rotary(
     config: Config, *, base: float, fraction: float | None = None, without_effect: Sequence[str] = ()
 ) -> tuple[float, float]:
-    """(base, share of a head's channels that are rotated) of rotary positions; ConvertError for any scaling of them.
+    """(base, fraction of a head's channels that are rotated) of rotary positions; ConvertError for scaled positions.
 
-    base, fraction: what absent settings mean; fraction None: heads are rotated whole, and a fraction is refused.
-    without_effect: settings of rope_parameters that have no bearing on text.
+    Args:
+      base, fraction: defaults of absent settings; fraction None: heads are rotated completely, and a fraction is refused.
+      without_effect: settings of rope_parameters without effect on text.
     """
     settings = dict(config.get("rope_parameters", None) or {})
     settings = {key: value for key, value in settings.items() if key not in without_effect}
-    base = settings.pop("rope_theta", config.get("rope_theta", base))  # older files have both beside rope_parameters
+    base = settings.pop("rope_theta", config.get("rope_theta", base))  # older files have both outside rope_parameters
     if fraction is not None:
         fraction = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", fraction))
     if settings.pop("rope_type", "default") != "default" or settings:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: config.json, of which every key must be accounted for, and tensors by name."""
+"""The files of a checkpoint: config.json, where every key must be used, and tensors by name."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"  # says which file holds which tensor, where there are several
+INDEX = "model.safetensors.index.json"  # maps tensors to files, if there are several
 WEIGHTS = "model.safetensors"
 
-# Written by transformers for every model, and without bearing on what it computes from token ids.
+# Written by transformers for every model; without effect on the output for token ids.
 NO_EFFECT = (
     "_name_or_path",
     "architectures",
@@ -29,13 +29,13 @@ NO_EFFECT = (
 
 
 class ConvertError(ValueError):
-    """A checkpoint that cannot be read, or holds something that we do not have. The message says what, and what was wanted."""
+    """A checkpoint that cannot be read, or has an unsupported setting or tensor. The message names it and the wanted value."""
 
 
 class Config:
-    """config.json as a dict that remembers which keys were asked for.
+    """config.json as a dict that remembers which keys were read.
 
-    Keys that nobody asked for may change what the model computes, so `finish` refuses them.
+    A key that was not read may change the output of the model, so `finish` refuses it.
     """
 
     def __init__(self, values: dict[str, Any], where: str):
@@ -43,7 +43,7 @@ class Config:
         self.seen = set(NO_EFFECT)
 
     def get(self, key: str, *default):
-        """The value; a key that is absent gives the default (what the reference takes then), or ConvertError if there is none."""
+        """The value; an absent key gives the default (the one of the reference), or ConvertError without a default."""
         self.seen.add(key)
         if key in self.values:
             return self.values[key]
@@ -52,17 +52,17 @@ class Config:
         return default[0]
 
     def only(self, key: str, *supported) -> None:
-        """Refuses any value but these; the first is what the reference takes if the key is absent."""
+        """Refuses other values; the first is the default of the reference."""
         value = self.get(key, supported[0])
         if value not in supported:
             raise ConvertError(f"{self.where}: {key}={value!r} is not supported, only {' or '.join(map(repr, supported))}")
 
     def ignore(self, *keys: str) -> None:
-        """These have no bearing on what the model computes (initialisation, training, speed)."""
+        """Marks keys without effect on the output (initialisation, training, speed)."""
         self.seen.update(keys)
 
     def finish(self) -> None:
-        """Raises ConvertError if keys are left that nobody asked for."""
+        """Raises ConvertError if a key was not read."""
         left = {key: value for key, value in self.values.items() if key not in self.seen}
         if left:
             found = ", ".join(f"{key}={value!r}" for key, value in sorted(left.items()))
@@ -73,7 +73,7 @@ class Config:
 
 
 class Checkpoint:
-    """A folder with config.json and safetensors files; tensors are read one at a time, when asked for.
+    """A folder with config.json and safetensors files; tensors are read one at a time, on demand.
 
     Raises:
       ConvertError: the folder, a file or a tensor that the index names is missing, or a file is damaged.
@@ -92,18 +92,18 @@ class Checkpoint:
             absent = sorted(f"{tensor} in {name}" for tensor, name in listed.items() if tensor not in self._at)
             if absent:
                 raise ConvertError(f"{self.folder / INDEX} names tensors that are not there: {', '.join(absent)}")
-            self._open = stack.pop_all()  # all is well: they stay open until __exit__
+            self._open = stack.pop_all()  # files stay open until __exit__
         return self
 
     def __exit__(self, *error) -> None:
         self._open.close()
 
     def names(self) -> Iterable[str]:
-        """The tensors' names."""
+        """Names of the tensors."""
         return self._at.keys()
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in the dtype of the file."""
+        """A tensor, in the dtype of the file."""
         return self._at[name].get_tensor(name)
 
     def _json(self, name):

@@ -65,12 +65,12 @@ def gsa(config: Config) -> ModelMapping:
 
 @architecture("hgrn2")
 def hgrn2(config: Config) -> ModelMapping:
-    """Blocks of HGRN2, each with the bound that the model's table gives its layer; the norm's epsilon is as in `gsa`."""
+    """Blocks of HGRN2, each with its lower bound from the table of the model; the epsilon of the norm is as in `gsa`."""
     _no_convolutions(config)
     d_model, depth, width = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("expand_ratio", 128)
     heads = config.get("num_heads", None)
     if width is not None:
-        heads = d_model // width  # what num_heads says is not read then
+        heads = d_model // width  # num_heads is not read then
     if not heads or d_model % heads or width not in (None, d_model // heads):
         found = f"expand_ratio={width!r} and num_heads={config.get('num_heads', None)!r}"
         raise ConvertError(f"{config.where}: {found} are not supported with hidden_size={d_model}, only a divisor of it")
@@ -91,15 +91,15 @@ def stack_mapping(
     hidden_ratio: float = 4,
     table: Callable[[int], Mapping[str, Rule]] = lambda i: {},
 ) -> ModelMapping:
-    """What these models have in common: pre-norm blocks of a mixer and a SwiGLU, an embedding, a final norm and a head.
+    """Mapping of pre-norm blocks of a mixer and a SwiGLU, an embedding, a final norm and a head.
 
     Args:
       spec: of the mixer; `mixer`: its rules, for tensors of one layer's `attn`.
-      hidden_ratio: what an absent hidden_ratio means.
-      table: the rules of layer i for tensors that all layers share.
+      hidden_ratio: default of hidden_ratio.
+      table: rules of layer i for tensors of all layers.
     """
     config.only("hidden_act", "swish")
-    config.only("attnres_block_size", None)  # attention over what the layers before gave
+    config.only("attnres_block_size", None)  # attention over the outputs of earlier layers
     config.only("elementwise_affine", True)
     model, tensors = backbone_mapping(config, spec)
     model |= {"channel": f"swiglu(hidden={_hidden(config, hidden_ratio)})", "norm_eps": eps_of(config)}
@@ -115,7 +115,7 @@ def stack_mapping(
 
 
 def backbone_mapping(config: Config, spec: str) -> tuple[dict, dict[str, Rule]]:
-    """Settings of `LanguageModel` and rules outside of the layers, but for what depends on the kind of block."""
+    """Settings of `LanguageModel` and rules outside the layers that do not depend on the kind of block."""
     config.only("attn", None)  # layers of softmax attention in between
     config.ignore(*WITHOUT_EFFECT)
     tied = config.get("tie_word_embeddings", False)
@@ -140,19 +140,19 @@ def _no_convolutions(config: Config) -> None:
 
 
 def _widths(config: Config, heads: int, expand_k: float, expand_v: float) -> str:
-    """heads and widths in a spec; the arguments are what absent settings mean. Every head has keys and values of its own."""
+    """Heads and widths in a spec; the arguments are defaults of absent settings. Shared keys and values are refused."""
     config.only("num_kv_heads", None, config.get("num_heads", heads))
     defaults = {"num_heads": heads, "expand_k": expand_k, "expand_v": expand_v}
     return ", ".join(f"{key.removeprefix('num_')}={config.get(key, default)}" for key, default in defaults.items())
 
 
 def eps_of(config: Config) -> float:
-    """What the norms add to the mean square."""
+    """Epsilon of the norms."""
     return float(config.get("norm_eps", 1e-6))
 
 
 def projections(inputs: Sequence[str]) -> dict[str, Rule]:
-    """The named inputs' matrices and the output's."""
+    """The projections of the named inputs and of the output."""
     return {f"{name}_proj.weight": matrix(f"mixer.{name}.w") for name in inputs} | {"o_proj.weight": matrix("mixer.out.w")}
 
 
@@ -164,7 +164,7 @@ def _gated_norm(config: Config) -> dict[str, Rule]:
 
 
 def _hidden(config: Config, ratio: float) -> int:
-    """The SwiGLU's hidden width: two thirds of ratio * hidden_size, up to a multiple of 256, unless it is given."""
+    """Hidden width of the SwiGLU: two thirds of ratio * hidden_size, rounded up to a multiple of 256, unless it is given."""
     ratio = config.get("hidden_ratio", ratio)
     width = int(config.get("hidden_size") * (4 if ratio is None else ratio) * 2 / 3)
     return config.get("intermediate_size", None) or 256 * ((width + 255) // 256)
@@ -176,8 +176,8 @@ def _bound(layer: int, depth: int) -> Rule:
     def make(table):
         if table.ndim != 2 or len(table) != depth:
             raise ValueError(f"wanted a row for each of {depth} layers")
-        shares = np.exp(table.astype(np.float64) - np.max(table, axis=0))
-        below, above = shares[1 : layer + 1].sum(0), shares[0] + shares[layer + 1 :].sum(0)
+        weights = np.exp(table.astype(np.float64) - np.max(table, axis=0))
+        below, above = weights[1 : layer + 1].sum(0), weights[0] + weights[layer + 1 :].sum(0)
         return (np.log(below) - np.log(above) if layer else np.full(table.shape[1:], NO_BOUND),)
 
     return Rule(("mixer.bounded.logit",), make)

@@ -18,12 +18,12 @@ DECAY_OF_HEADS = DECAY | {"a_proj.weight": matrix("mixer.decay_in.w")}
 
 @architecture("delta_net")
 def delta_net(config: Config) -> ModelMapping:
-    """Blocks of DeltaNet, without a gate behind the memory."""
+    """Blocks of DeltaNet, without an output gate."""
     config.only("use_gate", False)
     config.only("use_beta", True)
     config.only("qk_norm", "l2")
     config.only("qk_activation", "silu")
-    config.ignore("use_output_norm")  # handed on there, and never read
+    config.ignore("use_output_norm")  # passed on there, and never read
     widths = {"heads": config.get("num_heads", 16)} | {name: config.get(name, 1.0) for name in ("expand_k", "expand_v")}
     return _mapping(config, "deltanet", {}, **widths, **_range(config))
 
@@ -38,7 +38,7 @@ def gated_deltanet(config: Config) -> ModelMapping:
 
 @architecture("comba")
 def comba(config: Config) -> ModelMapping:
-    """Blocks of Comba. Its p, sigmoid(decay) k, is brought to unit length again, so that the share acts in q - D p alone."""
+    """Blocks of Comba. Its p = sigmoid(decay) k is normalised again, so the factor acts in q - D p only."""
     config.only("use_output_gate", True)
     config.ignore("use_output_correction", "use_inner_decay", "correction_factor")  # stored there; its block does not hand them on
     correction = joined("mixer.query_correction", ("D", "decay"), lambda x: x[0] * _sigmoid(x[1]))
@@ -72,7 +72,7 @@ def kda(config: Config) -> ModelMapping:
 
 
 def _mapping(config: Config, name: str, mixer: Mapping[str, Rule], **settings: Any) -> ModelMapping:
-    """What these layers have in common: convolutions of q, k and v, a strength, and a norm per head."""
+    """Mapping of layers with convolutions of q, k and v, a beta, and a norm per head."""
     config.only("use_short_conv", True)
     settings |= {"conv_size": config.get("conv_size", 4), "norm_eps": eps_of(config)}
     shared = projections("qkv") | {f"{x}_conv1d.weight": conv_kernel(f"mixer.{x}_convolution.w") for x in "qkv"}
@@ -81,7 +81,7 @@ def _mapping(config: Config, name: str, mixer: Mapping[str, Rule], **settings: A
 
 
 def _widths(config: Config, heads: int, width: int, expand_v: float) -> dict[str, Any]:
-    """Ours are shares of the model's width, theirs are counted by head; the arguments are what absent settings mean."""
+    """Widths as fractions of d_model, from widths per head there; the arguments are defaults of absent settings."""
     heads, width = config.get("num_heads", heads), config.get("head_dim", width)
     config.only("num_v_heads", None, heads)
     values, d_model = int(width * config.get("expand_v", expand_v)), config.get("hidden_size")
@@ -89,7 +89,7 @@ def _widths(config: Config, heads: int, width: int, expand_v: float) -> dict[str
 
 
 def _range(config: Config) -> dict[str, bool]:
-    """Whether beta has a 2."""
+    """The factor 2 on beta, which allows negative eigenvalues."""
     return {"negative_eigenvalues": config.get("allow_neg_eigval", False)}
 
 

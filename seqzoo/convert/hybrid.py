@@ -1,4 +1,4 @@
-"""What transformers' hybrids have in common: layers of several kinds, each with a SwiGLU, and softmax attention among them."""
+"""Common parts of hybrids in transformers: layers of several kinds, each with a SwiGLU; one kind is softmax attention."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,11 +19,11 @@ def stack_mapping(
     norm_eps: float,
     scale: Callable[[str], Rule] = copy,
 ) -> ModelMapping:
-    """An embedding, blocks of the given kinds, a final norm and a head; settings beyond that are the architecture's.
+    """Mapping of an embedding, blocks of the given kinds, a final norm and a head; an architecture adds its own settings.
 
     Args:
-      kinds: of each layer; `specs` has the mixer of a kind, `rules` those for the tensors of a layer.
-      norm_eps: of the backbone's norms, and `scale` the rule for the scale of the last.
+      kinds: of each layer; `specs`: mixer of each kind; `rules`: tensor map of each kind.
+      norm_eps: of the norms; `scale`: rule for the scale of the final norm.
     """
     tied = config.get("tie_word_embeddings", False)
     model = {
@@ -44,7 +44,7 @@ def stack_mapping(
 
 
 def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | None = None) -> list[str]:
-    """The kind of each layer; ConvertError unless all are known. `default` is what an absent `layer_types` means, if it may be."""
+    """The kind of each layer; ConvertError for an unknown one. `default`: for an absent `layer_types`, if that is allowed."""
     depth, kinds = config.get("num_hidden_layers"), config.get("layer_types", *([] if default is None else [None]))
     kinds = list(default if kinds is None else kinds)
     if len(kinds) != depth or not set(kinds) <= set(known):
@@ -59,5 +59,5 @@ def attention(bias: bool = False) -> dict[str, Rule]:
 
 
 def shortest_period(kinds: Sequence[str]) -> Sequence[str]:
-    """The shortest pattern that gives `kinds` when it is cycled."""
+    """The shortest pattern whose cycles give `kinds`."""
     return next(kinds[:n] for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))

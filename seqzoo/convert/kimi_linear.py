@@ -1,7 +1,7 @@
 """Kimi Linear (moonshotai/Kimi-Linear-*; transformers' KimiLinearForCausalLM): layers of Kimi delta attention.
 
-Released models have multi-head latent attention in other layers, and mixtures of experts. We have neither, and read their layers of
-Kimi delta attention alone.
+Released models have multi-head latent attention in other layers, and mixtures of experts. Neither exists here; of such a model
+only the layers of Kimi delta attention can be read.
 """
 
 from collections.abc import Sequence
@@ -64,9 +64,9 @@ PROJECTIONS = {
 
 @architecture("kimi_linear")
 def kimi_linear(config: Config) -> ModelMapping:
-    """Pre-norm blocks of Kimi delta attention. The settings of what we do not have bear on nothing else."""
+    """Pre-norm blocks of Kimi delta attention. Settings of other layers have no effect on them."""
     config.only("hidden_act", "silu")
-    config.only("tie_word_embeddings", False)  # transformers ties nothing, whatever it says
+    config.only("tie_word_embeddings", False)  # transformers ties nothing, for any value
     d_model, eps, linear = config.get("hidden_size"), config.get("rms_norm_eps", 1e-5), _linear(config)
     heads = linear.get("num_heads", config.get("linear_num_heads", 32))
     width = linear.get("head_dim", config.get("linear_head_dim", 128))
@@ -80,7 +80,7 @@ def kimi_linear(config: Config) -> ModelMapping:
 
 
 def _linear(config: Config) -> dict:
-    """The settings that the released files keep in a dict of their own, and which win over the others."""
+    """The settings in the released files' own dict, which take precedence over the others."""
     linear = config.get("linear_attn_config", None) or {}
     unknown = {key: value for key, value in linear.items() if key not in OF_LINEAR}
     if unknown:
@@ -89,7 +89,7 @@ def _linear(config: Config) -> dict:
 
 
 def _default_kinds(depth: int, linear: dict) -> list[str]:
-    """The kind of each layer where layer_types is absent; released files count layers from 1."""
+    """Kind of each layer without layer_types; released files count layers from 1."""
     if not {"full_attn_layers", "kda_layers"} <= set(linear):
         return ["full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(depth)]
     kinds = {i: "full_attention" for i in linear["full_attn_layers"]} | {i: "linear_attention" for i in linear["kda_layers"]}
@@ -97,7 +97,7 @@ def _default_kinds(depth: int, linear: dict) -> list[str]:
 
 
 def _refused(config: Config, kinds: Sequence[str]) -> str | None:
-    """Why there is no whole model, if there is not."""
+    """The reason if only single mixers can be read, else None."""
     dense = config.get("first_k_dense_replace", 1)
     channels = config.get("mlp_layer_types", None) or ["dense" if i < dense else "sparse" for i in range(len(kinds))]
     latent = [i for i, kind in enumerate(kinds) if kind == "full_attention"]

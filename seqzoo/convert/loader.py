@@ -1,4 +1,4 @@
-"""Filling a model from a checkpoint: every tensor is used once, every parameter is filled, and shapes agree."""
+"""Loading a checkpoint into a model: every tensor is used once, every parameter is filled, and shapes agree."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from seqzoo.convert.checkpoint import Checkpoint, ConvertError
 from seqzoo.convert.tensor_map import Rule
 from seqzoo.model import LanguageModel, params
 
-SHOWN = 8  # problems listed of each kind: a file of another model has them all
+SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 
 
 def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> LanguageModel:
@@ -23,12 +23,12 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
 
     Args:
       folder: holds config.json and model.safetensors, or several files with model.safetensors.index.json.
-      dtype: of the computation; None is param_dtype. The residual stream is float32 where the checkpoint's settings say so.
-      param_dtype: of the parameters, whatever the dtype in the file.
+      dtype: of the computation; None: param_dtype. The residual stream is float32 if the settings of the checkpoint say so.
+      param_dtype: of the parameters, for any dtype in the file.
     Returns:
-      A `LanguageModel`; its `model(tokens)` are the logits of the project that the checkpoint comes from.
+      A `LanguageModel`; `model(tokens)` gives the logits of the original project.
     Raises:
-      ConvertError: something is missing, left over, damaged, of another shape, or not supported; the message lists it.
+      ConvertError: a tensor or setting is missing, left over, damaged, of another shape, or not supported; the message lists it.
       ImportError: safetensors is not installed.
     """
     with Checkpoint(folder) as checkpoint:
@@ -40,13 +40,13 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
 
 
 def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> mixers.Mixer:
-    """The mixer of one layer of a checkpoint, for a model of one's own.
+    """The mixer of one layer of a checkpoint, for use in another model.
 
     Args:
       folder, dtype, param_dtype: as in `load`.
       layer: its index, from 0.
     Raises:
-      ConvertError: as `load`, for the tensors of this mixer; or there is no such layer.
+      ConvertError: as in `load`, for the tensors of this mixer; or the layer does not exist.
     """
     with Checkpoint(folder) as checkpoint:
         made = model_mapping(checkpoint.config)
@@ -74,7 +74,7 @@ class _Place(NamedTuple):
 
 
 def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
-    """Every tensor's places: one, or one in each layer that has a rule for it.
+    """The places of each tensor: one, or one in each layer with a rule for it.
 
     Whole repeats of the layer pattern are stacked; the remaining layers are not.
     """
@@ -93,9 +93,9 @@ def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
 def _filled(
     build: Callable[[], nnx.Module], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool
 ) -> nnx.Module:
-    """The module that `build` makes, with parameters from the file; `whole`: the file may hold nothing else.
+    """The module of `build` with parameters from the file; `whole`: the file must not hold other tensors.
 
-    The module is built without allocating anything, and tensors are read one at a time: the peak is the parameters and one tensor.
+    The module is built from abstract shapes, and tensors are read one at a time: peak memory is the parameters and one tensor.
     """
     graphdef, abstract = params.split(nnx.eval_shape(build))
     wanted, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
@@ -111,7 +111,7 @@ def _filled(
             if rule.tied_to in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.tied_to)):
                 problems.append(f"{name} differs from {rule.tied_to}, with which config.json ties it")
             if not set(rule.extra_inputs) <= set(checkpoint.names()):
-                continue  # each is missing by a rule of its own
+                continue  # the missing tensor is reported by its own rule
             try:
                 pieces = rule.make(tensor, *map(checkpoint.read, rule.extra_inputs))
             except (ValueError, IndexError) as error:
@@ -135,7 +135,7 @@ def _filled(
         problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
     problems += [f"parameter {path} is filled by no tensor" for path, index in sorted(slots - filled, key=str)]
-    problems = list(dict.fromkeys(problems))  # a tensor that many layers share says the same for each
+    problems = list(dict.fromkeys(problems))  # a tensor of many layers repeats its problem
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
@@ -145,5 +145,5 @@ def _filled(
 
 
 def _found(name: str, alias: str | None, checkpoint: Checkpoint) -> str:
-    """The name under which the file has a tensor, if it has it under one alone; the first is what a message says."""
+    """The alias if the file has the tensor under that name only, else the name."""
     return alias if alias in checkpoint.names() and name not in checkpoint.names() else name

@@ -30,7 +30,7 @@ def mamba(config: Config) -> ModelMapping:
     d_model, expand = config.get("hidden_size"), config.get("expand", 2)
     e, n = int(expand * d_model), config.get("state_size", 16)
     rank = config.get("time_step_rank", "auto")
-    config.only("intermediate_size", e)  # written, but computed from the two above
+    config.only("intermediate_size", e)  # stored, but computed from the two above
     spec = f"mamba(expand={expand}, state={n}, conv_size={config.get('conv_kernel', 4)}"
     spec += ")" if rank == "auto" else f", dt_rank={rank})"
     mixer = {
@@ -49,10 +49,10 @@ def mamba(config: Config) -> ModelMapping:
 
 
 def stack_mapping(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bool) -> ModelMapping:
-    """What Mamba and Mamba-2 have in common: pre-norm blocks of one mixer, an embedding, a final norm and a head.
+    """Mapping of pre-norm blocks of Mamba or Mamba-2, an embedding, a final norm and a head.
 
     Args:
-      spec: of the mixer; `mixer`: its rules; `tied`: what an absent tie_word_embeddings means.
+      spec: of the mixer; `mixer`: its rules; `tied`: default of tie_word_embeddings.
     """
     config.only("hidden_act", "silu")
     config.only("use_bias", False)

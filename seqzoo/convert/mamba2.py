@@ -9,7 +9,7 @@ from seqzoo.convert.tensor_map import conv_kernel, copy, matrix, split
 
 WITHOUT_EFFECT = (
     "chunk_size",
-    "norm_before_gate",  # in older files; transformers gates first whatever it says
+    "norm_before_gate",  # in older files; transformers always gates first
     "rescale_prenorm_residual",
     "rms_norm",
     "time_step_floor",
@@ -46,7 +46,7 @@ def mamba2(config: Config) -> ModelMapping:
 
 
 def _no_limit(config: Config) -> None:
-    """Step sizes are softplus of anything here: any (lowest, highest) but (0, inf) is refused."""
+    """Refuses bounds on the step size other than (0, inf): it is an unbounded softplus here."""
     limit = config.get("time_step_limit", (0.0, math.inf))
     numbers = [float(x["__float__"]) if isinstance(x, dict) else float(x) for x in limit]  # transformers' spelling of inf in JSON
     if numbers != [0.0, math.inf]:

@@ -1,6 +1,6 @@
 """MiniMax-01's architecture (transformers' MiniMaxForCausalLM): lightning attention between layers of softmax attention.
 
-One expert only: the released model has 32, and we have no mixture of experts.
+One expert only: the released model has 32, and mixtures of experts are not supported.
 """
 
 from seqzoo.convert.architecture import ModelMapping, architecture, rotary
@@ -8,7 +8,7 @@ from seqzoo.convert.checkpoint import Config, ConvertError
 from seqzoo.convert.hybrid import attention, layer_types, stack_mapping
 from seqzoo.convert.tensor_map import Rule, copy, interleaved, matrix, ravel, without_effect
 
-# Kinds of training loss and speed; the largest position is not enforced, there or here.
+# Training loss and speed; the largest position is not enforced, there or here.
 WITHOUT_EFFECT = (
     "attention_dropout",
     "block_size",
@@ -18,12 +18,12 @@ WITHOUT_EFFECT = (
     "router_aux_loss_coef",
     "router_jitter_noise",
 )
-FACTORS = ("linear_attn", "full_attn", "mlp")  # what a branch is added to has a factor alpha, the branch a factor beta
+FACTORS = ("linear_attn", "full_attn", "mlp")  # residual + branch is alpha * residual + beta * branch
 
 
 @architecture("minimax")
 def minimax(config: Config) -> ModelMapping:
-    """Blocks in which branches are added to their norm's output, alpha of it."""
+    """Blocks in which a branch is added to alpha times the output of its norm."""
     config.only("hidden_act", "silu")
     config.only("num_local_experts", 1)
     config.only("sliding_window", None)
@@ -61,7 +61,7 @@ def _lightning(heads: int) -> dict[str, Rule]:
 
 
 def _alpha(config: Config) -> float:
-    """The one alpha; as in the released model, all are equal and betas are 1."""
+    """The alpha of all branches, which are equal in the released model; betas must be 1."""
     alphas = [config.get(f"{name}_alpha_factor", 1) for name in FACTORS]
     for name in FACTORS:
         config.only(f"{name}_beta_factor", 1)

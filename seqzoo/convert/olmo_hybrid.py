@@ -15,14 +15,14 @@ WITHOUT_EFFECT = (
     "linear_dt_min",
     "max_position_embeddings",
 )
-OUTPUT_NORM_EPS = 1e-5  # of the norm behind a memory, whatever rms_norm_eps says
+OUTPUT_NORM_EPS = 1e-5  # of the output norm, for any rms_norm_eps
 NORM_POSITION = {"linear_attention": "pre", "full_attention": "post"}
 LINEAR = {"q": "q", "k": "k", "v": "v", "g": "gate", "a": "decay_in", "b": "beta", "o": "out"}
 
 
 @architecture("olmo_hybrid")
 def olmo_hybrid(config: Config) -> ModelMapping:
-    """Blocks of Gated DeltaNet have their norms before their branches, blocks of attention behind them."""
+    """Blocks of Gated DeltaNet with norms before their branches, and blocks of attention with norms after them."""
     config.only("hidden_act", "silu")
     d_model, depth, eps = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("rms_norm_eps", 1e-6)
     heads = config.get("num_attention_heads")
@@ -47,7 +47,7 @@ def olmo_hybrid(config: Config) -> ModelMapping:
 
 
 def _rope_theta(config: Config) -> float | None:
-    """None, no positions, if the base is null; absent it is 10000."""
+    """The base of rotary positions; null: None, no positions; absent: 10000."""
     settings = config.get("rope_parameters", None) or {}
     base = settings.get("rope_theta", config.get("rope_theta", 10000.0))
     return None if base is None else rotary(config, base=base)[0]

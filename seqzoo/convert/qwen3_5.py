@@ -13,13 +13,13 @@ WITHOUT_EFFECT = (
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
 )
-OF_IMAGES = ("mrope_interleaved", "mrope_section")  # which channels turn with which coordinate: text has one
+OF_IMAGES = ("mrope_interleaved", "mrope_section")  # channels per image coordinate; text has one coordinate
 NORMS = {"input_layernorm.weight": add_one("mixer_norm.scale"), "post_attention_layernorm.weight": add_one("channel_norm.scale")}
 
 
 @architecture("qwen3_5_text")
 def qwen3_5_text(config: Config) -> ModelMapping:
-    """Pre-norm blocks; norms store their scale less 1, but for the one behind a memory."""
+    """Pre-norm blocks; norms store scale - 1, except the output norm of Gated DeltaNet."""
     config.only("hidden_act", "silu")
     config.only("attn_output_gate", True)
     d_model, depth, eps = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("rms_norm_eps", 1e-6)
@@ -45,7 +45,7 @@ def qwen3_5_text(config: Config) -> ModelMapping:
 
 
 def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:
-    """q, k and v have one projection and one convolution."""
+    """Gated DeltaNet with one projection and one convolution for q, k and v."""
     sizes, names = (keys, keys, values), {"in_proj_z": "gate", "in_proj_b": "beta", "in_proj_a": "decay_in", "out_proj": "out"}
     return {
         "linear_attn.in_proj_qkv.weight": split(sizes, *(matrix(f"mixer.{name}.w") for name in "qkv")),
@@ -58,7 +58,7 @@ def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:
 
 
 def _softmax(heads: int, bias: bool) -> dict[str, Rule]:
-    """Of each head, the rows of the query are followed by those of the output gate."""
+    """Softmax attention with an output gate; for each head, rows of the query precede rows of the gate."""
     rules = attention(bias) | {
         "self_attn.q_proj.weight": interleaved(heads, matrix("mixer.q.w"), matrix("mixer.gate.w")),
         **{f"self_attn.{name}_norm.weight": add_one(f"mixer.{name}_norm.scale") for name in "qk"},

@@ -12,13 +12,13 @@ WITHOUT_EFFECT = ("attention_dropout", "final_w_init_variance_scale", "w_init_va
 
 @architecture("recurrent_gemma")
 def recurrent_gemma(config: Config) -> ModelMapping:
-    """Blocks of RG-LRU or attention with a window, and GeGLU with biases; norms store their scale less 1."""
+    """Blocks of RG-LRU or sliding-window attention, and GeGLU with biases; norms store scale - 1."""
     config.only("hidden_activation", "gelu_pytorch_tanh")
     config.only("attention_bias", False)
     config.only("embeddings_scale_by_sqrt_dim", True)
     d_model, heads, depth = config.get("hidden_size"), config.get("num_attention_heads"), config.get("num_hidden_layers")
     kv_heads, width = config.get("num_key_value_heads", None) or heads, d_model // heads
-    config.only("head_dim", width)  # written, but computed
+    config.only("head_dim", width)  # stored, but computed
     base, fraction = rotary(config, base=10000.0, fraction=0.5)
     lru = f"rg_lru(expand={(config.get('lru_width', None) or d_model) / d_model}, heads={heads}, "
     attention = (
@@ -40,7 +40,7 @@ def recurrent_gemma(config: Config) -> ModelMapping:
         "depth": depth,
         "channel": f"geglu(hidden={config.get('intermediate_size') // 2}, bias=True)",
         "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "embedding_scale": float(np.asarray(d_model**0.5).astype(jnp.bfloat16)),  # that far rounded in the reference
+        "embedding_scale": float(np.asarray(d_model**0.5).astype(jnp.bfloat16)),  # rounded to bfloat16 in the reference
         "logits_soft_cap": config.get("logits_soft_cap", 30.0),
         "tie_embeddings": tied,
     }

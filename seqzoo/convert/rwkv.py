@@ -4,14 +4,14 @@ from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.tensor_map import copy, matrix, ravel, tied_to
 
-# rescale_every halves the residual stream every few layers, and the weights with it, for the range of float16: what it changes is
-# the weight of the norms' epsilon. transformers does not do it in training.
+# rescale_every halves the residual stream every few layers, and the weights with it, for the range of float16; it changes
+# only the relative size of the norms' epsilon. transformers does not do it in training.
 WITHOUT_EFFECT = ("context_length", "rescale_every")
 
 
 @architecture("rwkv")
 def rwkv(config: Config) -> ModelMapping:
-    """Pre-norm blocks of time mixing and channel mixing; the embedding has a norm, kept in the first block."""
+    """Pre-norm blocks of time mixing and channel mixing; the norm of the embedding is stored in the first block."""
     d_model, depth = config.get("hidden_size"), config.get("num_hidden_layers")
     hidden = config.get("intermediate_size", None) or 4 * d_model
     config.only("attention_hidden_size", d_model, None)

@@ -25,10 +25,10 @@ def rwkv6(config: Config) -> ModelMapping:
 
 
 def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping[str, Rule]]) -> ModelMapping:
-    """What RWKV-6 and -7 have in common there: pre-norm blocks, norms with a bias, one of them behind the embedding.
+    """Mapping of RWKV-6 and RWKV-7: pre-norm blocks, norms with a bias, one of them after the embedding.
 
     Args:
-      spec, channel: of the mixer and the channel mixer; `layers`: the rules for each layer's `attn` and `ffn`, but for norms.
+      spec, channel: of the mixer and the channel mixer; `layers`: rules for `attn` and `ffn` of each layer, without norms.
     """
     config.only("hidden_act", "sqrelu")
     config.only("norm_bias", True)
@@ -44,12 +44,12 @@ def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping
 
 
 def rwkv_eps(config: Config) -> float:
-    """What the blocks' norms add to the variance."""
+    """Epsilon of the blocks' norms."""
     return float(config.get("norm_eps", 1e-5))
 
 
 def expansion(config: Config, ratio: float) -> float:
-    """The channel mixer's hidden width over the model's; unless it is given, ratio times, up to a multiple of 32."""
+    """Hidden width of the channel mixer over d_model; unless it is given, the ratio rounded up to a multiple of 32 channels."""
     d_model, given = config.get("hidden_size"), config.get("hidden_ratio", ratio)
     hidden = 32 * ((int(d_model * (ratio if given is None else given)) + 31) // 32)
     return (config.get("intermediate_size", None) or hidden) / d_model

@@ -11,7 +11,7 @@ LOW_RANK = {"w": "decay", "a": "rate", "v": "first", "g": "gate"}
 
 @architecture("rwkv7")
 def rwkv7(config: Config) -> ModelMapping:
-    """Blocks of RWKV-7's time mixing and of its channel mixing, which has no gate. The first layer blends its values with none."""
+    """Blocks of RWKV-7's time mixing and channel mixing without a gate. The first layer has no value residual."""
     width, heads = _heads(config)
     eps = rwkv_eps(config)
     settings = {
@@ -32,7 +32,7 @@ def rwkv7(config: Config) -> ModelMapping:
 
 
 def _heads(config: Config) -> tuple[int, int]:
-    """(channels of a head, heads); beside head_dim, what num_heads says is not read."""
+    """(channels of a head, heads); num_heads is not read if head_dim is given."""
     d_model, width, heads = config.get("hidden_size"), config.get("head_dim", 64), config.get("num_heads", None)
     count = heads if width is None else d_model // width
     if not count or d_model % count or width not in (None, d_model // count):
@@ -42,7 +42,7 @@ def _heads(config: Config) -> tuple[int, int]:
 
 
 def _values(config: Config) -> int:
-    """The width of all values, given for the model or layer by layer; the first layer's values go to all others."""
+    """Width of all values, given for the model or per layer; it must be equal, because later layers read the first one's values."""
     given = config.get("value_dim", None)
     each = set(given) if isinstance(given, list) else {config.get("hidden_size") if given is None else given}
     if len(each) > 1:
@@ -51,7 +51,7 @@ def _values(config: Config) -> int:
 
 
 def _rank(config: Config, key: str, default: int, factor: float) -> int:
-    """The inner width of a low-rank map; null is factor times the root of hidden_size, rounded to a multiple of 32."""
+    """Inner width of a low-rank map; null: factor * sqrt(hidden_size), rounded to a multiple of 32."""
     rank = config.get(key, default)
     return max(32, 32 * round(factor * config.get("hidden_size") ** 0.5 / 32)) if rank is None else rank
 

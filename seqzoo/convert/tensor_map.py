@@ -1,4 +1,4 @@
-"""Rules: which parameters a tensor of a file becomes. A rule names its targets and makes one array for each."""
+"""Tensor maps: rules that turn a tensor of a file into parameters. A rule names its targets and makes one array for each."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,48 +7,48 @@ import numpy as np
 
 
 class Rule(NamedTuple):
-    """One tensor of the file becomes the parameters `targets`, dotted paths such as "mixer.x.w"."""
+    """Rule for one tensor of the file, which becomes the parameters `targets`: dotted paths such as "mixer.x.w"."""
 
     targets: tuple[str, ...]
     make: Callable[..., Sequence[np.ndarray]]
-    tied_to: str | None = None  # the file may hold this tensor, as a copy of that one
-    needed: bool = True  # else the file may lack it, and its targets are zero then
-    extra_inputs: tuple[str, ...] = ()  # tensors that `make` takes behind this one
-    alias: str | None = None  # another name under which the file may hold this tensor
+    tied_to: str | None = None  # the tensor of which this one is a copy, if the file has it
+    needed: bool = True  # False: if the file lacks it, its targets are zero
+    extra_inputs: tuple[str, ...] = ()  # further tensors that `make` takes
+    alias: str | None = None  # another name of the tensor
 
 
 def copy(target: str) -> Rule:
-    """As it is."""
+    """Copies the tensor."""
     return Rule((target,), lambda x: (x,))
 
 
 def add_one(target: str) -> Rule:
-    """A scale that is stored as its difference to 1."""
+    """Adds 1, for a scale that is stored as its difference from 1."""
     return Rule((target,), lambda x: (1 + x.astype(np.promote_types(x.dtype, np.float32)),))
 
 
 def one_minus(target: str) -> Rule:
-    """A share of the one where we keep the share of the other, 1 - x."""
+    """1 - x, for an interpolation weight of the other end."""
     return Rule((target,), lambda x: (1 - x.astype(np.promote_types(x.dtype, np.float32)),))
 
 
 def matrix(target: str) -> Rule:
-    """A projection [out, in], which we write [in, out]."""
+    """Transposes a projection [out, in] to [in, out]."""
     return Rule((target,), lambda x: (x.T,))
 
 
 def ravel(target: str) -> Rule:
-    """A vector, whatever axes of length 1 it has; heads and their channels become one axis."""
+    """Flattens to a vector: axes of length 1 go, heads and their channels become one axis."""
     return Rule((target,), lambda x: (x.reshape(-1),))
 
 
 def conv_kernel(target: str) -> Rule:
-    """The kernel [channels, 1, width] of a depthwise convolution, which we write [width, channels]; both have the latest last."""
+    """Transposes the kernel [channels, 1, width] of a depthwise convolution to [width, channels]; the latest token is last."""
     return Rule((target,), lambda x: (x[:, 0].T,))
 
 
 def split(sizes: Sequence[int], *rules: Rule) -> Rule:
-    """A tensor that holds several along its first axis, so many rows for each rule; ValueError if these do not add up."""
+    """Splits a tensor along its first axis into parts of these sizes, one per rule; ValueError if the sizes do not add up."""
     targets = tuple(target for rule in rules for target in rule.targets)
 
     def make(x):
@@ -61,7 +61,7 @@ def split(sizes: Sequence[int], *rules: Rule) -> Rule:
 
 
 def interleaved(heads: int, *rules: Rule) -> Rule:
-    """Several tensors whose rows are given head by head, [heads, rules, width of a head, ...]."""
+    """Splits a tensor [heads, rules, width of a head, ...] into one tensor per rule."""
     targets = tuple(target for rule in rules for target in rule.targets)
 
     def make(x):
@@ -74,21 +74,21 @@ def interleaved(heads: int, *rules: Rule) -> Rule:
 
 
 def joined(target: str, names: Sequence[str], make: Callable[[np.ndarray], np.ndarray]) -> dict[str, Rule]:
-    """Several tensors that become one parameter: `make` gets them stacked; ValueError if their shapes differ."""
+    """Rules that join several tensors into one parameter: `make` gets them stacked; ValueError if their shapes differ."""
     rules = {name: Rule((), lambda x: ()) for name in names}
     return rules | {names[0]: Rule((target,), lambda *x: (make(np.stack(x)),), extra_inputs=tuple(names[1:]))}
 
 
 def optional(rule: Rule) -> Rule:
-    """A tensor that the file may lack because it would have no effect: zeros take its place."""
+    """Makes a tensor optional: if the file lacks it, its targets are zero, which has no effect."""
     return rule._replace(needed=False)
 
 
 def without_effect() -> Rule:
-    """Tables that the other project computes and stores as well: what they say is in other tensors or in config.json."""
+    """A tensor that fills nothing: a stored table whose values follow from other tensors or from config.json."""
     return Rule((), lambda x: (), needed=False)
 
 
 def tied_to(name: str) -> Rule:
-    """A copy of another tensor, such as a tied head, that the file may hold; it fills nothing, and must be equal."""
+    """A copy of another tensor, such as a tied head; it fills nothing, may be absent, and must be equal."""
     return Rule((), lambda x: (), tied_to=name, needed=False)

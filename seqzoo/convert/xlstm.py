@@ -5,7 +5,7 @@ from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.tensor_map import copy, matrix
 from seqzoo.mixers.linear_attention.mlstm import EPS
 
-WITHOUT_EFFECT = (  # kernels and the precision that they run in
+WITHOUT_EFFECT = (  # kernels and their precision
     "autocast_kernel_dtype",
     "chunk_size",
     "chunkwise_kernel",
@@ -27,7 +27,7 @@ def xlstm(config: Config) -> ModelMapping:
     config.only("use_bias", False)
     config.only("add_out_norm", True)
     config.only("tie_word_embeddings", False)
-    config.only("weight_mode", "single")  # transformers 5.23 fails to build the other, "fused": there is nothing to compare with
+    config.only("weight_mode", "single")  # transformers 5.23 cannot build "fused"
     config.only("eps", EPS)  # added to the denominator
     config.only("norm_eps", EPS)
     keys, values = (int(d_model * config.get(f"{name}_dim_factor", default)) for name, default in (("qk", 0.5), ("v", 1.0)))

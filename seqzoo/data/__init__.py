@@ -1,6 +1,6 @@
-"""Where tokens come from: sources, tokenizers, shards. Knows nothing of models or of training.
+"""Text data: sources, tokenizers and shards. Independent of models and training.
 
-`prepare(source, folder)` tokenises files into memory-mapped shards; `load(source)` opens those, or reads a small
+`prepare(source, folder)` tokenises files into memory-mapped shards; `load(source)` opens them, or reads a small
 source into memory.
 """
 

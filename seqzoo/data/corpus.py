@@ -1,4 +1,4 @@
-"""One view of a corpus, whether prepared on disk or read into memory: two streams of tokens, and where their documents start."""
+"""A corpus, prepared on disk or read into memory: two streams of tokens, and the starts of their documents."""
 
 import hashlib
 import threading
@@ -19,11 +19,11 @@ from seqzoo.data.tokenizers import Bytes, Tokenizer
 
 HELD_OUT = 0.05
 FIELD = "text"
-LIMIT = 2**28  # bytes that are read into memory at most, before a corpus must be prepared
+LIMIT = 2**28  # bytes; a larger source must be prepared
 
 
 class Stream:
-    """Arrays of tokens laid end to end, read by slices: `stream[a:b]`, 0 <= a <= b <= len(stream)."""
+    """A sequence of token arrays as one, read by slices: `stream[a:b]`, 0 <= a <= b <= len(stream)."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
         self.parts = parts
@@ -51,9 +51,9 @@ class Split:
     """One split of a corpus.
 
     Attributes:
-      tokens: [separator, document, separator, document, ..., separator]; every token but the first is the target of the one before.
-      documents: how many.
-      text_bytes: of the documents' text.
+      tokens: [separator, document, separator, document, ..., separator]; each token is the target of the one before it.
+      documents: number of documents.
+      text_bytes: bytes of their text.
       sha256: of the tokens.
     """
 
@@ -66,12 +66,12 @@ class Split:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """[documents] int64: where each document's separator stands."""
+        """[documents] int64: position of each document's separator."""
         return self._starts()
 
     @property
     def targets(self) -> int:
-        """How many tokens are predicted: all but the first."""
+        """Number of predicted tokens: all except the first."""
         return max(0, len(self.tokens) - 1)
 
     @cached_property
@@ -81,14 +81,14 @@ class Split:
 
 
 class Corpus:
-    """Two splits, "train" and "held_out", and what they were made of.
+    """Two splits, "train" and "held_out", and their provenance.
 
     Attributes:
       splits: by name.
       separator: the token before every document.
-      files: SHA-256 of each file: those of the source, or the shards.
-      skipped: binary files that were left out.
-      sha256: of everything. A corpus has the same whether prepared or not, and into whatever shards.
+      files: SHA-256 of each file of the source, or of each shard.
+      skipped: number of skipped binary files.
+      sha256: of everything; equal for a corpus in memory and prepared with any shard size.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class Corpus:
         self.files = files
         self.skipped = skipped
         self.tokenizer_sha256 = tokenizer_sha256
-        self.sha256 = shards.total(tokenizer_sha256, (splits[name].sha256 for name in SPLITS))
+        self.sha256 = shards.corpus_sha256(tokenizer_sha256, (splits[name].sha256 for name in SPLITS))
 
     def fingerprint(self) -> dict[str, str]:
         """The hash, "sha256:...", of each file that the tokens come from, and of the tokenizer."""
         return {name: f"sha256:{value}" for name, value in {**self.files, "tokenizer": self.tokenizer_sha256}.items()}
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What to record of each split: {"train": {"source", "documents", "tokens", "bytes", "sha256"}, "held_out": ...}."""
+        """Description of each split: {"train": {"source", "documents", "tokens", "bytes", "sha256"}, "held_out": ...}."""
         return {
             name: {
                 "source": ", ".join(self.source),
@@ -127,8 +127,8 @@ class Corpus:
 
 
 def manifest_of(source: str | tuple[str, ...]) -> Manifest | None:
-    """The manifest of a source that is a prepared corpus, or None. Cheap: no shard is read."""
-    words = sources.words(source)
+    """The manifest of a prepared corpus, None for other sources. No shard is read."""
+    words = sources.split_source(source)
     prepared = [word for word in words if shards.is_prepared(word)]
     if prepared and len(words) > 1:
         raise DataError(f"{prepared[0]} is a prepared corpus and one of several sources, {', '.join(words)}; wanted it alone")
@@ -136,23 +136,25 @@ def manifest_of(source: str | tuple[str, ...]) -> Manifest | None:
 
 
 def check(source: str | tuple[str, ...], *, field: str | None = None, held_out: float | None = None) -> None:
-    """Raises DataError if the source does not exist, or was prepared with other settings. Cheap: no text is read."""
+    """Raises DataError if the source does not exist, or was prepared with other settings. No text is read."""
     manifest = manifest_of(source)
     if manifest is None:
         sources.check(source)
-        sources.check_share(HELD_OUT if held_out is None else held_out)
+        sources.check_fraction(HELD_OUT if held_out is None else held_out)
         return
     for name, value in {"field": field, "held_out": held_out}.items():
         if value is not None and value != (held := getattr(manifest.settings, name)):
-            raise DataError(f"{name}={value!r}, but {sources.words(source)[0]} was prepared with {held!r}; wanted that, or None")
+            raise DataError(
+                f"{name}={value!r}, but {sources.split_source(source)[0]} was prepared with {held!r}; wanted that, or None"
+            )
 
 
 def tokenizer_of(source: str | tuple[str, ...]) -> Tokenizer:
-    """The tokenizer of a source: that of a prepared corpus, else bytes."""
+    """The tokenizer of a source: the one of a prepared corpus, else bytes."""
     manifest = manifest_of(source)
     if manifest is None or manifest.settings.tokenizer == tokenizers.BYTES:
         return Bytes()
-    path = Path(sources.words(source)[0]).expanduser() / shards.TOKENIZER
+    path = Path(sources.split_source(source)[0]).expanduser() / shards.TOKENIZER
     tokenizer = tokenizers.load(str(path), manifest.settings.separator_token)
     if tokenizer.sha256 != manifest.settings.tokenizer_sha256:
         raise DataError(
@@ -165,33 +167,33 @@ def tokenizer_of(source: str | tuple[str, ...]) -> Tokenizer:
 def load(source: str | tuple[str, ...], *, field: str | None = None, held_out: float | None = None, verify: bool = True) -> Corpus:
     """Opens a prepared corpus, or reads and tokenises (as bytes) a source of up to LIMIT bytes into memory.
 
-    The latest ones are kept, so that the next call is quick unless a file has another size or time by then.
+    The latest four are cached; a change of size or time of a file invalidates the cache.
 
     Args:
       source: a prepared folder, or as in `sources`.
-      field: of .jsonl and .parquet; None: "text". Of a prepared corpus: None, or what it was prepared with.
-      held_out: share of the documents; None: 0.05. Of a prepared corpus: None, or what it was prepared with.
-      verify: whether to compare the shards' SHA-256; if not, their sizes only. Sources are read in any case.
+      field: of .jsonl and .parquet; None: "text". For a prepared corpus: None, or its own.
+      held_out: fraction of the documents; None: 0.05. For a prepared corpus: None, or its own.
+      verify: compare the SHA-256 of shards; False compares sizes only. Other sources are always read.
     Raises:
-      DataError: what cannot be read, by name; a shard that is missing, truncated, changed or foreign; a source that is too large.
+      DataError: a file cannot be read; a shard is missing, truncated, changed or foreign; a source is too large. By name.
     """
     check(source, field=field, held_out=held_out)
-    words, manifest = sources.words(source), manifest_of(source)
-    with _LOCK:  # so that threads that come together read it once
+    words, manifest = sources.split_source(source), manifest_of(source)
+    with _LOCK:  # concurrent threads read a corpus once
         if manifest is not None:
             folder = Path(words[0]).expanduser()
-            stamp = _stamp(sorted([folder / shards.MANIFEST, *folder.glob("*.npy")]))
+            stamp = _file_stats(sorted([folder / shards.MANIFEST, *folder.glob("*.npy")]))
             return _open(words, verify, stamp)
         files = tuple(sources.files(source))
-        share = HELD_OUT if held_out is None else float(held_out)
-        return _read(words, field or FIELD, share, files, _stamp([file.path for file in files]))
+        fraction = HELD_OUT if held_out is None else float(held_out)
+        return _read(words, field or FIELD, fraction, files, _file_stats([file.path for file in files]))
 
 
 _LOCK = threading.Lock()
 
 
-def _stamp(paths: Sequence[Path]) -> tuple:
-    """Changes when a file does."""
+def _file_stats(paths: Sequence[Path]) -> tuple:
+    """Path, size and time of each file: changes with the files."""
     return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path in paths for stat in [path.stat()])
 
 
@@ -216,7 +218,7 @@ def _open(words: tuple[str, ...], verify: bool, stamp: tuple) -> Corpus:
 @lru_cache(maxsize=4)
 def _read(words: tuple[str, ...], field: str, held_out: float, files: tuple[File, ...], stamp: tuple) -> Corpus:
     """A source, read into memory."""
-    tokenizer, parts = Bytes(), {name: _Parts() for name in SPLITS}
+    tokenizer, parts = Bytes(), {name: _SplitInMemory() for name in SPLITS}
     digests = {}
     _check_size(words, sources.size(list(files)))
     documents = Documents(list(files), field)
@@ -224,7 +226,7 @@ def _read(words: tuple[str, ...], field: str, held_out: float, files: tuple[File
         parts[document.split(held_out)].add(document, tokenizer)
         digest = digests.setdefault(document.file.label, hashlib.sha256())
         if document.row is not None:
-            digest.update(len(document.text).to_bytes(8, "little"))  # else a row's end could move unseen
+            digest.update(len(document.text).to_bytes(8, "little"))  # else a moved row border would not change the hash
         digest.update(document.text)
         _check_size(words, sum(part.text_bytes for part in parts.values()))
     sources.check_splits(words, held_out, *(len(parts[name].starts) for name in SPLITS))
@@ -233,8 +235,8 @@ def _read(words: tuple[str, ...], field: str, held_out: float, files: tuple[File
     return Corpus(words, splits, tokenizer.separator, tokenizer.sha256, named, documents.skipped)
 
 
-class _Parts:
-    """A split under way, in memory."""
+class _SplitInMemory:
+    """A split of a corpus in memory while its documents are read."""
 
     def __init__(self):
         self.arrays, self.starts, self.tokens, self.text_bytes = [], [], 0, 0
@@ -248,7 +250,7 @@ class _Parts:
         self.text_bytes += len(document.text)
 
     def split(self, tokenizer: Tokenizer) -> Split:
-        """The split, which ends with one more separator if it has a document."""
+        """The split, with one more separator at the end unless it is empty."""
         tokens = np.full(self.tokens + bool(self.starts), tokenizer.separator, shards.dtype(tokenizer.vocab_size))
         for start, array in zip(self.starts, self.arrays, strict=True):
             tokens[start + 1 : start + 1 + len(array)] = array

@@ -1,5 +1,5 @@
-"""The one error of the data side."""
+"""The error of this package."""
 
 
 class DataError(ValueError):
-    """A source, a tokenizer or a shard is not what it should be. The message names it, says what was found and what to do."""
+    """A wrong source, tokenizer or shard. The message names it, the problem and the repair."""

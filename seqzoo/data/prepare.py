@@ -1,4 +1,4 @@
-"""From a source to a folder of shards: streaming, and resumable at any moment."""
+"""Preparation of a corpus: tokenises a source into shards, streaming and resumable."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from seqzoo.data.shards import MANIFEST, SPLITS, TOKENIZER, UNFINISHED, Manifest
 from seqzoo.data.sources import Document, Documents
 from seqzoo.data.tokenizers import BYTES, SEPARATOR, Tokenizer
 
-TOGETHER = 2**20  # bytes of text that the tokenizer gets at once
+GROUP_BYTES = 2**20  # bytes of text per call of the tokenizer
 
 
 def prepare(
@@ -29,36 +29,36 @@ def prepare(
     shard_tokens: int = 2**26,
     console: Console | None = None,
 ) -> Manifest:
-    """Tokenises a source into shards, or goes on where a call with the same settings was stopped.
+    """Tokenises a source into shards, or continues a stopped call with the same settings.
 
-    Whenever it is killed, the next call goes on after the last complete shard, and the folder ends up the same, byte for byte. A
-    finished corpus is verified and left alone. Memory: a few times a shard of each split, or the largest document.
+    After a kill at any moment, the next call continues after the last complete shard; the final folder is the same, byte for byte.
+    A finished corpus is verified and not changed. Memory: a few times one shard of each split, or the largest document.
 
     Args:
       source: as in `sources`.
-      folder: where the corpus goes; new, empty, or left by an earlier call. Not inside the source.
+      folder: of the corpus; new, empty, or from an earlier call. Not inside the source.
       tokenizer: "bytes", or the path of a Hugging Face tokenizer.json, which is copied into the folder.
-      separator: the token of that tokenizer that is to stand before documents; None: "<|endoftext|>". "bytes" has its own.
-      field: which field of .jsonl and column of .parquet holds the text.
-      held_out: share of the documents that goes into the held-out split, in [0, 1); `Document.split` says which ones.
-      shard_tokens: tokens of a shard at most, but for a longer document, which has one for itself.
-      console: where to show the progress; None: nowhere.
+      separator: token of that tokenizer before every document; None: "<|endoftext|>". "bytes" has its own.
+      field: field of .jsonl and column of .parquet with the text.
+      held_out: fraction of the documents in the held-out split, in [0, 1); `Document.split` decides which.
+      shard_tokens: largest number of tokens in a shard; a longer document has its own shard.
+      console: shows the progress; None: no output.
     Raises:
       DataError: a setting out of range, a source that cannot be read, a text that cannot be tokenised, a split without documents, a
-        folder that holds something else, or what was prepared with other settings (which, and the values) or from other files.
+        folder that holds something else, or a corpus prepared with other settings (both values are named) or from other files.
       WriteError: the disk is full, or the folder cannot be written.
     """
-    sources.check_share(held_out)
+    sources.check_fraction(held_out)
     if not isinstance(shard_tokens, int) or isinstance(shard_tokens, bool) or shard_tokens < 1:
         raise DataError(f"shard_tokens={shard_tokens!r}, wanted a whole number of at least 1")
     folder = Path(folder).expanduser()
-    for word in sources.words(source):
+    for word in sources.split_source(source):
         if (inside := sources.folder(word)) is not None and folder.resolve().is_relative_to(inside.resolve()):
             raise DataError(f"{folder} lies in the source, {inside}; wanted a folder outside of it")
     files = sources.files(source)
     encoder = tokenizers.load(tokenizer, separator)
     settings = Settings(
-        source=sources.words(source),
+        source=sources.split_source(source),
         files=len(files),
         listing=sources.listing(files),
         field=field,
@@ -70,19 +70,20 @@ def prepare(
         vocab_size=encoder.vocab_size,
         shard_tokens=shard_tokens,
     )
-    held = _held(folder, settings) or _begin(folder, settings)
+    held = _held(folder, settings) or _create(folder, settings)
     remove_temporaries(folder)
     if held.sha256 is None:
         with _bar(console) as bar:
             task = bar.add_task("", total=sources.size(files))
-            held = _go_on(folder, held, Documents(files, field), encoder, lambda document: bar.advance(task, document.share))
+            advance = lambda document: bar.advance(task, document.file_bytes)
+            held = _write_missing_shards(folder, held, Documents(files, field), encoder, advance)
     with write_errors(folder / UNFINISHED):
         (folder / UNFINISHED).unlink(missing_ok=True)
     return held
 
 
 def _held(folder: Path, settings: Settings) -> Manifest | None:
-    """The manifest of what the folder holds, finished or not, or None if that is nothing."""
+    """The manifest in the folder, finished or not; None for a new or empty folder."""
     for name in (MANIFEST, UNFINISHED):
         if (folder / name).is_file():
             held = shards.read_manifest(folder, name)
@@ -96,12 +97,12 @@ def _held(folder: Path, settings: Settings) -> Manifest | None:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; wanted a folder")
     if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-        raise DataError(f"{folder} is not empty and holds no corpus; wanted a new folder, or that of a corpus to be gone on with")
+        raise DataError(f"{folder} is not empty and holds no corpus; wanted a new folder, or the folder of a corpus to continue")
     return None
 
 
-def _begin(folder: Path, settings: Settings) -> Manifest:
-    """Makes the folder of a corpus without shards."""
+def _create(folder: Path, settings: Settings) -> Manifest:
+    """Creates the folder of a corpus, without shards."""
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(settings=settings)
@@ -109,8 +110,10 @@ def _begin(folder: Path, settings: Settings) -> Manifest:
     return manifest
 
 
-def _go_on(folder: Path, held: Manifest, documents: Documents, encoder: Tokenizer, advance: Callable[[Document], None]) -> Manifest:
-    """Writes the shards that are missing, the tokenizer and the manifest."""
+def _write_missing_shards(
+    folder: Path, held: Manifest, documents: Documents, encoder: Tokenizer, advance: Callable[[Document], None]
+) -> Manifest:
+    """Writes the missing shards, the tokenizer and the manifest."""
     settings = held.settings
     splits = {name: _Split(folder, name, held.split(name), settings) for name in SPLITS}
 
@@ -118,7 +121,7 @@ def _go_on(folder: Path, held: Manifest, documents: Documents, encoder: Tokenize
         found = {name: Split(shards=tuple(split.shards)) for name, split in splits.items()}
         return held.model_copy(update=found)
 
-    for batch in _together(_missing(documents, splits, settings.held_out, advance)):
+    for batch in _group(_missing(documents, splits, settings.held_out, advance)):
         encoded = encoder.encode_all([document for document, _ in batch])
         for (document, split), tokens in zip(batch, encoded, strict=True):
             if split.add(tokens, len(document.text)):
@@ -131,25 +134,25 @@ def _go_on(folder: Path, held: Manifest, documents: Documents, encoder: Tokenize
     if settings.tokenizer == TOKENIZER:
         with atomic_write(folder / TOKENIZER) as file, encoder.path.open("rb") as given:
             shutil.copyfileobj(given, file)
-    finished = shards.summed(folder, manifest().model_copy(update={"skipped": documents.skipped}))
+    finished = shards.with_hashes(folder, manifest().model_copy(update={"skipped": documents.skipped}))
     shards.write_manifest(folder, MANIFEST, finished)
     return finished
 
 
 class _Split:
-    """A split under way: its complete shards, and the documents of the next."""
+    """A split during preparation: its complete shards, and the documents of the next one."""
 
     def __init__(self, folder: Path, name: str, held: Split, settings: Settings):
         self.folder, self.name = folder, name
         self.shards = list(held.shards)
-        self.there = held.documents  # documents in complete shards
+        self.complete = held.documents  # documents in complete shards
         self.limit = settings.shard_tokens
         self.dtype = shards.dtype(settings.vocab_size)
         self.separator = np.array([settings.separator], self.dtype)
         self._clear()
 
     def add(self, tokens: np.ndarray, text_bytes: int) -> bool:
-        """Adds a document; returns whether the shard was full without it and has been written."""
+        """Adds a document; returns True if the shard was full before and was written."""
         full = bool(self.starts) and self.tokens + 1 + len(tokens) > self.limit
         if full:
             self._write()
@@ -160,7 +163,7 @@ class _Split:
         return full
 
     def finish(self) -> None:
-        """Writes the last shard, which ends with the split's last separator, unless it is there."""
+        """Writes the last shard, which ends with the last separator of the split, unless it is empty."""
         if self.starts:
             self.parts.append(self.separator)
             self._write()
@@ -176,24 +179,24 @@ class _Split:
 
 
 def _missing(documents: Documents, splits: dict[str, _Split], held_out: float, advance) -> Iterator[tuple[Document, _Split]]:
-    """The documents that are in no complete shard, with their split."""
+    """The documents that no complete shard contains, with their split."""
     seen = dict.fromkeys(splits, 0)
     for document in documents:
         name = document.split(held_out)
         seen[name] += 1
-        if seen[name] > splits[name].there:
+        if seen[name] > splits[name].complete:
             yield document, splits[name]
         else:
             advance(document)
 
 
-def _together(pairs: Iterable[tuple[Document, _Split]]) -> Iterator[list[tuple[Document, _Split]]]:
-    """Groups of documents with about TOGETHER bytes of text."""
+def _group(pairs: Iterable[tuple[Document, _Split]]) -> Iterator[list[tuple[Document, _Split]]]:
+    """Groups of documents of about GROUP_BYTES."""
     group, size = [], 0
     for document, split in pairs:
         group.append((document, split))
         size += len(document.text)
-        if size >= TOGETHER:
+        if size >= GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:

@@ -1,13 +1,13 @@
-"""Prepared corpora: a folder of memory-mapped shards, and a manifest that says what must be in it.
+"""Prepared corpora: a folder of memory-mapped shards, and the manifest of its files.
 
     manifest.json             `Manifest`: settings, counts and SHA-256 of everything
     train-00000.tokens.npy    [n] uint8, uint16 or uint32, the smallest that holds the vocabulary
-    train-00000.starts.npy    [documents] int64: where in the shard each document starts
+    train-00000.starts.npy    [documents] int64: start of each document in the shard
     held_out-00000...
     tokenizer.json            the Hugging Face tokenizer, if there is one
 
 A document is stored as its separator and its tokens, and a split ends with one more separator: the target of token i is token i + 1
-for all but the last, so that every token of a document is predicted once, the first one and the end included. A separator stands
+for all except the last, so every token of a document is predicted once, its first token and its end included. A separator appears
 nowhere else. A shard holds whole documents.
 """
 
@@ -35,7 +35,7 @@ class _Model(BaseModel):
 
 
 class Settings(_Model):
-    """What decides every byte of a prepared corpus, but for the files' contents."""
+    """Everything that decides the bytes of a prepared corpus, except the contents of the files."""
 
     source: tuple[str, ...]
     files: int
@@ -50,13 +50,13 @@ class Settings(_Model):
     shard_tokens: int
 
     def differences(self, other: "Settings") -> list[str]:
-        """Which differ, as "held_out is 0.05 there, 0.1 here"."""
+        """The settings that differ: ["held_out is 0.05 there, 0.1 here", ...]."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
         return [f"{name} is {a!r} there, {b!r} here" for name, a, b in pairs if a != b]
 
 
 class StoredFile(_Model):
-    """A file as it must be."""
+    """Name, size and hash of a file."""
 
     name: str
     bytes: int
@@ -64,7 +64,7 @@ class StoredFile(_Model):
 
 
 class Shard(_Model):
-    """Some documents of a split, in order."""
+    """Consecutive documents of a split."""
 
     tokens: int  # separators included
     documents: int
@@ -74,24 +74,24 @@ class Shard(_Model):
 
     @property
     def files(self) -> tuple[StoredFile, StoredFile]:
-        """Both."""
+        """Tokens file and starts file."""
         return self.tokens_file, self.starts_file
 
 
 class Split(_Model):
-    """The shards of a split; `sha256` is that of all its tokens in a row, little-endian in the shards' dtype."""
+    """The shards of a split; `sha256` is the hash of all its tokens, little-endian in the shards' dtype."""
 
     shards: tuple[Shard, ...] = ()
     sha256: str | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens in all, separators included."""
+        """Total number of tokens, separators included."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def documents(self) -> int:
-        """Documents in all."""
+        """Total number of documents."""
         return sum(shard.documents for shard in self.shards)
 
     @property
@@ -101,15 +101,15 @@ class Split(_Model):
 
 
 class Manifest(_Model):
-    """What a folder of shards must hold."""
+    """The contents of a folder of shards."""
 
     format: Literal["seqzoo corpus"] = FORMAT
     version: Literal[1] = 1
     settings: Settings
-    skipped: int = 0  # binary files left out
+    skipped: int = 0  # number of skipped binary files
     train: Split = Split()
     held_out: Split = Split()
-    sha256: str | None = None  # of the corpus: `total`
+    sha256: str | None = None  # of the corpus: `corpus_sha256`
 
     def split(self, name: str) -> Split:
         """The split of that name."""
@@ -117,7 +117,7 @@ class Manifest(_Model):
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether a folder holds a prepared corpus, finished or not, whatever its state."""
+    """True if a folder holds a prepared corpus, finished or not."""
     for name in (MANIFEST, UNFINISHED):
         path = Path(folder).expanduser() / name
         if path.is_file():
@@ -127,25 +127,25 @@ def is_prepared(folder: str | Path) -> bool:
 
 
 def dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned type that holds the tokens, little-endian."""
+    """The smallest little-endian unsigned type that holds the tokens."""
     bits = next(bits for bits in (8, 16, 32) if vocab_size <= 2**bits)
     return np.dtype(f"<u{bits // 8}")
 
 
-def total(tokenizer: str, splits: Iterable[str]) -> str:
-    """SHA-256 of a corpus from those of its tokenizer and of its splits' tokens: the same however it is cut into shards."""
+def corpus_sha256(tokenizer: str, splits: Iterable[str]) -> str:
+    """SHA-256 of a corpus from the hashes of its tokenizer and of its splits' tokens; independent of the shard size."""
     return hashlib.sha256("\n".join((tokenizer, *splits)).encode()).hexdigest()
 
 
-def summed(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest of complete shards with the hashes of the splits and of the whole. Reads every token."""
+def with_hashes(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with the hashes of the splits and of the corpus. Reads every token."""
     sums = {name: sha256(tokens(folder, manifest, name)) for name in SPLITS}
     splits = {name: manifest.split(name).model_copy(update={"sha256": sums[name]}) for name in SPLITS}
-    return manifest.model_copy(update={**splits, "sha256": total(manifest.settings.tokenizer_sha256, sums.values())})
+    return manifest.model_copy(update={**splits, "sha256": corpus_sha256(manifest.settings.tokenizer_sha256, sums.values())})
 
 
 def write(folder: Path, name: str, tokens: np.ndarray, starts: np.ndarray, text_bytes: int) -> Shard:
-    """Writes a shard: `name`.tokens.npy and `name`.starts.npy, each whole or not at all."""
+    """Writes a shard atomically: `name`.tokens.npy and `name`.starts.npy."""
     return Shard(
         tokens=len(tokens),
         documents=len(starts),
@@ -168,11 +168,11 @@ def write_manifest(folder: Path, name: str, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
-    """Reads a manifest, and checks that it is one of ours and of a version that we know."""
+    """Reads a manifest, and checks its format and version."""
     path = Path(folder).expanduser() / name
     if not path.is_file():
         if name == MANIFEST and path.with_name(UNFINISHED).is_file():
-            raise DataError(f"{folder} is not prepared to its end; run the same `train.py prepare` again, and it goes on")
+            raise DataError(f"{folder} is not completely prepared; run the same `train.py prepare` again to continue")
         raise DataError(f"{folder} is no prepared corpus: it has no {name}")
     try:
         found = json.loads(path.read_bytes())
@@ -190,13 +190,13 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
 
 
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True, alone: bool = True) -> None:
-    """Checks that a folder holds the manifest's files, whole and unchanged.
+    """Checks that a folder holds the files of the manifest, complete and unchanged.
 
     Args:
       folder: of the corpus.
       manifest: what must be in it.
-      contents: whether to compare SHA-256 too, for which every byte is read; if not: sizes only.
-      alone: whether other shards beside them are refused.
+      contents: compare SHA-256, which reads every byte; False: compare sizes only.
+      alone: refuse other shards in the folder.
     Raises:
       DataError: a file is missing, truncated, longer, changed, or belongs to another corpus. By name.
     """
@@ -222,19 +222,19 @@ def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True, alo
 def tokens(folder: str | Path, manifest: Manifest, split: str) -> list[np.ndarray]:
     """The tokens of each shard of a split, memory-mapped."""
     wanted = dtype(manifest.settings.vocab_size)
-    return [_mapped(folder, shard.tokens_file, wanted, shard.tokens) for shard in manifest.split(split).shards]
+    return [_load_mapped(folder, shard.tokens_file, wanted, shard.tokens) for shard in manifest.split(split).shards]
 
 
 def starts(folder: str | Path, manifest: Manifest, split: str) -> np.ndarray:
-    """[documents] int64: where in a split each document starts."""
+    """[documents] int64: start of each document in a split."""
     parts, begin = [np.zeros(0, np.int64)], 0
     for shard in manifest.split(split).shards:
-        parts.append(begin + _mapped(folder, shard.starts_file, np.dtype("<i8"), shard.documents))
+        parts.append(begin + _load_mapped(folder, shard.starts_file, np.dtype("<i8"), shard.documents))
         begin += shard.tokens
     return np.concatenate(parts)
 
 
-def _mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: int) -> np.ndarray:
+def _load_mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: int) -> np.ndarray:
     path = Path(folder).expanduser() / file.name
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -246,7 +246,7 @@ def _mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: int) 
 
 
 def sha256(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 of arrays, one after the other."""
+    """SHA-256 of the arrays, concatenated."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array)

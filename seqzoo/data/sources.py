@@ -1,17 +1,17 @@
-"""Which files a corpus is made of, and the documents in them, always in the same order.
+"""Sources of a corpus: files, and the documents in them, always in the same order.
 
-A source is a word, or several, separated by commas or in a tuple (where a path may hold a comma):
+A source is one word, or several, separated by commas or in a tuple (there a path may contain a comma):
 
     stdlib                the *.py files of the running Python's standard library, without its tests, installed packages and
                           pydoc_data, which is the manual's text
-    FOLDER                every file under it, but for hidden ones (a leading dot, also of a folder on the way), links to folders,
-                          second links to a file, and those that are compressed or binary (a zero byte among the first 8000,
-                          which is git's rule); the last two are counted
+    FOLDER                every file in it and below, except hidden files and folders (leading dot), links to folders, second
+                          links to a file, and compressed or binary files (a zero byte in the first 8000, the rule of git); the
+                          last two are counted
     "FOLDER/*.txt"        a glob; ** goes through folders, * matches no hidden file
     FILE                  one file
 
-What a glob or a path names is taken as it is, binary or not; only compressed files are refused. A .jsonl file holds one document a
-line, a .parquet file one a row; every other file is one document. Documents are bytes.
+A file named by a glob or a path is read as it is, binary or not; only compressed files are refused. A .jsonl file holds one
+document per line, a .parquet file one per row; every other file is one document. Documents are bytes.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from seqzoo.data.errors import DataError
 from seqzoo.specs import did_you_mean
 
 STDLIB = "stdlib"
-# Folders of the standard library that are left out: not of it, or not in every Python, or English in one literal of 800 kB.
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
+# Excluded folders of the standard library: not part of it, not in every Python, or English in one literal of 800 kB.
+EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 HEAD = 8000  # bytes in which a zero means "binary": buffer_is_binary of git's xdiff-interface.c
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 
@@ -39,39 +39,39 @@ class File(NamedTuple):
     """One file of a source."""
 
     path: Path
-    key: str  # its path below the source's root, with slashes: decides the split, so that it does not change when files are added
-    label: str  # the key, after the source's word where there are several: unique in a corpus
-    found: bool  # in a folder, not named by path or glob
+    key: str  # path below the root of the source, with slashes; decides the split, so adding files does not change it
+    label: str  # the key, with the word of the source before it if there are several: unique in a corpus
+    found: bool  # found in a folder, not named by path or glob
 
 
 class Document(NamedTuple):
     """One document of a file."""
 
     file: File
-    row: int | None  # line or row, counted from 1; None where the file is the document
+    row: int | None  # line or row, counted from 1; None if the file is the document
     text: bytes
-    share: float  # bytes of its file that it stands for, to show progress
+    file_bytes: float  # its part of the bytes of the file, for the progress bar
 
     @property
     def place(self) -> str:
-        """Where it is, for messages: "corpus.jsonl, line 3"."""
+        """Place in messages: "corpus.jsonl, line 3"."""
         if self.row is None:
             return str(self.file.path)
         return f"{self.file.path}, {'row' if self.file.path.suffix.lower() == '.parquet' else 'line'} {self.row}"
 
     def split(self, held_out: float) -> str:
-        """Which split it belongs to: "held_out" if the SHA-256 of its key, read as a number in [0, 1), is below `held_out`.
+        """The split of the document: "held_out" if the SHA-256 of its key, read as a number in [0, 1), is below `held_out`.
 
-        The key is the file's path below the source's root, and for rows also their number: adding files, or rows at the end, moves
-        nothing, and a larger share only adds.
+        The key is the path below the root of the source, with the number of a row. So adding files or rows moves no document to
+        another split, and a larger fraction only adds documents.
         """
         key = self.file.key if self.row is None else f"{self.file.key}#{self.row}"
         digest = hashlib.sha256(os.fsencode(key)).digest()
         return "held_out" if int.from_bytes(digest[:8], "big") < held_out * 2**64 else "train"
 
 
-def words(source: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a source. Raises DataError if there is none."""
+def split_source(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a source; DataError if there is none."""
     found = tuple(filter(None, map(str.strip, source.split(",")))) if isinstance(source, str) else tuple(source)
     if not found or not all(isinstance(word, str) and word for word in found):
         raise DataError(f"source={source!r}, wanted {STDLIB!r}, a folder, a glob, a file, or several of these")
@@ -79,59 +79,59 @@ def words(source: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check(source: str | tuple[str, ...]) -> None:
-    """Raises DataError if a word of the source names nothing. Reads no file and lists no folder but those of globs."""
-    for word in words(source):
-        if folder(word) is None and not _matches(word):
-            _nothing(word)
+    """Raises DataError if a word of the source names no file or folder. Reads no file, and lists only the folders of globs."""
+    for word in split_source(source):
+        if folder(word) is None and not _matching_files(word):
+            _raise_not_found(word)
 
 
 def folder(word: str) -> Path | None:
-    """The folder that a word means to be searched through, or None if it means none."""
+    """The folder that a word names, None if it names no folder."""
     path = Path(sysconfig.get_path("stdlib")) if word == STDLIB else Path(word).expanduser()
     return path if path.is_dir() else None
 
 
 def files(source: str | tuple[str, ...]) -> list[File]:
-    """The files of a source: word by word, and for each in the order of their keys.
+    """The files of a source: word by word, sorted by key.
 
     Raises:
-      DataError: a word names nothing, a folder cannot be read, or a file is named twice.
+      DataError: a word names no file or folder, a folder cannot be read, or a file is named twice.
     """
-    several = len(words(source)) > 1
-    if len(set(words(source))) < len(words(source)):
+    several = len(split_source(source)) > 1
+    if len(set(split_source(source))) < len(split_source(source)):
         raise DataError(f"source={source!r} names the same twice; wanted each file once")
     taken: dict[Path, tuple[str, Path]] = {}
     listed = []
-    for word in words(source):
-        for path, root in _listed(word):
+    for word in split_source(source):
+        for path, root in _files_of(word):
             where, other = taken.setdefault(path.resolve(), (word, path))
             if where != word:
                 raise DataError(f"{word!r} names {path}, which {where!r} names too; wanted each file once")
-            if other == path:  # else it is a link to a file of the same folder
+            if other == path:  # otherwise a link to a file of the same folder
                 key = path.relative_to(root).as_posix()
                 listed.append(File(path, key, f"{word}:{key}" if several else key, folder(word) is not None))
     return listed
 
 
 def listing(found: list[File]) -> str:
-    """SHA-256 of the files' labels and sizes: cheap to take, and different if a file was added, removed or cut."""
+    """SHA-256 of labels and sizes: cheap, and different after a file was added, removed or cut."""
     lines = "".join(f"{file.label}\t{_size(file)}\n" for file in found)
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def size(found: list[File]) -> int:
-    """Bytes of all files together."""
+    """Total bytes of the files."""
     return sum(map(_size, found))
 
 
-def check_share(held_out: float) -> None:
-    """Raises DataError unless it is a share of documents to hold out, in [0, 1)."""
+def check_fraction(held_out: float) -> None:
+    """Raises DataError unless it is a fraction in [0, 1)."""
     if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 <= held_out < 1:
-        raise DataError(f"held_out={held_out!r}, wanted a number in [0, 1): the share of documents that is held out")
+        raise DataError(f"held_out={held_out!r}, wanted a number in [0, 1): the fraction of documents that is held out")
 
 
 def check_splits(source: tuple[str, ...], held_out: float, train: int, held: int) -> None:
-    """Raises DataError if a split that there should be has got no document."""
+    """Raises DataError if a wanted split has no document."""
     named = ", ".join(source)
     if not train:
         raise DataError(
@@ -139,19 +139,18 @@ def check_splits(source: tuple[str, ...], held_out: float, train: int, held: int
         )
     if held_out and not held:
         raise DataError(
-            f"{named}: held_out={held_out} holds none of {train} documents out, as only whole ones are; wanted more documents, a "
-            f"larger share, or 0"
+            f"{named}: held_out={held_out} holds none of {train} documents out; wanted more documents, a larger fraction, or 0"
         )
 
 
 class Documents:
-    """The documents of some files, in order; `skipped` counts the binary files left out so far.
+    """The documents of files, in order; `skipped` counts the skipped binary files.
 
     Args:
       found: from `files`.
-      field: the field of .jsonl objects, and the column of .parquet files, that holds the text.
+      field: field of .jsonl objects and column of .parquet files with the text.
     Raises (while iterating):
-      DataError: a file, named with the line or row, cannot be read or parsed, or has no such field, or one that holds no text.
+      DataError: a file cannot be read or parsed, has no such field, or no text in it. Named with the line or row.
     """
 
     def __init__(self, found: list[File], field: str = "text"):
@@ -162,7 +161,7 @@ class Documents:
     def __iter__(self) -> Iterator[Document]:
         self.skipped = 0
         for file in self.files:
-            with _reading(file.path):
+            with _read_errors(file.path):
                 suffix = file.path.suffix.lower()
                 if suffix == ".jsonl":
                     yield from self._lines(file)
@@ -186,7 +185,7 @@ class Documents:
     def _lines(self, file: File) -> Iterator[Document]:
         with file.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.isspace():  # a last empty line is common, and no document
+                if line.isspace():  # a last empty line is common
                     continue
                 document = Document(file, number, b"", len(line))
                 try:
@@ -194,10 +193,10 @@ class Documents:
                 except ValueError as error:
                     raise DataError(f"{document.place}: not JSON ({error})") from None
                 if not isinstance(row, dict):
-                    raise DataError(f"{document.place}: wanted an object with the field {self.field!r}, found {_shown(row)}")
+                    raise DataError(f"{document.place}: wanted an object with the field {self.field!r}, found {_abbreviate(row)}")
                 if self.field not in row:
-                    raise DataError(f"{document.place}: {self._no_field(row)}")
-                yield self._filled(document, row[self.field])
+                    raise DataError(f"{document.place}: {self._unknown_field(row)}")
+                yield self._with_text(document, row[self.field])
 
     def _rows(self, file: File) -> Iterator[Document]:
         try:
@@ -209,34 +208,34 @@ class Documents:
             with parquet.ParquetFile(file.path) as table:
                 columns = table.schema_arrow.names
                 if self.field not in columns:
-                    raise DataError(f"{file.path}: {self._no_field(columns)}")
-                share = _size(file) / max(1, table.metadata.num_rows)
+                    raise DataError(f"{file.path}: {self._unknown_field(columns)}")
+                row_bytes = _size(file) / max(1, table.metadata.num_rows)
                 number = 0
                 for batch in table.iter_batches(batch_size=256, columns=[self.field]):
                     for value in batch.column(0):
                         number += 1
-                        yield self._filled(Document(file, number, b"", share), value.as_py())
+                        yield self._with_text(Document(file, number, b"", row_bytes), value.as_py())
         except pyarrow.ArrowException as error:
             raise DataError(f"{file.path} is no Parquet file, or damaged: {(str(error).splitlines() or [''])[0]}") from None
 
-    def _filled(self, document: Document, value: Any) -> Document:
-        """The document with the field's value as its text."""
+    def _with_text(self, document: Document, value: Any) -> Document:
+        """The document with the value of the field as its text."""
         if isinstance(value, str):
             try:
                 value = value.encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"{document.place}: field {self.field!r} is no valid text ({error.reason})") from None
         if not isinstance(value, bytes):
-            raise DataError(f"{document.place}: field {self.field!r} is {_shown(value)}, wanted text")
+            raise DataError(f"{document.place}: field {self.field!r} is {_abbreviate(value)}, wanted text")
         return document._replace(text=value)
 
-    def _no_field(self, known) -> str:
+    def _unknown_field(self, known) -> str:
         names = ", ".join(map(str, known)) or "none"
         return f"no field is called {self.field!r}.{did_you_mean(self.field, map(str, known))} Fields: {names}; `field` chooses"
 
 
-def _matches(word: str) -> list[Path]:
-    """The files that a path or a glob names."""
+def _matching_files(word: str) -> list[Path]:
+    """The files of a path or a glob."""
     path = Path(word).expanduser()
     if path.is_file():
         return [path]
@@ -245,38 +244,38 @@ def _matches(word: str) -> list[Path]:
     return [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
 
 
-def _listed(word: str) -> list[tuple[Path, Path]]:
-    """(path, root) of each file that a word means, in the order of the paths below the root."""
+def _files_of(word: str) -> list[tuple[Path, Path]]:
+    """(path, root) of each file of a word, sorted by the path below the root."""
     root = folder(word)
     if root is not None:
-        left_out = LEFT_OUT if word == STDLIB else set()
-        paths = [path for path in _under(root, left_out) if word != STDLIB or path.suffix == ".py"]
+        excluded = EXCLUDED if word == STDLIB else set()
+        paths = [path for path in _files_under(root, excluded) if word != STDLIB or path.suffix == ".py"]
     else:
-        paths = _matches(word)
-        root = _fixed(Path(word).expanduser())
+        paths = _matching_files(word)
+        root = _root_of(Path(word).expanduser())
     if not paths:
-        _nothing(word)
+        _raise_not_found(word)
     return [(path, root) for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix())]
 
 
-def _under(root: Path, left_out: set[str]) -> Iterator[Path]:
-    """The files under a folder, hidden ones and links to folders left out."""
+def _files_under(root: Path, excluded: set[str]) -> Iterator[Path]:
+    """The files below a folder, without hidden ones and links to folders."""
 
     def refuse(error):
         raise DataError(f"cannot read {error.filename}: {error_reason(error)}") from None
 
     for inside, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in excluded]
         yield from (path for name in names if not name.startswith(".") and (path := Path(inside, name)).is_file())
 
 
-def _fixed(path: Path) -> Path:
-    """The folder of a file, or the part of a glob before its first wildcard."""
+def _root_of(path: Path) -> Path:
+    """The folder of a file, or of the part of a glob before its first wildcard."""
     parts = [part for part in path.parents if not glob.has_magic(str(part))]
     return parts[0]
 
 
-def _nothing(word: str) -> None:
+def _raise_not_found(word: str) -> None:
     """Raises DataError for a word that names no file."""
     if word == STDLIB:
         raise DataError(f"{sysconfig.get_path('stdlib')} holds no .py file: this Python has no readable standard library")
@@ -290,19 +289,19 @@ def _nothing(word: str) -> None:
 
 
 def _size(file: File) -> int:
-    with _reading(file.path):
+    with _read_errors(file.path):
         return file.path.stat().st_size
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """A context in which the system's refusals are refusals to read `path`."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Context that turns an OSError into a DataError about `path`."""
     try:
         yield
     except OSError as error:
         raise DataError(f"cannot read {path}: {error_reason(error)}") from None
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value, default=repr)
     return text if len(text) <= 40 else f"{text[:40]}..."

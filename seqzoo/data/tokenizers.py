@@ -1,4 +1,4 @@
-"""From bytes to tokens and back: the bytes themselves, or a Hugging Face tokenizer.json."""
+"""Tokenizers: bytes, or a Hugging Face tokenizer.json."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,15 +12,15 @@ from seqzoo.data.sources import Document
 from seqzoo.specs import did_you_mean
 
 BYTES = "bytes"
-SEPARATOR = "<|endoftext|>"  # GPT-2's, and of many since
+SEPARATOR = "<|endoftext|>"  # of GPT-2 and many others
 
 
 class Tokenizer(Protocol):
-    """What corpora and text generation ask of a tokenizer."""
+    """Interface of a tokenizer for corpora and text generation."""
 
-    vocab_size: int  # one more than the largest token
-    separator: int  # the token that stands before every document, and nowhere else
-    sha256: str  # of what defines it
+    vocab_size: int  # largest token + 1
+    separator: int  # token before every document, and nowhere else
+    sha256: str  # of its definition
 
     def encode(self, text: bytes | str) -> np.ndarray:
         """The tokens of a text, [n] uint32, without separator. Raises DataError if it cannot be encoded."""
@@ -29,11 +29,11 @@ class Tokenizer(Protocol):
         """The tokens of each document. Raises DataError, with the document's place."""
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """The text of some tokens; separators have none. Raises DataError for what is no token."""
+        """The text of tokens, without separators. Raises DataError for an id outside the vocabulary."""
 
 
 class Bytes:
-    """A byte is a token, and the separator is 256: any file can be encoded, and decoding gives it back."""
+    """One token per byte, and the separator 256: any file can be encoded, and decoding is exact."""
 
     vocab_size = 257
     separator = 256
@@ -44,7 +44,7 @@ class Bytes:
         return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.uint32)
 
     def encode_all(self, documents: Sequence[Document]) -> list[np.ndarray]:
-        """`encode` of each."""
+        """`encode` of each document."""
         return [self.encode(document.text) for document in documents]
 
     def decode(self, tokens: Iterable[int]) -> bytes:
@@ -56,15 +56,15 @@ class Bytes:
 class HuggingFace:
     """A tokenizer.json of the library `tokenizers`.
 
-    Texts must be UTF-8. No token is added around them; what looks like a special token in a text is ordinary text, so that no
-    document can pass for two. Truncation and padding, which such files may ask for, are off. Normalisation, which they may ask for
-    too, stays on, and then decoding does not give back every byte.
+    Texts must be UTF-8. No token is added around them, and the name of a special token inside a text is ordinary text, so one
+    document never becomes two. Truncation and padding in the file are switched off. Normalisation in the file stays on; then
+    decoding may differ from the text.
 
     Args:
       path: the file.
-      separator: the token that is to stand before every document, as it is written.
+      separator: the token before every document, as written in the file.
     Raises:
-      DataError: no such file, none that the library reads, or one without that token.
+      DataError: the file does not exist, the library cannot read it, or it has no such token.
     """
 
     def __init__(self, path: str | Path, separator: str = SEPARATOR):
@@ -87,7 +87,7 @@ class HuggingFace:
         if separator not in known:
             special = sorted(token.content for token in self._library.get_added_tokens_decoder().values())
             raise DataError(
-                f"{path} has no token {separator!r} to stand before documents.{did_you_mean(separator, special)} Its added tokens: "
+                f"{path} has no token {separator!r} to put before documents.{did_you_mean(separator, special)} Its added tokens: "
                 f"{', '.join(special) or 'none'}; `separator` chooses"
             )
         self.vocab_size = max(known.values()) + 1
@@ -95,17 +95,17 @@ class HuggingFace:
         self.sha256 = hashlib.sha256(contents).hexdigest()
 
     def encode(self, text: bytes | str) -> np.ndarray:
-        """The tokens of a text that is, or is a string of, UTF-8."""
+        """The tokens of a string, or of UTF-8 bytes."""
         return self._tokens(self._library.encode(_string(text), add_special_tokens=False), "the text")
 
     def encode_all(self, documents: Sequence[Document]) -> list[np.ndarray]:
-        """`encode` of all together, on all cores."""
+        """`encode` of all documents, on all cores."""
         texts = [_string(document.text, document.place) for document in documents]
         encoded = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [self._tokens(one, document.place) for one, document in zip(encoded, documents, strict=True)]
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """The text of the tokens; bytes that are no UTF-8 come out as U+FFFD."""
+        """The text of the tokens; bytes that are not UTF-8 become U+FFFD."""
         tokens = _checked(tokens, self.vocab_size)
         return self._library.decode(tokens[tokens != self.separator].tolist(), skip_special_tokens=False).encode()
 
@@ -118,7 +118,7 @@ class HuggingFace:
 
 
 def load(name: str = BYTES, separator: str | None = None) -> Tokenizer:
-    """The tokenizer "bytes", or that of a tokenizer.json or of the folder it lies in."""
+    """The tokenizer "bytes", or the one of a tokenizer.json, named by its path or folder."""
     if name == BYTES:
         if separator is not None:
             raise DataError(f"separator={separator!r} with the tokenizer {BYTES!r}, whose separator is 256; wanted None")

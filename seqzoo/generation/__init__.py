@@ -1,4 +1,4 @@
-"""Text from a model: prompts read in chunks, then token after token in one compiled loop. `seqzoo.generate` is this package's."""
+"""Generation: chunked prefill of prompts, then decoding in one compiled loop. `seqzoo.generate` calls this package."""
 
 from seqzoo.generation.generate import Generated, generate
 

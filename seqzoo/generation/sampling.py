@@ -1,4 +1,4 @@
-"""Which token comes next: the most probable one, or one drawn from the probable ones."""
+"""Choice of the next token: greedy, or sampled with temperature, top-k and top-p."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jax import Array, lax
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn; without keys the most probable one is taken."""
+    """Settings of sampling; without keys decoding is greedy."""
 
     keys: Array | None  # [b] PRNG keys, one for each row
     temperature: Array | None  # [] float32, above 0
@@ -19,13 +19,13 @@ GREEDY = Sampling(None, None, None)
 
 
 def candidates(logits: Array, temperature: Array, top_k: int | None, top_p: Array | None) -> tuple[Array, Array]:
-    """The tokens that may be drawn, and their weights.
+    """Candidate tokens and their log-weights.
 
         p = softmax(logits / temperature)
 
     cut to the `top_k` most probable tokens, renormalised, and then to the fewest of these, the most probable ones, whose
-    probabilities add up to `top_p` (Holtzman et al. 2019, arXiv:1904.09751). Of equally probable tokens the lower id goes first, so
-    that top_k=k keeps exactly k; the most probable one is always kept.
+    probabilities add up to `top_p` (Holtzman et al. 2019, arXiv:1904.09751). Equally probable tokens are ordered by id, so that
+    top_k=k keeps exactly k; the most probable token is always kept.
 
     Args:
       logits: [b, vocab_size].
@@ -33,7 +33,7 @@ def candidates(logits: Array, temperature: Array, top_k: int | None, top_p: Arra
       top_k: in [1, vocab_size]; None: no bound.
       top_p: in (0, 1]; None: no bound.
     Returns:
-      (log-weights [b, n] float32, unnormalised, -inf for what was cut; ids [b, n] int32), n being top_k, or vocab_size without one.
+      (log-weights [b, n] float32, unnormalised, -inf for cut tokens; ids [b, n] int32), n being top_k, or vocab_size without one.
     Cost: with a bound, a sort of the n.
     """
     logits = logits.astype(jnp.float32)
@@ -49,9 +49,9 @@ def candidates(logits: Array, temperature: Array, top_k: int | None, top_p: Arra
 
 
 def choose(logits: Array, sampling: Sampling, step: Array, top_k: int | None) -> Array:
-    """[b] int32, the token that follows in each row: logits [b, vocab_size], step [] int32 the number of tokens before it.
+    """Next token of each row, [b] int32. logits: [b, vocab_size]; step: [] int32, number of tokens generated before.
 
-    A row's draw is a function of its logits, its key and the step: not of the rows beside it.
+    The draw of a row is a function of its logits, its key and the step, not of other rows.
     """
     if sampling.keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

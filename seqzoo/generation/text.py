@@ -1,4 +1,4 @@
-"""Text in, text out: a model's answer to a prompt, written as it comes."""
+"""Streaming text generation: the answer to a prompt, written as it is generated."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -11,53 +11,55 @@ from seqzoo.config import Generation
 from seqzoo.generation.generate import generate
 from seqzoo.model import LanguageModel
 
-UNKNOWN = "\ufffd".encode()  # what stands for bytes that are no text, such as the first half of a character
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}  # of control characters
+UNKNOWN = "\ufffd".encode()  # replaces bytes that are not UTF-8, such as the first half of a character
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    127: 0x2421
+}  # visible symbols for control characters
 
 
 class Tokenizer(Protocol):
-    """What a task of text has as `task.tokenizer`."""
+    """The interface of `task.tokenizer` in a task of text."""
 
-    separator: int | None  # the id before each document and after the last; None: documents have no borders
+    separator: int | None  # id before each document and after the last; None: no separator
 
     def encode(self, text: str) -> np.ndarray:
         """Text as token ids [n]."""
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        """Token ids as text in UTF-8. It may end inside a character: in its first bytes, or in U+FFFD."""
+        """Token ids as UTF-8. The end may be an incomplete character: its first bytes, or U+FFFD."""
 
 
-class Numbers:
-    """The tokenizer of a task without text: token ids in digits."""
+class TokenIds:
+    """The tokenizer of a task without text: token ids as decimal numbers."""
 
     separator = None
 
     def encode(self, text: str) -> np.ndarray:
-        """Digits as ids: "1 2 3" is [1, 2, 3]."""
+        """ "1 2 3" is [1, 2, 3]."""
         try:
             return np.array([int(word) for word in text.split()], np.int32)
         except (ValueError, OverflowError):
             raise ValueError(f"prompt={text!r}, wanted token ids such as '1 2 3': the run's task has no text") from None
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        """Ids as digits: [1, 2, 3] is "1 2 3 "."""
+        """[1, 2, 3] is "1 2 3 "."""
         return "".join(f"{id} " for id in ids).encode()
 
 
-class Writer:
-    """Writes token after token as text; characters that are not complete are held back.
+class TextWriter:
+    """Writes tokens as text one by one; incomplete characters wait for their last bytes.
 
-    What a token adds is the difference between two texts: that of the last tokens with it, and without. So decoders that join words
-    by context give what they give at once.
+    The text of a token is the difference between the decoded text of the last tokens with it and without it, so the result equals
+    decoding all tokens at once, also for tokenizers that join words by context.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], write: Callable[[str], None]):
         self.decode, self.write, self.ids = tokenizer.decode, write, list(map(int, prompt))
-        self.first, self.written = 0, len(self.ids)  # tokens from `first` give the context, tokens up to `written` are written
+        self.first, self.written = 0, len(self.ids)  # `first`: start of the context; `written`: end of the written tokens
         self.characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def __call__(self, id: int) -> None:
-        """One token more."""
+        """Adds a token."""
         self.ids.append(int(id))
         before, whole = self.decode(self.ids[self.first : self.written]), self.decode(self.ids[self.first :])
         if not whole.endswith(UNKNOWN):
@@ -65,20 +67,20 @@ class Writer:
             self.first, self.written = self.written, len(self.ids)
 
     def close(self) -> None:
-        """Writes what was held back."""
+        """Writes the bytes that still wait."""
         before, whole = self.decode(self.ids[self.first : self.written]), self.decode(self.ids[self.first :])
         self.write(self.characters.decode(whole[len(before) :], final=True))
 
 
-def answer(model: LanguageModel, tokenizer: Tokenizer, settings: Generation, write: Callable[[str], None]) -> None:
-    """Writes the prompt and what follows it, up to the end of the document or `max_new_tokens`.
+def generate_text(model: LanguageModel, tokenizer: Tokenizer, settings: Generation, write: Callable[[str], None]) -> None:
+    """Writes the prompt and its continuation, up to the end of the document or `max_new_tokens`.
 
-    Raises ValueError, before anything is written, for a prompt that is none.
+    Raises ValueError for a wrong prompt, before anything is written.
     """
     encoded = tokenizer.encode(settings.prompt)
     separators = [] if tokenizer.separator is None else [tokenizer.separator]
     prompt = np.concatenate([np.array(separators, np.int32), encoded])  # the prompt begins a document
-    writer = Writer(tokenizer, encoded, write)
+    writer = TextWriter(tokenizer, encoded, write)
 
     def show(tokens: np.ndarray, step: int) -> None:
         if step == 0:

@@ -52,7 +52,7 @@ def check_layout(corpus, wanted):
         assert split.longest == max(np.diff([*starts, len(tokens) - 1]))
 
 
-def test_prepared_or_read_into_memory_a_corpus_is_the_same(source, prepared):
+def test_a_prepared_corpus_equals_the_one_read_into_memory(source, prepared):
     disk, memory = data.load(str(prepared)), data.load(source, held_out=0.2)
     wanted = layout(source, 0.2, list, 256)
     check_layout(disk, wanted)
@@ -63,7 +63,7 @@ def test_prepared_or_read_into_memory_a_corpus_is_the_same(source, prepared):
     assert set(disk.fingerprint()) == {path.name for path in prepared.glob("*.npy")} | {"tokenizer"}
 
 
-def test_slices_of_a_stream_go_across_shards(prepared):
+def test_slices_of_a_stream_cross_shards(prepared):
     stream = data.load(str(prepared)).splits["train"].tokens
     whole = np.concatenate(stream.parts)
     assert len(stream.parts) > 3
@@ -86,7 +86,7 @@ def test_shards_hold_whole_documents_up_to_their_size_in_the_smallest_type(folde
     assert [shards.dtype(size).itemsize for size in (2, 256, 257, 65536, 65537)] == [1, 1, 2, 2, 4]
 
 
-def test_a_hugging_face_tokenizer_comes_along(source, tmp_path, tokenizer_json):
+def test_a_hugging_face_tokenizer_is_copied_into_the_folder(source, tmp_path, tokenizer_json):
     out = tmp_path / "out"
     data.prepare(source, out, tokenizer=str(tokenizer_json), separator="<|other|>", **SETTINGS)
     tokenizer = data.HuggingFace(tokenizer_json, "<|other|>")
@@ -99,7 +99,7 @@ def test_a_hugging_face_tokenizer_comes_along(source, tmp_path, tokenizer_json):
 
 
 @pytest.mark.parametrize("moment", ["before", "inside", "after"])
-def test_killed_at_any_moment_it_goes_on_and_ends_byte_for_byte_the_same(source, prepared, tmp_path, monkeypatch, moment):
+def test_after_a_kill_at_any_moment_the_final_corpus_is_the_same_byte_for_byte(source, prepared, tmp_path, monkeypatch, moment):
     whole, save = contents(prepared), np.save
     for fatal in range(sum(name.endswith(".npy") for name in whole)):
         out, count = tmp_path / f"{moment}-{fatal}", 0
@@ -123,7 +123,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_byte_for_byte_the_same(source,
             patch.setattr(np, "save", killed)
             with pytest.raises(KeyboardInterrupt):
                 data.prepare(source, out, **SETTINGS)
-            with pytest.raises(DataError, match="is not prepared to its end; run the same"):
+            with pytest.raises(DataError, match="is not completely prepared; run the same"):
                 data.load(str(out))
         again = []
         with monkeypatch.context() as patch:
@@ -133,7 +133,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_byte_for_byte_the_same(source,
         assert len(again) == sum(name.endswith(".npy") for name in whole) - fatal // 2 * 2  # none that was complete
 
 
-def test_killed_before_or_after_the_manifest_it_ends_the_same(source, prepared, tmp_path, monkeypatch):
+def test_after_a_kill_before_or_after_the_manifest_the_final_corpus_is_the_same(source, prepared, tmp_path, monkeypatch):
     whole, write = contents(prepared), shards.write_manifest
     assert "unfinished.json" not in whole
     for last in ("manifest.json", "unfinished.json"):
@@ -154,7 +154,7 @@ def test_killed_before_or_after_the_manifest_it_ends_the_same(source, prepared, 
             assert contents(out) == whole
 
 
-def test_a_finished_corpus_is_left_alone(source, prepared):
+def test_a_finished_corpus_is_not_changed(source, prepared):
     times = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
     data.prepare(source, prepared, **SETTINGS)
     assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == times
@@ -185,7 +185,7 @@ def test_other_files_are_refused(folder, source, prepared):
         data.prepare(source, prepared, **SETTINGS)
 
 
-def test_folders_that_are_no_place_for_a_corpus_are_refused(source, tmp_path):
+def test_folders_that_hold_something_else_are_refused(source, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
@@ -200,11 +200,11 @@ def test_folders_that_are_no_place_for_a_corpus_are_refused(source, tmp_path):
         data.prepare(source, tmp_path / "file" / "corpus", **SETTINGS)
 
 
-def test_a_split_without_documents_is_refused_and_no_held_out_split_may_be_wanted(folder, tmp_path):
+def test_a_split_without_documents_is_refused_unless_held_out_is_zero(folder, tmp_path):
     source = str(folder({"one.txt": "only one"}))
     for name, call in {
-        "memory": lambda share: data.load(source, held_out=share),
-        "disk": lambda share: data.prepare(source, tmp_path / str(share), held_out=share),
+        "memory": lambda fraction: data.load(source, held_out=fraction),
+        "disk": lambda fraction: data.prepare(source, tmp_path / str(fraction), held_out=fraction),
     }.items():
         with pytest.raises(DataError, match="held_out=1e-09 holds none of 1 documents out"):
             call(1e-9)
@@ -282,7 +282,7 @@ def damage_schema(out, other):
         (damage_schema, r"manifest\.json is no manifest of ours, or damaged: owner: Extra"),
     ],
 )
-def test_a_corpus_that_is_not_as_prepared_is_refused_by_name(folder, prepared, tmp_path, damage, says):
+def test_a_damaged_corpus_is_refused_by_name(folder, prepared, tmp_path, damage, says):
     data.load(str(prepared))  # what is kept of an earlier call must not hide it
     data.prepare(str(folder({name: text.upper() for name, text in FILES.items()}, "upper")), tmp_path / "other", **SETTINGS)
     damage(prepared, tmp_path / "other")
@@ -298,7 +298,7 @@ def test_without_verification_sizes_are_still_compared(prepared):
         data.load(str(prepared), verify=False)
 
 
-def test_a_prepared_corpus_has_its_own_settings_and_stands_alone(source, prepared):
+def test_a_prepared_corpus_has_its_own_settings_and_cannot_be_combined(source, prepared):
     assert data.load(str(prepared), held_out=0.2, field="text") is data.load(str(prepared))
     with pytest.raises(DataError, match=r"held_out=0.05, but .*out was prepared with 0.2; wanted that, or None"):
         data.load(str(prepared), held_out=0.05)
@@ -306,7 +306,7 @@ def test_a_prepared_corpus_has_its_own_settings_and_stands_alone(source, prepare
         data.load(f"{prepared},{source}")
 
 
-def test_a_source_that_is_too_large_for_memory_is_to_be_prepared(source, monkeypatch):
+def test_a_source_that_is_too_large_for_memory_is_refused(source, monkeypatch):
     monkeypatch.setattr(data.corpus, "LIMIT", 100)
     with pytest.raises(
         DataError, match=r"bytes are too many to read into memory \(at most 100\); prepare them first, with python tr"
@@ -321,12 +321,12 @@ def test_a_source_is_read_once_until_a_file_changes(folder, source):
     assert data.load(source).fingerprint()["00.txt"] != first.fingerprint()["00.txt"]
 
 
-def test_a_folder_that_happens_to_have_a_manifest_is_a_folder(folder):
+def test_a_folder_with_a_manifest_of_something_else_is_an_ordinary_folder(folder):
     top = folder({"manifest.json": '{"name": "an extension"}', **FILES})
     assert "manifest.json" in data.load(str(top), held_out=0.2).fingerprint()
 
 
-def test_a_shard_of_another_type_is_refused_where_hashes_are_not_compared(prepared):
+def test_a_shard_of_another_type_is_refused_also_without_hashes(prepared):
     path = one(prepared)
     tokens = np.load(path)
     np.save(path, np.zeros(len(tokens) // 2, np.uint32) if len(tokens) % 2 == 0 else np.zeros(len(tokens), np.int16))
@@ -336,14 +336,14 @@ def test_a_shard_of_another_type_is_refused_where_hashes_are_not_compared(prepar
         data.load(str(prepared), verify=False)
 
 
-def test_a_shard_that_was_damaged_while_stopped_is_refused_by_name(source, prepared):
+def test_a_shard_damaged_between_two_calls_is_refused_by_name(source, prepared):
     (prepared / "manifest.json").rename(prepared / "unfinished.json")
     damage_truncated(prepared, None)
     with pytest.raises(DataError, match=r"train-00001\.tokens\.npy is truncated"):
         data.prepare(source, prepared, **SETTINGS)
 
 
-def test_a_row_that_ends_elsewhere_changes_the_fingerprint(folder, jsonl):
+def test_a_moved_row_border_changes_the_fingerprint(folder, jsonl):
     many = [{"text": str(number)} for number in range(50)]
     one, other = (
         data.load(str(folder({"a.jsonl": jsonl(*many, *({"text": text} for text in texts))}, name))).fingerprint()

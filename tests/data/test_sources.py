@@ -14,7 +14,7 @@ def documents(source, **settings):
     return [(d.file.label, d.row, d.text) for d in Documents(sources.files(source), **settings)]
 
 
-def test_a_folder_is_its_files_by_name_without_hidden_binary_and_compressed_ones(folder):
+def test_a_folder_gives_its_files_by_name_without_hidden_binary_and_compressed_ones(folder):
     top = folder(
         {
             "b.txt": "two",
@@ -41,14 +41,14 @@ def test_a_folder_is_its_files_by_name_without_hidden_binary_and_compressed_ones
     assert found.skipped == 2
 
 
-def test_what_a_glob_or_a_path_names_is_taken_as_it_is(folder):
+def test_a_file_named_by_a_glob_or_a_path_is_read_as_it_is(folder):
     top = folder({"x/a.bin": b"\0", "x/y/b.bin": "b", "x/.c.bin": "c", "d.txt": "d"})
     assert documents(f"{top}/**/*.bin") == [("x/a.bin", None, b"\0"), ("x/y/b.bin", None, b"b")]
     assert documents(f"{top}/x/*.bin") == [("a.bin", None, b"\0")]
     assert documents(f"{top}/x/.c.bin") == [(".c.bin", None, b"c")]
 
 
-def test_relative_paths_and_the_home_folder_are_understood(folder, monkeypatch):
+def test_relative_paths_and_the_home_folder_are_resolved(folder, monkeypatch):
     top = folder({"a.txt": "a", "b/c.txt": "c"})
     monkeypatch.chdir(top)
     monkeypatch.setenv("HOME", str(top))
@@ -115,14 +115,14 @@ def test_a_row_of_parquet_is_a_document(tmp_path):
         (b'{"text": "\xff"}', "line 2: not JSON"),
     ],
 )
-def test_a_line_that_holds_no_text_is_refused_by_name(folder, jsonl, line, says):
+def test_a_line_without_text_is_refused_by_name(folder, jsonl, line, says):
     line = line if isinstance(line, bytes) else line.encode()
     top = folder({"a.jsonl": jsonl({"text": "good"}).encode() + line + b"\n"})
     with pytest.raises(DataError, match=rf"a\.jsonl, {says}"):
         documents(str(top))
 
 
-def test_what_is_not_there_is_refused_by_name(folder, monkeypatch):
+def test_a_missing_source_is_refused_by_name(folder, monkeypatch):
     top = folder({"corpus.txt": "a", "log.txt.gz": b"\x1f", "only/.hidden": "a"})
     monkeypatch.chdir(top)
     for source, says in {
@@ -156,12 +156,12 @@ def document(key, row=None):
     return Document(File(Path("/somewhere") / key, key, key, True), row, b"", 0.0)
 
 
-def test_the_split_is_a_share_of_all_documents_and_a_larger_share_only_adds():
+def test_the_split_is_a_fraction_of_all_documents_and_a_larger_fraction_only_adds():
     for many in ([document(f"src/{number}.py") for number in range(4000)], [document("a.jsonl", number) for number in range(4000)]):
-        held = {share: {d.place for d in many if d.split(share) == "held_out"} for share in (0.0, 0.05, 0.2)}
+        held = {fraction: {d.place for d in many if d.split(fraction) == "held_out"} for fraction in (0.0, 0.05, 0.2)}
         assert held[0.0] < held[0.05] < held[0.2]
-        for share in (0.05, 0.2):
-            assert abs(len(held[share]) - share * 4000) < 5 * np.sqrt(4000 * share * (1 - share))
+        for fraction in (0.05, 0.2):
+            assert abs(len(held[fraction]) - fraction * 4000) < 5 * np.sqrt(4000 * fraction * (1 - fraction))
 
 
 def test_adding_files_or_sources_or_moving_the_folder_leaves_every_document_in_its_split(folder, jsonl):

@@ -18,14 +18,14 @@ def document(text):
     return Document(File(Path("a.txt"), "a.txt", "a.txt", True), None, text if isinstance(text, bytes) else text.encode(), 0.0)
 
 
-def test_every_byte_is_a_token_and_comes_back():
+def test_every_byte_is_a_token_and_is_decoded_to_itself():
     text = bytes(range(256))
     assert Bytes().encode(text).tolist() == list(range(256)) and Bytes().decode(range(257)) == text
     assert Bytes().encode("é").tolist() == [0xC3, 0xA9] and (Bytes().vocab_size, Bytes().separator) == (257, 256)
 
 
 @pytest.mark.parametrize("name", ["bytes", "tokenizer.json"])
-def test_texts_come_back_and_the_separator_is_in_none_of_them(name, tokenizer_json):
+def test_texts_are_decoded_to_themselves_and_never_contain_the_separator(name, tokenizer_json):
     tokenizer = load("bytes") if name == "bytes" else load(str(tokenizer_json))
     encoded = tokenizer.encode_all([document(text) for text in TEXTS])
     for text, tokens in zip(TEXTS, encoded, strict=True):
@@ -36,7 +36,7 @@ def test_texts_come_back_and_the_separator_is_in_none_of_them(name, tokenizer_js
         assert tokenizer.decode([tokenizer.separator, *tokens.tolist(), tokenizer.separator]) == text.encode()
 
 
-def test_merges_are_used_and_a_folder_may_stand_for_its_tokenizer(tokenizer_json):
+def test_merges_are_used_and_a_folder_names_its_tokenizer(tokenizer_json):
     tokenizer = load(str(tokenizer_json.parent))
     assert len(tokenizer.encode("the cat and the hat")) < 12
     assert tokenizer.vocab_size == 1 + max(json.loads(tokenizer_json.read_text())["model"]["vocab"].values())
@@ -47,7 +47,7 @@ def test_another_separator_can_be_chosen(tokenizer_json):
     assert one.separator != other.separator and one.sha256 == other.sha256
 
 
-def test_what_is_no_tokenizer_or_has_no_separator_is_refused_by_name(tokenizer_json, tmp_path):
+def test_a_file_that_is_no_tokenizer_or_has_no_separator_is_refused_by_name(tokenizer_json, tmp_path):
     with pytest.raises(
         DataError, match=r"no token '<\|endofdoc\|>' .* Did you mean '<\|endoftext\|>'\? .*<\|endoftext\|>, <\|other"
     ):
@@ -70,14 +70,14 @@ def test_a_text_that_cannot_be_encoded_is_refused_by_name(tokenizer_json):
         ordinary.encode_all([document("cat q a")])
 
 
-def test_what_is_no_token_is_not_decoded(tokenizer_json):
+def test_an_id_outside_the_vocabulary_is_not_decoded(tokenizer_json):
     for tokenizer in (Bytes(), load(str(tokenizer_json))):
         for wrong in (-1, tokenizer.vocab_size):
             with pytest.raises(DataError, match=rf"token {wrong} is not in \[0, {tokenizer.vocab_size}\)"):
                 tokenizer.decode([0, wrong])
 
 
-def test_a_missing_library_is_an_error_that_says_what_to_install(tokenizer_json, monkeypatch):
+def test_a_missing_library_is_an_error_that_names_the_extra(tokenizer_json, monkeypatch):
     found = builtins.__import__
 
     def missing(name, *rest, **more):

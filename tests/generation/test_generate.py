@@ -70,21 +70,21 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass_over_the_generate
 
 
 @every(("gla", HYBRID))
-def test_each_of_several_prompts_gives_what_it_gives_alone(layers):
+def test_each_of_several_prompts_gives_the_tokens_that_it_gives_alone(layers):
     model = build(layers)
     together = seqzoo.generate(model, PROMPTS, **SETTINGS)
     for prompt, row in zip(PROMPTS, together.tokens, strict=True):
         assert seqzoo.generate(model, [prompt], **SETTINGS).tokens.tolist() == [row.tolist()], f"{layers}: prompt of {len(prompt)}"
 
 
-def test_the_chunks_of_a_prompt_make_no_difference(model):
+def test_the_prefill_chunk_does_not_change_the_tokens(model):
     whole = seqzoo.generate(model, PROMPTS, **SETTINGS | {"prefill_chunk": 512})
     assert seqzoo.generate(model, PROMPTS, **SETTINGS).tokens.tolist() == whole.tokens.tolist()
     pieces, whole = (decoding.prefill(model, PROMPTS, chunk=chunk, max_length=20) for chunk in (4, 16))
     assert_close(pieces, whole)
 
 
-def test_prompts_may_be_an_array_and_what_is_sampled_belongs_to_a_rows_own_key(model):
+def test_prompts_may_be_an_array_and_a_row_is_sampled_with_its_own_key(model):
     prompts, keys = np.stack([PROMPTS[2]] * 3), jax.random.split(jax.random.key(0), 3)
     sample = lambda prompts, key: seqzoo.generate(model, prompts, key=key, temperature=2.0, top_k=9, top_p=0.9, **SETTINGS).tokens
     together = sample(prompts, keys)
@@ -96,7 +96,7 @@ def test_prompts_may_be_an_array_and_what_is_sampled_belongs_to_a_rows_own_key(m
     assert sample(prompts, keys[0]).tolist() == sample(prompts, folded).tolist() != together.tolist()
 
 
-def test_a_row_ends_with_its_first_stop_id_and_the_others_go_on(model):
+def test_a_row_ends_with_its_first_stop_id_and_the_others_continue(model):
     free = seqzoo.generate(model, PROMPTS, **SETTINGS).tokens.tolist()
     stop = (free[0][3], free[1][5])
     answer = seqzoo.generate(model, PROMPTS, stop=stop, **SETTINGS)
@@ -108,7 +108,7 @@ def test_a_row_ends_with_its_first_stop_id_and_the_others_go_on(model):
 
 
 @pytest.mark.parametrize("block", [1, 4])
-def test_tokens_stream_to_the_callback_in_order_whatever_the_block(model, block):
+def test_tokens_reach_the_callback_in_order_for_any_block(model, block):
     wanted = seqzoo.generate(model, PROMPTS, **SETTINGS).tokens
     stop, came = (int(wanted[0][3]), int(wanted[1][5])), []
     answer = seqzoo.generate(model, PROMPTS, stop=stop, block=block, on_token=lambda *step: came.append(step), **SETTINGS)
@@ -123,10 +123,10 @@ def test_the_loop_ends_where_every_row_has_ended():
     assert answer.lengths.tolist() == [1, 1, 1]
 
 
-def test_calls_of_the_same_shapes_share_what_is_compiled(model):
+def test_calls_of_the_same_shapes_share_one_compilation(model):
     """Other prompts and lengths of prompts, keys, temperatures, stop ids, and another number of tokens."""
     settings = {"prefill_chunk": 4, "max_length": 20, "top_k": 5}
-    compiled = lambda: [f._cache_size() for f in (decoding._empty, decoding.read, decoding.decode)]
+    compiled = lambda: [f._cache_size() for f in (decoding._init_state, decoding.prefill_chunk, decoding.decode)]
     one = {"key": jax.random.key(0), "temperature": 0.5, "top_p": 0.9, "stop": (1,), "max_new_tokens": 9}
     two = {"key": jax.random.key(1), "temperature": 1.5, "top_p": 0.2, "stop": (2,), "max_new_tokens": 4}
     seqzoo.generate(model, PROMPTS, **settings, **one)
@@ -135,7 +135,7 @@ def test_calls_of_the_same_shapes_share_what_is_compiled(model):
     assert compiled() == before
 
 
-def test_the_state_is_handed_from_block_to_block_and_never_copied(model):
+def test_the_state_passes_from_block_to_block_without_a_copy(model):
     progress = decoding.prefill(model, PROMPTS, chunk=4, max_length=20)
     decode(model, progress, 4)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
@@ -161,7 +161,7 @@ def test_no_token_copies_a_cache():
     assert plan.temp_size_in_bytes < state / 4
 
 
-def test_decoding_behind_100k_tokens_takes_the_memory_of_1k_unless_a_cache_grows():
+def test_decoding_after_100k_tokens_takes_the_memory_of_1k_unless_a_cache_grows():
     recurrent, pairwise = build(("min_gru", "softmax(window=8)"), depth=2), build("softmax(heads=2)")
     assert needed(recurrent, 1_000) == needed(recurrent, 100_000)
     (small, _), (large, planned) = needed(pairwise, 1_000), needed(pairwise, 100_000)
@@ -213,12 +213,12 @@ def test_100k_tokens_are_read_in_chunks_into_a_state_that_does_not_grow(spec):
         ({"max_new_tokens": 20}, "more than the model's learned_positions=20"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(model, settings, says):
+def test_a_wrong_argument_is_refused_by_name(model, settings, says):
     with pytest.raises(ValueError, match=says):
         seqzoo.generate(model, **{"prompts": [[1]], "max_new_tokens": NEW, **settings})
 
 
-def test_a_model_that_answers_with_nan_is_said_to(model):
+def test_nan_logits_are_reported(model):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model)
     with pytest.raises(FloatingPointError, match="NaN"):
         seqzoo.generate(broken, PROMPTS, **SETTINGS)

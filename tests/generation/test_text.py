@@ -42,7 +42,7 @@ class Words:
 def written(tokenizer, prompt, ids):
     """(the pieces as they come, what closing adds)."""
     pieces = []
-    writer = text.Writer(tokenizer, prompt, pieces.append)
+    writer = text.TextWriter(tokenizer, prompt, pieces.append)
     for id in ids:
         writer(id)
     before = list(pieces)
@@ -51,7 +51,7 @@ def written(tokenizer, prompt, ids):
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Lossy()], ids=["bytes", "lossy"])
-def test_characters_come_whole_and_as_soon_as_they_are(tokenizer):
+def test_characters_are_written_whole_and_as_soon_as_they_are_complete(tokenizer):
     ids = tokenizer.encode(SAYING)
     pieces, rest = written(tokenizer, tokenizer.encode("é"), ids)
     assert "".join(pieces) == SAYING and rest == ""
@@ -60,12 +60,12 @@ def test_characters_come_whole_and_as_soon_as_they_are(tokenizer):
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Lossy()], ids=["bytes", "lossy"])
 @pytest.mark.parametrize("ids", [[65, 0xF0, 0x9F], [0x80, 0x81, 65, 0xFF], [0xE2, 65, 0x82, 0xE2, 0x82, 0xAC]], ids=str)
-def test_what_is_no_text_is_written_as_such_once_that_is_certain(tokenizer, ids):
+def test_bytes_that_are_not_utf8_are_written_as_replacement_characters(tokenizer, ids):
     pieces, rest = written(tokenizer, [66], ids)
     assert "".join(pieces) + rest == bytes(ids).decode(errors="replace")
 
 
-def test_decoders_that_join_words_are_given_their_context():
+def test_tokenizers_that_join_words_get_their_context():
     pieces, rest = written(Words(), [0], [1, 2, 0, 1, 3])
     assert pieces == [" rose", " is", " a", " rose", " 日本"] and rest == ""
 
@@ -84,7 +84,7 @@ def run(trained):
     return lambda *words: cli.main(["generate", str(trained), *words])
 
 
-def test_token_ids_are_taken_and_printed_where_the_task_has_no_text(run, trained, capsys):
+def test_a_task_without_text_takes_and_prints_token_ids(run, trained, capsys):
     assert run("--prompt", "3 1 4", "--max-new-tokens", "9", "--temperature", "0") == 0
     shown = capsys.readouterr().out
     ids = [int(word) for word in shown.splitlines()[-1].split()]
@@ -95,7 +95,7 @@ def test_token_ids_are_taken_and_printed_where_the_task_has_no_text(run, trained
     assert text.generate(model, [[3, 1, 4]], max_new_tokens=9).tokens[0].tolist() == ids[3:]
 
 
-def test_seeds_and_settings_of_sampling_are_obeyed(run, capsys):
+def test_seeds_and_settings_of_sampling_are_used(run, capsys):
     def said(*words):
         assert run("--prompt", "3 1 4", "--max-new-tokens", "12", *words) == 0
         return capsys.readouterr().out.splitlines()[-1]
@@ -118,7 +118,7 @@ class Letters:
         return bytes(96 + id for id in ids)
 
 
-def test_a_task_with_a_tokenizer_is_given_text_as_a_document(run, capsys, monkeypatch):
+def test_a_task_with_a_tokenizer_gets_the_prompt_as_the_start_of_a_document(run, capsys, monkeypatch):
     monkeypatch.setattr(MQAR, "tokenizer", Letters(), raising=False)
     given = {}
 
@@ -142,13 +142,13 @@ def test_a_task_with_a_tokenizer_is_given_text_as_a_document(run, capsys, monkey
         ((), "prompts[0] is empty"),
         (("--prompt", "99"), "token id 99, wanted 0 to 31"),
         (("--prompt", "1", "--top-k", "99"), "top_k=99"),
-        (("--prompt", "1", "--temperature", "0", "--seed", "1"), "temperature is 0, which takes the most probable token"),
+        (("--prompt", "1", "--temperature", "0", "--seed", "1"), "temperature=0 is greedy decoding"),
         (("--prompt", "1", "--temperature", "-1"), "greater than or equal to 0"),
         (("--promt", "1"), "--prompt"),
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(run, capsys, words, says):
+def test_a_wrong_prompt_or_setting_is_refused(run, capsys, words, says):
     capsys.readouterr()
     try:
         code = run(*words)
