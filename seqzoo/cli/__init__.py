@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Imported before anything can fail: the errors of training have exit codes of their own below.
-    from seqzoo.training import CheckpointError, Diverged, Interrupted, WriteError
+    from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
     from seqzoo.training.run import distributed
 
     try:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = fail(error, 1)
         distributed.abort(code)
         return code
-    except (UsageError, FileNotFoundError) as error:
+    except (UsageError, InitFromError, FileNotFoundError) as error:
         return fail(error, 2)
 
 

@@ -63,6 +63,10 @@ def _provenance(environment: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     yield f"started {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
     yield f"{device['count']} x {device['kind']} ({device['platform']}), Python {environment['python']}, {versions}"
+    if found := environment.get("init_from"):
+        step = "" if found["step"] is None else f" at step {found['step']}"
+        count = len(found["loaded"]) + len(found["not_loaded"])
+        yield f"initial parameters from {found['path']}{step}: {len(found['loaded'])} of {count} loaded"
     yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
 
 

@@ -82,7 +82,8 @@ def resume(arguments: list[str], console: Console) -> int:
     chosen = chosen.model_copy(update={"mesh": stored.mesh})
     if not changed:
         checked(lambda: training.refuse_changes(folder, stored, chosen))
-    checked(lambda: training.check(chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})))
+    resumed = chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})
+    checked(lambda: training.check(resumed, resumed=True))
     return start(chosen, folder, console, mesh, changed)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers
 from seqzoo.config.base import Layers, Section, check_if_registered, one_word
@@ -75,6 +75,9 @@ class Model(Section):
     """Of the residual stream, if wider than the computation's; None: that of the computation."""
     param_dtype: DType = "float32"
     """Of the parameters, and so of the optimizer's moments."""
+    init_from: str | None = Field(default=None, min_length=1)
+    """Folder of a model to start from, instead of random parameters: of a run, or of a checkpoint that seqzoo.convert reads.
+    Parameters are matched by name. Read once, before the first step; None: random."""
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -24,6 +24,6 @@ from seqzoo.convert import (  # noqa: F401  (each registers architectures)
 )
 from seqzoo.convert.architecture import names
 from seqzoo.convert.checkpoint import ConvertError
-from seqzoo.convert.loader import load, load_mixer
+from seqzoo.convert.loader import load, load_mixer, settings
 
-__all__ = ["ConvertError", "load", "load_mixer", "names"]
+__all__ = ["ConvertError", "load", "load_mixer", "names", "settings"]

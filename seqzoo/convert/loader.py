@@ -18,6 +18,17 @@ from seqzoo.model import LanguageModel, params
 SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 
 
+def settings(folder: str | Path) -> dict[str, Any]:
+    """Settings of `LanguageModel` for the model in a checkpoint folder, `vocab_size` and `d_model` among them. Reads no tensor.
+
+    Raises ConvertError, as `load`.
+    """
+    made = model_mapping(Checkpoint(folder).config)
+    if made.refused:
+        raise ConvertError(made.refused)
+    return dict(made.model)
+
+
 def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> LanguageModel:
     """The language model in a checkpoint folder of Hugging Face's layout.
 

@@ -3,6 +3,7 @@
 loop             the training run from top to bottom
 step             one training step, one evaluation batch
 state            from an experiment to a training state: a plain dict of arrays with shardings
+init_from        initial parameters from another run or a converted checkpoint
 loss             cross-entropy, chunked over time
 input_pipeline   batches made on the devices, or read on the host ahead of time
 module_norms     norms of gradient and parameters by module
@@ -12,6 +13,7 @@ run/             run folders, checkpoints, metrics, signals, processes, profilin
 """
 
 from seqzoo.data.atomic_io import WriteError
+from seqzoo.training.init_from import InitFromError
 from seqzoo.training.loop import Diverged, check, train
 from seqzoo.training.restore import evaluate_run, load_model
 from seqzoo.training.run.checkpoint import CheckpointError, Checkpoints
@@ -24,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Diverged",
+    "InitFromError",
     "Interrupted",
     "TrainSetup",
     "WriteError",

@@ -15,7 +15,7 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
 from seqzoo.tasks.base import BatchSpec
-from seqzoo.training import input_pipeline, module_norms
+from seqzoo.training import init_from, input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
 from seqzoo.training.run.checkpoint import Checkpoints
@@ -66,6 +66,8 @@ def train(
     profiling.enable_compilation_cache(experiment.run.compilation_cache)
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
     distributed.check_mesh(setup.mesh)
+    if not distributed.from_main_process(Checkpoints(Path(folder) / "checkpoints").steps):
+        init_from.check(setup)
     metric_writers.check(experiment.run.log)
     enter = lambda: run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed)
     folder = distributed.from_main_process(enter)
@@ -73,10 +75,15 @@ def train(
     return finished or _Loop(setup, folder, console).run()
 
 
-def check(experiment: config.Experiment) -> None:
-    """Raises ValueError if the experiment does not fit its task, its model, the devices or what is installed. Writes nothing."""
+def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
+    """Raises ValueError if the experiment does not fit its task, its model, the devices or what is installed. Writes nothing.
+
+    resumed: the run has parameters of its own already, so `model.init_from` is not read.
+    """
     metric_writers.check(experiment.run.log)
-    prepare(experiment)
+    setup = prepare(experiment)
+    if not resumed:
+        init_from.check(setup)
 
 
 class _Loop:
@@ -116,16 +123,31 @@ class _Loop:
         if self.setup.mesh.size < jax.device_count():
             self.print(f"note: the mesh uses {self.setup.mesh.size} of {jax.device_count()} devices")
         state = self.checkpoints.resume(self.setup.abstract, self.print)
+        loaded = state is None and self.setup.experiment.model.init_from is not None
         if state is not None:
             self.print(f"resuming {self.folder} at step {int(state['step'])}")
         else:
-            state = initialise(self.setup)
+            state = self.load_initial() if loaded else initialise(self.setup)
         self.step = int(state["step"])
         self.metrics = Metrics(self.setup, self.folder, self.step)
         self.clock = Clock(earlier=self.metrics.seconds)
         self.tokens = sum(spec.batch * spec.length for spec in map(self.setup.task.spec, range(self.step)))
         self.checkpoints.best = self.metrics.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
+        if loaded:
+            self.save(state)  # so that a resumed run never reads the other model again
+        return state
+
+    def load_initial(self) -> State:
+        """The state before the first step with the parameters of `model.init_from`; the report is printed and recorded."""
+        loaded, report = init_from.load(self.setup, self.print)
+        state = initialise(self.setup, loaded)
+        if not self.finite(state):
+            raise init_from.InitFromError(f"model.init_from={report.path!r}: parameters are not all finite; wanted another model")
+        for line in report.lines():
+            self.print(line)
+        if distributed.is_main_process():
+            run_dir.record(self.folder, init_from=report._asdict())
         return state
 
     def train(self, state: State, end: int) -> dict[str, Any]:

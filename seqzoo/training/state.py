@@ -47,7 +47,7 @@ class TrainSetup(NamedTuple):
 
 def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
     """The network for a task."""
-    return LanguageModel(task.vocab_size, **settings.model_dump(), rngs=nnx.Rngs(key))
+    return LanguageModel(task.vocab_size, **settings.model_dump(exclude={"init_from"}), rngs=nnx.Rngs(key))
 
 
 def prepare(experiment: config.Experiment) -> TrainSetup:
@@ -101,22 +101,33 @@ def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None
         sharding.check_batch(mesh, part.spec.batch, part.spec.length, f"task {experiment.task}, evaluation {part.name!r}")
 
 
-def initialise(setup: TrainSetup) -> State:
-    """The state before the first step, each leaf made where it belongs."""
+def initialise(setup: TrainSetup, loaded: dict[str, Any] | None = None) -> State:
+    """The state before the first step, each leaf made where it belongs; `loaded` is a part of the parameters, see `init_from`."""
+    make = lambda loaded: _initial(setup.experiment, setup.task, setup.tx, loaded)
     with jax.set_mesh(setup.mesh):
-        return jax.jit(lambda: _initial(setup.experiment, setup.task, setup.tx), out_shardings=setup.shardings)()
+        return jax.jit(make, out_shardings=setup.shardings)(loaded or {})
 
 
-def _initial(experiment: config.Experiment, task: Task, tx: optax.GradientTransformation) -> State:
+def _initial(
+    experiment: config.Experiment, task: Task, tx: optax.GradientTransformation, loaded: dict[str, Any] | None = None
+) -> State:
     model_key, key = jax.random.split(jax.random.key(experiment.training.seed))
     model = build(experiment.model, task, model_key)
-    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    parameters = _replaced(nnx.to_pure_dict(nnx.state(model, nnx.Param)), loaded or {})
     state = {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}
     if experiment.training.ema is not None:
         state["ema"] = jax.tree.map(jnp.copy, parameters)
     if task.stateful:
         state["carry"] = _empty_carry(model, task.spec(0).batch)
     return state
+
+
+def _replaced(tree: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The nested dict with the leaves of another that has some of its paths."""
+    return {
+        name: (_replaced(leaf, part[name]) if isinstance(leaf, dict) else part[name]) if name in part else leaf
+        for name, leaf in tree.items()
+    }
 
 
 def _empty_carry(model: LanguageModel, rows: int) -> ModelState:

@@ -157,6 +157,12 @@ def git_revision() -> dict[str, Any] | None:
         return None
 
 
+def record(folder: Path, **more: Any) -> None:
+    """Adds to a run's environment.json."""
+    path = folder / "environment.json"
+    write_json(path, json.loads(path.read_text()) | more)
+
+
 def _record_environment(path: Path, more: dict[str, Any]) -> None:
     now = environment() | more
     if path.exists():
