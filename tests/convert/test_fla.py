@@ -174,7 +174,7 @@ def test_absent_settings_mean_what_they_mean_there(changes, setting, wanted):
 
 
 @pytest.mark.parametrize("model_type", ["gla", "retnet"])
-def test_the_epsilon_of_the_norm_behind_the_memory_is_followed(model_type):
+def test_the_epsilon_of_the_output_norm_is_followed(model_type):
     made = model_mapping(Config(SMALL | {"model_type": model_type, "norm_eps": 1e-3}, "config.json")).model
     mixer = mixers.create(made["layers"][0], 16, rngs=nnx.Rngs(0))
     assert mixer.norm.eps == made["norm_eps"] == 1e-3

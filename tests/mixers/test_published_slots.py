@@ -38,7 +38,7 @@ def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
     blend = lambda i: x + back * (wide(mixer.blend.starts)[i] + low[..., i * rank : (i + 1) * rank] @ wide(mixer.blend.up)[i])
     w = split(np.exp(-np.exp(low_rank(mixer.decay, blend(0), np.tanh))), heads)
     k, v, r = (split(affine(p, blend(i)), heads) for i, p in ((1, mixer.key), (2, mixer.value), (3, mixer.receptance)))
-    # What a token reads of the past: the memory one token ago, so everything but the query is one token late.
+    # What a token reads of the past: the state one token ago, so everything but the query is one token late.
     late = lambda z, first: np.concatenate([np.full_like(z[:, :1], first), z[:, :-1]], axis=1)
     o = matrix_state(r, late(k, 0), late(v, 0), late(w, 1)) + np.einsum("bthk,hk,bthk->bth", r, wide(mixer.bonus), k)[..., None] * v
     o = (o - o.mean(-1, keepdims=True)) / np.sqrt(o.var(-1, keepdims=True) + mixer.norm.eps)

@@ -1,4 +1,4 @@
-"""Exponential gates: in range, exact where they must be, and with the gradients of what they stand for."""
+"""Exponential gates: in range, exact where they must be, with the gradients of the plain formula."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ def test_one_of_two_weights_is_always_one():
     np.testing.assert_array_equal(second, [0.0, 0.0, -INF, -INF, 0.0, 0.0])
 
 
-def test_a_memory_that_nothing_is_written_to_loses_no_digit():
-    """Its maximum sinks with it. Taken from rounded maxima, the gate would be off by a rounding error in every token."""
+def test_a_state_to_which_nothing_is_written_loses_no_digit():
+    """Its maximum decays with it. A difference of rounded maxima would add a rounding error per token."""
     x = np.full((1, 4096, 1), -INF, np.float32)
     x[:, 0] = 10.0
     decay = -1e-3 * np.random.default_rng(0).random(x.shape).astype(np.float32)
@@ -28,7 +28,7 @@ def test_a_memory_that_nothing_is_written_to_loses_no_digit():
     assert_close(gates.maximum[0, -1, 0], 10 + decay[0, 1:].sum(dtype=np.float64))
 
 
-def test_the_memory_is_the_plain_sum_over_its_largest_weight_and_so_are_gradients():
+def test_the_state_is_the_plain_sum_over_its_largest_weight_and_so_are_gradients():
     """h_t = sum of exp(x_s + g_{s+1} + ... + g_t) v_s over the sum of the same without v, at all weights a float64 can hold."""
     random = np.random.default_rng(0)
     x, decay, v = 40 * random.standard_normal((2, 12, 3)), -random.exponential(size=(2, 12, 3)), random.standard_normal((2, 12, 3))

@@ -11,14 +11,14 @@ from seqzoo.nn import complementary, normalised_gates, positive
 X = np.array([-1e4, -200.0, -30.0, -3.0, -0.0, 0.0, 3.0, 30.0, 200.0, 1e4])
 
 
-def test_two_gates_share_by_their_sum():
+def test_two_gates_are_divided_by_their_sum():
     x, y = (a.ravel() for a in np.meshgrid(X[2:-2], X[2:-2]))
     f, i = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(-y))
     with jax.enable_x64(True):
         assert_close(normalised_gates(jnp.asarray(x), jnp.asarray(y)), (f / (f + i), i / (f + i)), tolerance=RELATIVE["float64"])
 
 
-def test_gates_that_are_both_shut_share_and_have_gradients():
+def test_two_shut_gates_add_up_to_one_and_have_gradients():
     x, y = jnp.asarray([-1e4, -1e4, -9e3]), jnp.asarray([-1e4, -9e3, -1e4])
     np.testing.assert_array_equal(normalised_gates(x, y)[0], [0.5, 0.0, 1.0])
     gradient = jax.grad(lambda x: normalised_gates(x, y)[0].sum())(x)

@@ -1,1 +1,1 @@
-"""Mixers with a matrix-valued memory; they stand on `seqzoo.kernels.linear_attention`."""
+"""Mixers with a matrix-valued state per head: calls of `seqzoo.kernels.linear_attention`."""
