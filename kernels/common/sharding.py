@@ -93,7 +93,7 @@ def plan(op: str, *, b: int = 1, t: int = 1, h: Sequence[int] = ()) -> OpShardin
     return OpSharding(rows, heads, time, frozenset(free), free[time[0]] if time else 1)
 
 
-def run_sharded(sharding: OpSharding, function: Callable, arrays: Sequence[Any], axes: Sequence[str], out: Any) -> Any:
+def run_sharded(sharding: OpSharding, function: Callable, arrays: Sequence[Any], axes: Sequence[Any], out: Any) -> Any:
     """Runs function(*arrays) on every shard.
 
     Args:

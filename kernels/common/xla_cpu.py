@@ -69,7 +69,7 @@ def matmul(x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
     n = x.shape[-1]
     if n > 4 or not implementations.on_cpu():
         return jnp.matmul(x, y, precision=precision)
-    return sum(x[..., :, i : i + 1] * y[..., i : i + 1, :] for i in range(n))
+    return functools.reduce(jnp.add, (x[..., :, i : i + 1] * y[..., i : i + 1, :] for i in range(n)))
 
 
 def sum_keepdims(x: Array, axis: int) -> Array:
@@ -110,13 +110,17 @@ def broadcast(x: Array, shape: Sequence[int]) -> Array:
     """`jnp.broadcast_to(x, shape)` along the last two axes, with the sums of the gradient as in `sum_keepdims`."""
     for axis in (-2, -1):
         if x.shape[axis] == 1 < shape[axis]:
-            x = (_repeat if implementations.on_cpu() else _repeat.fun)(x, axis, shape[axis])
+            x = (_repeat if implementations.on_cpu() else _plain_repeat)(x, axis, shape[axis])
     return x
+
+
+def _plain_repeat(x, axis, size):
+    return jnp.broadcast_to(x, (*x.shape[:-2], size, x.shape[-1]) if axis == -2 else (*x.shape[:-1], size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _repeat(x, axis, size):
-    return jnp.broadcast_to(x, (*x.shape[:-2], size, x.shape[-1]) if axis == -2 else (*x.shape[:-1], size))
+    return _plain_repeat(x, axis, size)
 
 
 def _repeat_forward(x, axis, size):
@@ -125,7 +129,7 @@ def _repeat_forward(x, axis, size):
 
 def _repeat_backward(axis, size, _, d):
     if axis == -2 and size <= 16:  # few rows: additions, stored, or each reader does them again (8 -> 2 ms of the 94 above)
-        return (materialise(sum(d[..., i : i + 1, :] for i in range(size))),)
+        return (materialise(functools.reduce(jnp.add, (d[..., i : i + 1, :] for i in range(size)))),)
     return (sum_keepdims(d, axis),)
 
 

@@ -18,8 +18,7 @@ from . import chunkwise, defaults, recurrent, reference
 from .transition import make_transition, separate_segments
 from .vjp import Implementation, Settings, attend, attend_shard
 
-IMPLEMENTATIONS = {
-    "reference": Implementation(reference.forward, None),
+IMPLEMENTATIONS = {  # and "reference"
     "recurrent": Implementation(recurrent.forward, recurrent.backward),
     "chunkwise": Implementation(chunkwise.forward, chunkwise.backward),
     "recurrent_forward_chunkwise_backward": Implementation(chunkwise.recurrent_forward, chunkwise.backward),
@@ -100,17 +99,12 @@ def linear_attention(
     state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
 
     default = defaults.implementation(length, defaults.kind(log_decay, value_log_decay, a), shape)
-    choice = implementations.choose_pair("linear_attention", implementation, IMPLEMENTATIONS, default)
-    time = 1 if implementation == "reference" else length
-    shards = sharding.plan("linear_attention", b=batch, t=time, h=(groups, heads))
-    settings = Settings(
-        forward=IMPLEMENTATIONS[choice.forward],
-        training=IMPLEMENTATIONS[choice.backward],
-        scale=width**-0.5 if scale is None else float(scale),
-        read_before_write=read_before_write,
-        chunk_size=defaults.chunk_size(choice, chunk_size, length // shards.time_shards),
-        time_axis=shards.time,
-    )
+    names = {"reference": reference, **IMPLEMENTATIONS}
+    choice = implementations.choose_pair("linear_attention", implementation, names, default)
+    uses_reference = choice.forward == "reference"
+    shards = sharding.plan("linear_attention", b=batch, t=1 if uses_reference else length, h=(groups, heads))
+    chunk_size = defaults.chunk_size(choice, chunk_size, length // shards.time_shards)
+    factor = width**-0.5 if scale is None else float(scale)
 
     transition, queries = make_transition(log_decay, value_log_decay, a, b, (batch, length, heads)), q
     if segment_ids is not None:
@@ -121,9 +115,11 @@ def linear_attention(
             queries = jnp.where(starts[..., None, None], jnp.zeros((1,) * 4, q.dtype), q)
 
     arrays = match_vma((queries, k, v, transition, state))
-    if implementation == "reference" or length == 0:
-        run = functools.partial(reference.forward, scale=settings.scale, read_before_write=read_before_write)
+    if uses_reference or length == 0:
+        run = functools.partial(reference.forward, scale=factor, read_before_write=read_before_write)
     else:
+        passes = IMPLEMENTATIONS[choice.forward], IMPLEMENTATIONS[choice.backward]
+        settings = Settings(*passes, factor, read_before_write, chunk_size, shards.time)
         run = functools.partial(attend_shard if shards.manual else attend, settings)
     if shards.manual:
         token, head = "b t h .", "b h . ."
@@ -134,7 +130,7 @@ def linear_attention(
     if bonus is not None:
         q, k = (jnp.repeat(x.astype(dtype), heads // groups, axis=2) for x in (q, k))
         own = jnp.sum(q * bonus.astype(dtype)[None, None] * k, axis=-1, keepdims=True)  # q^T Diag(u) k
-        o = (o + settings.scale * own * v.astype(dtype)).astype(v.dtype)
+        o = (o + factor * own * v.astype(dtype)).astype(v.dtype)
     return segments.mask_padding(o, segment_ids), state
 
 

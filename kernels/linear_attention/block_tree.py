@@ -22,7 +22,8 @@ from ..common import xla_cpu
 def halves(x: Array) -> tuple[Array, Array]:
     """Splits blocks [z, 2 n, rows, width] into the first of every two, and the second."""
     z, blocks, rows, width = x.shape
-    return lax.split(x.reshape(z, blocks // 2, 2 * rows, width), (rows, rows), axis=2)
+    first, second = lax.split(x.reshape(z, blocks // 2, 2 * rows, width), (rows, rows), axis=2)
+    return first, second
 
 
 def join(first: Array, second: Array) -> Array:
@@ -30,11 +31,9 @@ def join(first: Array, second: Array) -> Array:
     return jnp.concatenate([first, second], axis=-2)
 
 
-def times(x: Array | None, y: Array | None) -> Array | None:
-    """Computes x * y, where None is 1, and x may have a single row or column for all of y's."""
-    if x is None or y is None:
-        return y if x is None else x
-    return xla_cpu.broadcast(x, y.shape) * y
+def times(x: Array | None, y: Array) -> Array:
+    """Computes x * y. None is 1; x may have a single row or column for all of y's."""
+    return y if x is None else xla_cpu.broadcast(x, y.shape) * y
 
 
 @jax.custom_vjp
@@ -79,7 +78,7 @@ def decay_mask(decay: Array, read_before_write: bool) -> tuple[Array, Array, Arr
         mask = lower_triangle(mask_1, mask_2, start_2 * jnp.swapaxes(end_1, -1, -2))
         from_start = join(start_1, block_1 * start_2)
         to_end, block = join(end_1 * block_2, end_2), block_1 * block_2
-    return tuple(x[:, 0] for x in (mask, from_start, to_end, block))
+    return mask[:, 0], from_start[:, 0], to_end[:, 0], block[:, 0]
 
 
 def lower_triangle(upper_left: Array, lower_right: Array, lower_left: Array) -> Array:

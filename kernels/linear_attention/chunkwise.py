@@ -32,23 +32,26 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     Residuals, None unless `save`: states at the starts of every `checkpoint_interval` tokens [..., b, h, k, v], and u
     [b, t, h, v], None without a low-rank term.
     """
-    blocks = Blocks.of(q, v, transition, chunk_size)
+    chunking = Chunking.of(q, v, transition, chunk_size)
     block = block_function(q, k, v, transition, scale, read_before_write)
-    inputs = jax.tree.map(blocks.pad, (q, k, v, transition))
+    inputs = jax.tree.map(chunking.pad, (q, k, v, transition))
     per_chunk = checkpoint_interval(q, v, transition, chunk_size) == chunk_size
     us = None if transition.a is None or not save else zeros_like_vma(inputs[2], dtype=state.dtype)
 
     def step(carry, i):
         s, o, us = carry
-        o_i, last, states, u = block(*jax.tree.map(lambda x: blocks.get(x, i), inputs), s, inter_chunk.Residuals())
+        inputs_i = jax.tree.map(lambda x: chunking.get(x, i), inputs)
+        o_i, last, states, u = block(*inputs_i, s=s, residuals=inter_chunk.Residuals())
         checkpoints = states if per_chunk else s[None]
-        return (last, blocks.set(o, o_i, i), us if us is None else blocks.set(us, u, i)), checkpoints if save else None
+        return (last, chunking.set(o, o_i, i), us if us is None else chunking.set(us, u, i)), checkpoints if save else None
 
-    start = blocks.group_heads(state), zeros_like_vma(inputs[2]), us
-    (last, o, us), checkpoints = lax.scan(step, start, jnp.arange(blocks.count))
-    unpad = lambda x: None if x is None else x[:, : blocks.length]
-    residuals = (blocks.split_heads(checkpoints.reshape(-1, *checkpoints.shape[2:]), state), unpad(us)) if save else None
-    return unpad(o), blocks.split_heads(last, state), residuals
+    start = chunking.group_heads(state), zeros_like_vma(inputs[2]), us
+    (last, o, us), checkpoints = lax.scan(step, start, jnp.arange(chunking.blocks))
+    o, last = o[:, : chunking.length], chunking.split_heads(last, state)
+    if checkpoints is None:
+        return o, last, None
+    checkpoints = chunking.split_heads(checkpoints.reshape(-1, *checkpoints.shape[2:]), state)
+    return o, last, (checkpoints, us if us is None else us[:, : chunking.length])
 
 
 def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, save):
@@ -61,30 +64,30 @@ def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, c
 
 def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size):
     """Computes (dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the gradients of o and of the last state."""
-    blocks, (checkpoints, u) = Blocks.of(q, v, transition, chunk_size), residuals
+    chunking, (checkpoints, u) = Chunking.of(q, v, transition, chunk_size), residuals
     block = block_function(q, k, v, transition, scale, read_before_write)
-    inputs, others = jax.tree.map(blocks.pad, ((q, k, v, transition), (d_o, u)))
+    inputs, others = jax.tree.map(chunking.pad, ((q, k, v, transition), (d_o, u)))
 
     def step(carry, i_and_states):
         (r, gradients), (i, states) = carry, i_and_states
-        inputs_i, others_i = jax.tree.map(lambda x: blocks.get(x, i), (inputs, others))
+        inputs_i, others_i = jax.tree.map(lambda x: chunking.get(x, i), (inputs, others))
         (do_i, u), states = xla_cpu.materialise((others_i, states))
         saved = inter_chunk.Residuals(states if len(states) > 1 else None, u)
-        _, pullback = jax.vjp(lambda *inputs_and_s: block(*inputs_and_s, saved)[:2], *inputs_i, states[0])
+        _, pullback = jax.vjp(lambda *inputs_and_s: block(*inputs_and_s, residuals=saved)[:2], *inputs_i, states[0])
         *gradients_i, r = pullback((do_i.astype(r.dtype), r))
-        return (r, jax.tree.map(lambda whole, x: blocks.set(whole, x, i), gradients, tuple(gradients_i))), None
+        return (r, jax.tree.map(lambda whole, x: chunking.set(whole, x, i), gradients, tuple(gradients_i))), None
 
-    checkpoints = blocks.group_heads(checkpoints)
-    missing = -len(checkpoints) % blocks.count  # of chunks that are padding
+    checkpoints = chunking.group_heads(checkpoints)
+    missing = -len(checkpoints) % chunking.blocks  # of chunks that are padding
     checkpoints = jnp.pad(checkpoints, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    checkpoints = checkpoints.reshape(blocks.count, -1, *checkpoints.shape[1:])
-    start = blocks.group_heads(d_last), jax.tree.map(zeros_like_vma, inputs)
-    (r, gradients), _ = lax.scan(step, start, (jnp.arange(blocks.count), checkpoints), reverse=True)
-    return *jax.tree.map(lambda x: x[:, : blocks.length], gradients), blocks.split_heads(r, d_last)
+    checkpoints = checkpoints.reshape(chunking.blocks, -1, *checkpoints.shape[1:])
+    start = chunking.group_heads(d_last), jax.tree.map(zeros_like_vma, inputs)
+    (r, gradients), _ = lax.scan(step, start, (jnp.arange(chunking.blocks), checkpoints), reverse=True)
+    return *jax.tree.map(lambda x: x[:, : chunking.length], gradients), chunking.split_heads(r, d_last)
 
 
-class Blocks(NamedTuple):
-    """Blocks of chunks of a sequence, and the reshaping of tokens [b, t, heads, ...] to chunks [z, c, width].
+class Chunking(NamedTuple):
+    """A sequence as blocks of chunks, and the reshaping of tokens [b, t, heads, ...] to chunks [z, c, width].
 
     z counts the chunks of a block, batch rows and groups. The heads of a group are next to each other in the width.
     """
@@ -93,18 +96,18 @@ class Blocks(NamedTuple):
     groups: int  # n if the heads of a group share the products of queries and keys, else h
     chunk_size: int
     chunks: int  # in a block
-    count: int  # of blocks
+    blocks: int
 
     @classmethod
-    def of(cls, q, v, transition, chunk_size) -> "Blocks":
-        """The blocks of these inputs."""
+    def of(cls, q, v, transition, chunk_size) -> "Chunking":
+        """The chunking of these inputs."""
         length, tokens = q.shape[1], block_size(q, v, chunk_size)
         groups = q.shape[2] if shares_scores(transition) else v.shape[2]
         return cls(length, groups, chunk_size, tokens // chunk_size, -(-length // tokens))
 
     def pad(self, x):
         """Pads tokens to whole blocks with zeros, which write nothing and decay nothing."""
-        missing = self.count * self.chunks * self.chunk_size - self.length
+        missing = self.blocks * self.chunks * self.chunk_size - self.length
         return jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)])
 
     def get(self, x, i):
@@ -181,7 +184,9 @@ def block_function(q, k, v, transition, scale, read_before_write):
         chunks = intra(einsum, q, k, v, transition, read_before_write)
         update = None if chunks.write is None else einsum("zck,zcv->zkv", *chunks.write)
         residuals = residuals._replace(u=split_chunks(residuals.u))
-        last, states, u = inter_chunk.propagate_states(*split_chunks((chunks.decay, chunks.low_rank, update)), s, residuals)
+        last, states, u = inter_chunk.propagate_states(
+            *split_chunks((chunks.decay, chunks.low_rank, update)), s=s, residuals=residuals
+        )
         read = einsum("zck,zkv->zcv", chunks.queries, merge_chunks(states))
         return scale * chunks.output(read, merge_chunks(u)), last, states, merge_chunks(u)
 

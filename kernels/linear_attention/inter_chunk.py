@@ -41,6 +41,7 @@ def propagate_states(decay: Array | None, low_rank: LowRank | None, update: Arra
     """Computes (the state after the last chunk, the states before each chunk, u or None) from the state s before the first."""
     if low_rank is not None:
         return delta_states(decay, low_rank, update, s, residuals)
+    assert update is not None  # only a low-rank term may write all by itself
     if decay is None:
         states = xla_cpu.cumsum(jnp.concatenate([s[None], update]))
         return states[-1], states[:-1], None

@@ -50,7 +50,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
         q_t = scale * broadcast_heads(get_step(q, t), heads).astype(dtype)
         after, u = update_state(get_token(factors, t), get_step(k, t), get_step(v, t), before)
         o = set_step(o, query_state(q_t, before if read_before_write else after), t)
-        return after, o, us if us is None else set_step(us, u, t)
+        return after, o, us if u is None or us is None else set_step(us, u, t)
 
     def chunk(j, carry):
         s, o, us, checkpoints = carry

@@ -33,7 +33,7 @@ class ShardTransition(NamedTuple):
 
 def apply_transition(state: Array, shard: ShardTransition) -> Array:
     """The state after a shard."""
-    if shard.matrix is None:
+    if shard.decay is not None:
         return shard.decay * state + shard.added
     return jnp.einsum("bhij,bhjv->bhiv", shard.matrix, state, precision=lax.Precision.HIGHEST) + shard.added
 

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ..common import sharding
 from ..common.vma import match_vma
 from .shard_transition import apply_transition, gradient_transition, state_transition
+from .transition import Transition
 
 
 class Implementation(NamedTuple):
@@ -28,7 +30,7 @@ class Implementation(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Everything about a call but its arrays."""
+    """Settings of a call: all but its arrays."""
 
     forward: Implementation  # for calls without gradients
     training: Implementation  # for both passes of calls with gradients
@@ -43,8 +45,7 @@ class Settings(NamedTuple):
         return {"scale": self.scale, "read_before_write": self.read_before_write, "chunk_size": self.chunk_size}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(settings, q, k, v, transition, state):
+def _attend(settings: Settings, q: Array, k: Array, v: Array, transition: Transition, state: Array) -> tuple[Array, Array]:
     """Computes (o, last state). All arrays must vary over the same mesh axes (`match_vma`)."""
     state = _state_before_shard(settings, settings.forward, k, v, transition, state)
     o, last, _ = settings.forward.forward(q, k, v, transition, state, **settings.keywords, save=False)
@@ -65,10 +66,11 @@ def _attend_backward(settings, saved, gradients):
     return match_vma((*d_inputs, sharding.mask_to_shard(0, d_state, settings.time_axis)))
 
 
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_shard(settings, q, k, v, transition, state):
+def attend_shard(settings: Settings, q: Array, k: Array, v: Array, transition: Transition, state: Array) -> tuple[Array, Array]:
     """`attend` inside `run_sharded`: one shard of the arrays, the initial state of all shards, and the last state of all."""
     arrays = match_vma((q, k, v, transition, state), over=sharding.axis_tuple(settings.time_axis))
     o, last = attend(settings, *arrays)

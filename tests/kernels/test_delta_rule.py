@@ -9,7 +9,7 @@ from helpers.tolerances import assert_close
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_attention.delta_rule import delta_rule
 
-FORMS = ["recurrent", "chunkwise"]
+IMPLEMENTATIONS = ["recurrent", "chunkwise"]
 B, H, K, V = 1, 2, 8, 5
 
 
@@ -52,45 +52,45 @@ def test_keys_that_resemble_each_other_keep_their_digits(beta, chunk):
     assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_with_beta_zero_nothing_is_written(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_with_beta_zero_nothing_is_written(implementation):
     arrays = draw(19) | {"beta": np.zeros((B, 19, H), np.float32)}
     state = np.ones((B, H, K, V), np.float32)
-    o, last = delta_rule(**arrays, initial_state=state, implementation=form)
+    o, last = delta_rule(**arrays, initial_state=state, implementation=implementation)
     np.testing.assert_array_equal(last, state)
     assert_close(o, K**-0.5 * np.einsum("bthk,bhkv->bthv", arrays["q"], state))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_with_beta_one_the_key_reads_its_value(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_with_beta_one_the_key_reads_its_value(implementation):
     arrays = draw(19) | {"beta": np.ones((B, 19, H), np.float32)}
-    o, _ = delta_rule(arrays["k"], **{n: arrays[n] for n in ("k", "v", "beta")}, scale=1.0, implementation=form)
+    o, _ = delta_rule(arrays["k"], **{n: arrays[n] for n in ("k", "v", "beta")}, scale=1.0, implementation=implementation)
     assert_close(o, arrays["v"])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_with_beta_two_a_token_is_a_reflection(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_with_beta_two_a_token_is_a_reflection(implementation):
     """Two tokens alike undo each other where nothing is written: the way to count modulo two."""
     arrays = draw(1, seed=3)
     twice = {name: np.repeat(x, 2, axis=1) for name, x in arrays.items()} | {"beta": np.full((B, 2, H), 2, np.float32)}
     twice["v"][:] = 0
     state = np.random.default_rng(1).normal(size=(B, H, K, V)).astype(np.float32)
     once = {name: x[:, :1] for name, x in twice.items()}
-    _, middle = delta_rule(**once, initial_state=state, implementation=form)
-    _, last = delta_rule(**twice, initial_state=state, implementation=form)
+    _, middle = delta_rule(**once, initial_state=state, implementation=implementation)
+    _, last = delta_rule(**twice, initial_state=state, implementation=implementation)
     assert_close(last, state)
     assert not np.allclose(middle, state, atol=0.1)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(B, 21, H), (B, 21, H, K)])
-def test_the_rule_is_its_formula(form, shape):
+def test_the_rule_is_its_formula(implementation, shape):
     random = np.random.default_rng(2)
     arrays = draw(21) | {
         "beta": random.uniform(0, 2, (B, 21, H)).astype(np.float32),
         "log_decay": -random.uniform(0, 0.5, shape).astype(np.float32),
     }
-    o, last = delta_rule(**arrays, implementation=form, chunk_size=4)
+    o, last = delta_rule(**arrays, implementation=implementation, chunk_size=4)
     s, wide = np.zeros((H, K, V)), {name: np.asarray(x[0], np.float64) for name, x in arrays.items()}
     for t in range(21):
         s = np.exp(wide["log_decay"][t].reshape(H, -1, 1)) * s

@@ -1,4 +1,4 @@
-"""S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = scale S_t^T q_t in every form."""
+"""S_t = Diag(exp g_t) S_{t-1} Diag(exp gv_t) + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = scale S_t^T q_t in every implementation."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 DECAYS = ["none", "constant", "head", "channel", "value", "before", "all", "delta", "gated delta", "low rank"]
 GATES = ("log_decay", "value_log_decay")
 PER_TOKEN = ("q", "k", "v", "a", "b", *GATES)
-FORMS = ["recurrent", "chunkwise"]
+IMPLEMENTATIONS = ["recurrent", "chunkwise"]
 BOTH = "recurrent_forward_chunkwise_backward"
 CHUNK = 8
 LENGTH = 53  # seven chunks of "chunkwise" in two blocks, the last one short
@@ -83,23 +83,23 @@ def test_the_reference_is_the_formula(decay):
 BOTH_CASES = [pytest.param(BOTH, d, marks=() if d in ("value", "low rank") else pytest.mark.slow) for d in DECAYS]
 
 
-@pytest.mark.parametrize(("form", "decay"), [*itertools.product(FORMS, DECAYS), *BOTH_CASES])
-def test_values_final_state_and_gradients_are_the_references(form, decay):
+@pytest.mark.parametrize(("implementation", "decay"), [*itertools.product(IMPLEMENTATIONS, DECAYS), *BOTH_CASES])
+def test_values_final_state_and_gradients_are_the_references(implementation, decay):
     arrays = draw(decay, groups=2, heads=4)
-    assert_close(everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays))
+    assert_close(everything(arrays, implementation=implementation, chunk_size=CHUNK), exact(arrays))
 
 
-@pytest.mark.parametrize("form", [*FORMS, BOTH])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, BOTH])
 @pytest.mark.parametrize("length", [1, 17, *(pytest.param(length, marks=pytest.mark.slow) for length in (2, 16))])
-def test_rows_shorter_than_a_chunk_are_the_references(form, length):
+def test_rows_shorter_than_a_chunk_are_the_references(implementation, length):
     arrays = draw("channel", length=length)
-    assert_close(everything(arrays, implementation=form), exact(arrays))
+    assert_close(everything(arrays, implementation=implementation), exact(arrays))
 
 
-@pytest.mark.parametrize(("form", "decay"), [(BOTH, "delta"), ("chunkwise", "low rank")])
-def test_states_too_large_to_be_kept_for_every_chunk_are_found_again(form, decay):
+@pytest.mark.parametrize(("implementation", "decay"), [(BOTH, "delta"), ("chunkwise", "low rank")])
+def test_states_too_large_to_be_kept_for_every_chunk_are_found_again(implementation, decay):
     arrays = draw(decay, batch=1, length=70, k=24, v=16)
-    assert_close(everything(arrays, implementation=form, chunk_size=4), exact(arrays))
+    assert_close(everything(arrays, implementation=implementation, chunk_size=4), exact(arrays))
 
 
 @pytest.mark.slow
@@ -107,43 +107,43 @@ def test_states_too_large_to_be_kept_for_every_chunk_are_found_again(form, decay
 def test_gradients_of_many_wide_heads_are_the_same_in_both_forms(decay, groups):
     """At sizes of real models, where XLA fuses and threads otherwise: jaxlib 0.10.2 has crashed there on sums over seven axes."""
     arrays = draw(decay, batch=4, length=512, groups=groups, heads=8, k=64, v=64)
-    one, other = (everything(arrays, implementation=form, scale=0.01) for form in FORMS)
+    one, other = (everything(arrays, implementation=implementation, scale=0.01) for implementation in IMPLEMENTATIONS)
     assert_close(one, other, tolerance=2 * RELATIVE["float32"])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_empty_row_returns_the_state_it_was_given(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_row_returns_the_state_it_was_given(implementation):
     arrays = draw(length=0)
-    o, last = linear_attention(**arrays, implementation=form)
+    o, last = linear_attention(**arrays, implementation=implementation)
     assert o.shape == arrays["v"].shape
     np.testing.assert_array_equal(last, arrays["initial_state"])
 
 
-@pytest.mark.parametrize("form", [*FORMS, BOTH])
-def test_the_chunk_size_changes_nothing(form):
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, BOTH])
+def test_the_chunk_size_changes_nothing(implementation):
     arrays = draw("channel", length=13)
     wanted = exact(arrays)
     for chunk in (1, 4, 64):
-        assert_close(everything(arrays, implementation=form, chunk_size=chunk), wanted, what=f"chunk_size={chunk}")
+        assert_close(everything(arrays, implementation=implementation, chunk_size=chunk), wanted, what=f"chunk_size={chunk}")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("decay", ["head", "channel", "value", "all", "low rank"])
-def test_gate_rows_stay_within_the_tolerance_of_mild_rows(form, decay):
+def test_gate_rows_stay_within_the_tolerance_of_mild_rows(implementation, decay):
     mild = exact(draw(decay, groups=2, heads=4))  # the shapes of other tests, which have compiled them
     for gate in VIOLENT:
         arrays = draw(decay, groups=2, heads=4, violent=gate)
-        got = everything(arrays, implementation=form, chunk_size=CHUNK)
+        got = everything(arrays, implementation=implementation, chunk_size=CHUNK)
         scan_cases.assert_close_on_the_scale_of(mild, got, exact(arrays), f"at {gate}")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("decay", ["head", "channel", "all", "low rank"])
-def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
+def test_rows_with_every_gate_violent_are_finite_and_right(implementation, decay):
     for gate in VIOLENT[1:]:
         arrays = draw(decay, groups=2, heads=4)
         arrays["log_decay"][:] = gate
-        got, wanted = everything(arrays, implementation=form, chunk_size=CHUNK), exact(arrays)
+        got, wanted = everything(arrays, implementation=implementation, chunk_size=CHUNK), exact(arrays)
         for name, x in got.items():
             assert np.isfinite(x).all(), f"{name} at {gate}"
             scale = rms(wanted["output"]) if name in (*GATES, "initial_state") else 0.0
@@ -153,7 +153,7 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
             assert not any(np.any(got[name]) for name in zero)  # a read before the write sees the initial state once
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "decay",
     [
@@ -161,12 +161,12 @@ def test_rows_with_every_gate_violent_are_finite_and_right(form, decay):
         for d in DECAYS
     ],
 )
-def test_packed_documents_give_what_each_gives_alone(form, decay):
+def test_packed_documents_give_what_each_gives_alone(implementation, decay):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
     weights = scan_cases.projection((arrays["v"], arrays["initial_state"]))
     weights[1][:] = 0
     initial_segment = np.array([3, 1, 0], np.int32)  # row 0's state belongs to another document, row 1's to its first
-    got = everything(arrays, IDS, initial_segment, weights, implementation=form, chunk_size=4)
+    got = everything(arrays, IDS, initial_segment, weights, implementation=implementation, chunk_size=4)
     wanted = {name: np.zeros(x.shape) for name, x in arrays.items()}
     wanted["output"] = np.zeros(arrays["v"].shape)
     numbers = np.asarray(segments.relabel(jnp.asarray(IDS), jnp.asarray(initial_segment)))
@@ -202,39 +202,39 @@ def test_packed_documents_give_what_each_gives_alone(form, decay):
         assert not np.any(np.asarray(got[name])[IDS == 0]), f"{name} at padding"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("decay", "cuts"),
     [("none", (1, 7)), ("all", (6, 15)), *(pytest.param(d, range(1, 37), marks=pytest.mark.slow) for d in DECAYS)],
 )
-def test_a_row_cut_anywhere_is_the_whole_row(form, decay, cuts):
+def test_a_row_cut_anywhere_is_the_whole_row(implementation, decay, cuts):
     arrays = draw(decay, batch=3, length=IDS.shape[1])
     initial = np.array([3, 1, 0], np.int32)
-    run = jax.jit(functools.partial(op, implementation=form, chunk_size=4))
+    run = jax.jit(functools.partial(op, implementation=implementation, chunk_size=4))
     whole = run(**arrays, segment_ids=IDS, initial_segment=initial)
     per_token = [name for name, x in arrays.items() if x.ndim > 2 and name != "initial_state"]
     for at in cuts:
         assert_close(scan_cases.cut_in_two(run, arrays, per_token, at, IDS, initial), whole, what=f"cut at {at}")
 
 
-@pytest.mark.parametrize("form", [*FORMS, "reference"])
-def test_a_head_decay_beside_a_value_decay_is_a_part_of_it(form):
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+def test_a_head_decay_beside_a_value_decay_is_a_part_of_it(implementation):
     arrays = draw("value", length=9)
     g = draw("head", length=9, seed=1)["log_decay"]
     folded = {**arrays, "value_log_decay": arrays["value_log_decay"] + g[..., None]}
-    assert_close(op(**arrays, log_decay=g, implementation=form), op(**folded, implementation=form))
+    assert_close(op(**arrays, log_decay=g, implementation=implementation), op(**folded, implementation=implementation))
 
 
-@pytest.mark.parametrize("form", [*FORMS, "reference"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 @pytest.mark.parametrize("decay", ["all", "gated delta", pytest.param("channel", marks=pytest.mark.slow)])
-def test_nothing_huge_leaks_from_the_document_before(form, decay):
+def test_nothing_huge_leaks_from_the_document_before(implementation, decay):
     arrays = draw(decay, length=24)
     ids = np.repeat(np.array([[1, 2, 1]], np.int32), 8, axis=1).repeat(2, axis=0)
     loud = {name: x.copy() for name, x in arrays.items()}
     loud["v"][:, 8:16] = 1e30
     loud["initial_state"][:] = 1e30
     other = np.array([9, 9], np.int32)
-    quiet, noisy = (everything(x, ids, other, implementation=form) for x in (arrays, loud))
+    quiet, noisy = (everything(x, ids, other, implementation=implementation) for x in (arrays, loud))
     for name in ("output", "q", "k", "v", "log_decay"):
         np.testing.assert_array_equal(np.asarray(quiet[name])[:, 16:], np.asarray(noisy[name])[:, 16:])
     np.testing.assert_array_equal(quiet["last"], noisy["last"])
@@ -249,30 +249,30 @@ def test_without_initial_segment_the_state_belongs_to_the_first_document():
     assert_close((o[:, 2:], last), wanted)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("decay", [d if d in ("all", "low rank") else pytest.param(d, marks=pytest.mark.slow) for d in DECAYS])
-def test_float64_stays_float64(form, decay):
+def test_float64_stays_float64(implementation, decay):
     arrays = draw(decay, groups=2, heads=4)
-    got = scan_cases.everything64(op, arrays, implementation=form, chunk_size=CHUNK)
+    got = scan_cases.everything64(op, arrays, implementation=implementation, chunk_size=CHUNK)
     assert_close(got, exact(arrays), tolerance=RELATIVE["float64"])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_states(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_states(implementation):
     arrays = draw("channel")
     low = {name: jnp.asarray(x, jnp.bfloat16) if name in "qkv" else x for name, x in arrays.items()}
-    got = everything(low, implementation=form, chunk_size=CHUNK)
+    got = everything(low, implementation=implementation, chunk_size=CHUNK)
     dtypes = {name: str(got[name].dtype) for name in ("output", "q", "last")}
     assert dtypes == {"output": "bfloat16", "q": "bfloat16", "last": "float32"}
     assert_close(got, exact({n: np.asarray(x, np.float32) for n, x in low.items()}), tolerance=RELATIVE["bfloat16"])
 
 
-@pytest.mark.parametrize("form", ["chunkwise", pytest.param("recurrent", marks=pytest.mark.slow)])
-def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
+@pytest.mark.parametrize("implementation", ["chunkwise", pytest.param("recurrent", marks=pytest.mark.slow)])
+def test_vmap_checkpoint_and_scan_compose_with_gradients(implementation):
     arrays = draw("head", batch=2, length=9)
 
     def plain(x):
-        return linear_attention(**x, implementation=form, chunk_size=4)
+        return linear_attention(**x, implementation=implementation, chunk_size=4)
 
     def total(f):
         return jax.jit(jax.grad(lambda x: sum(jnp.sum(jnp.sin(y)) for y in f(x))))
@@ -288,10 +288,26 @@ def test_vmap_checkpoint_and_scan_compose_with_gradients(form):
         assert_close(total(f)(arrays), wanted)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(form):
+@pytest.mark.parametrize("decay", ["all", "gated delta"])
+def test_the_reference_differentiates_forward_backward_and_forward_over_backward(decay):
+    arrays, direction = draw(decay, batch=1, length=6), draw(decay, batch=1, length=6, seed=1)
+
+    def loss(x):
+        return sum(jnp.sum(jnp.sin(y)) for y in op(**x, implementation="reference"))
+
+    def dot(x, y):
+        return sum(jnp.vdot(x[name], y[name]) for name in x)
+
+    _, forward = jax.jvp(loss, (arrays,), (direction,))
+    assert_close(forward, dot(jax.grad(loss)(arrays), direction))
+    _, forward_over_backward = jax.jvp(jax.grad(loss), (arrays,), (direction,))
+    assert_close(forward_over_backward, jax.grad(lambda x: dot(jax.grad(loss)(x), direction))(arrays))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(implementation):
     arrays = draw("head", batch=8, length=9)
-    scan_cases.assert_a_mesh_changes_nothing(linear_attention, arrays, implementation=form, chunk_size=4)
+    scan_cases.assert_a_mesh_changes_nothing(linear_attention, arrays, implementation=implementation, chunk_size=4)
 
 
 @pytest.mark.parametrize(
@@ -324,10 +340,10 @@ def test_heads_that_do_not_divide_into_the_groups_are_refused():
         linear_attention(**draw(groups=2, heads=3))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_training_keeps_states_only_at_the_starts_of_chunks(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_training_keeps_states_only_at_the_starts_of_chunks(implementation):
     arrays = draw("channel", batch=1, length=64, heads=1, k=16, v=16)
-    closed = jax.make_jaxpr(lambda x: everything(x, implementation=form, chunk_size=16))(arrays)
+    closed = jax.make_jaxpr(lambda x: everything(x, implementation=implementation, chunk_size=16))(arrays)
     shapes = [variable.aval.shape for equation in _equations(closed.jaxpr) for variable in equation.outvars]
     states = [np.prod(s) // 256 for s in shapes if s[-2:] == (16, 16)]
     assert max(states) <= 16  # one chunk's states or pairs; all 64 would be O(t k v)
