@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from seqzoo.kernels.attention import Cache, attention, empty_cache
@@ -122,7 +123,7 @@ class AttentionMixer(Mixer):
             segment_ids=segment_ids,
             implementation=self.implementation,
         )
-        o = o.reshape(batch, length, -1)
+        o = rearrange(o, "b t h v -> b t (h v)")
         y = self.out(o if self.gate is None else jax.nn.sigmoid(self.gate(x)) * o)
         return y, next_state(state, segment_ids, cache=cache)
 

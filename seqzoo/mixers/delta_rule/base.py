@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -88,7 +89,7 @@ class DeltaRuleMixer(Mixer):
 
     def split_heads(self, x: Array, heads: int) -> Array:
         """[b, t, heads n] -> [b, t, h, n], each of `heads` repeated for the value heads that share it."""
-        x = x.reshape(*x.shape[:2], heads, -1)
+        x = rearrange(x, "b t (h n) -> b t h n", h=heads)
         return x if heads == self.heads else jnp.repeat(x, self.heads // heads, axis=2)
 
     def project_qkv(self, x: Array, state: Any, segment_ids: Array | None) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
@@ -112,7 +113,7 @@ class DeltaRuleMixer(Mixer):
         beta = self.beta_max * jax.nn.sigmoid(beta.astype(jnp.promote_types(beta.dtype, jnp.float32)))
         kwargs = {"segment_ids": segment_ids, "implementation": self.implementation, **state_kwargs(state, "matrix")}
         o, matrix = self.recur(q, k, v, beta, self.log_decay(x), **kwargs)
-        y = self.gated(x, self.norm(o).reshape(*x.shape[:2], -1))
+        y = self.gated(x, rearrange(self.norm(o), "b t h v -> b t (h v)"))
         return self.out(y), next_state(state, segment_ids, matrix=matrix, **tails)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> DeltaRuleState:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -68,7 +69,9 @@ class Aaren(MatrixStateMixer):
             **state_kwargs(state, "sums"),
         )
         o = segments.mask_padding(o[..., :-1] / nonzero_divisor(o[..., -1:]), segment_ids).astype(v.dtype)
-        return self.out(o.reshape(x.shape)), next_state(state, segment_ids, sums=sums, maximum=gates.maximum[:, -1])
+        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(
+            state, segment_ids, sums=sums, maximum=gates.maximum[:, -1]
+        )
 
     def init_state(self, batch, max_length=None, dtype=None) -> AarenState:
         """Empty sums, with the maximum at -inf; `max_length` has no influence on their size."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -36,7 +37,7 @@ class MatrixStateMixer(Mixer):
 
     def split_heads(self, x: Array) -> Array:
         """[b, t, h n] -> [b, t, h, n]."""
-        return x.reshape(*x.shape[:2], self.heads, -1)
+        return rearrange(x, "b t (h n) -> b t h n", h=self.heads)
 
 
 class LinearAttentionMixer(MatrixStateMixer):
@@ -106,7 +107,8 @@ class LinearAttentionMixer(MatrixStateMixer):
 
     def output(self, x: Array, o: Array) -> Array:
         """y [b, t, d_model]: o [b, t, h, v] normalised, gated by x and projected."""
-        o = self.norm(o.reshape(*x.shape[:2], -1, self.norm_width)).reshape(*x.shape[:2], -1)
+        o = self.norm(o if self.norm_width == self.value_dim else rearrange(o, "b t h v -> b t (h v)"))
+        o = o.reshape(*x.shape[:2], -1)
         gate = self.gate_activation(self.gate(x))
         return self.out(gate * o.astype(gate.dtype))
 

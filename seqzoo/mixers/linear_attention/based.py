@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import jax.numpy as jnp
+from einops import rearrange
 from pydantic import Field
 
 from seqzoo.kernels.linear_attention import linear_attention
@@ -56,7 +57,7 @@ class Based(MatrixStateMixer):
         )
         # Every token's weight is ((1 + s)^2 + 1) / 2, so a smaller sum is padding's, or rounded.
         o = o[..., :-1] / jnp.maximum(o[..., -1:], 0.5)
-        return self.out(o.reshape(x.shape)), next_state(state, segment_ids, matrix=matrix)
+        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch, max_length=None, dtype=None) -> LinearAttentionState:
         """An empty state; `max_length` has no influence on its size."""

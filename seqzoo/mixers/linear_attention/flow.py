@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from seqzoo.kernels.common import segments
@@ -79,7 +80,7 @@ class FlowAttention(MatrixStateMixer):
         source = jnp.exp(jnp.minimum(flow(k, q_sum) / t, 1))
         competition = t * source / nonzero_divisor(summed("competition", one, one, source))
         o = allocation * summed("matrix", *(z.astype(narrow) for z in (q / (incoming * t), k, competition * v)))
-        return self.out(o.astype(narrow).reshape(x.shape)), next_state(state, segment_ids, **leaves)
+        return self.out(rearrange(o.astype(narrow), "b t h v -> b t (h v)")), next_state(state, segment_ids, **leaves)
 
     def init_state(self, batch, max_length=None, dtype=None) -> FlowState:
         """Empty sums; `max_length` has no influence on their size."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
@@ -74,7 +75,7 @@ class GatedSlotAttention(MatrixStateMixer):
         o, values = linear_attention(
             weights, write, wide_v, log_decay=log_forget, scale=1.0, **side, **state_kwargs(state, "values")
         )
-        o = self.norm(jax.nn.silu(o.reshape(*x.shape[:2], -1))).astype(v.dtype)
+        o = self.norm(jax.nn.silu(rearrange(o, "b t h v -> b t (h v)"))).astype(v.dtype)
         return self.out(o), next_state(state, segment_ids, keys=keys, values=values)
 
     def init_state(self, batch, max_length=None, dtype=None) -> GSAState:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import jax
+from einops import rearrange
 from pydantic import Field
 
 from seqzoo.kernels.linear_attention import linear_attention
@@ -56,7 +57,7 @@ class HGRN2(MatrixStateMixer):
             implementation=self.implementation,
             **state_kwargs(state, "matrix"),
         )
-        return self.out(self.norm(o.reshape(x.shape))), next_state(state, segment_ids, matrix=matrix)
+        return self.out(self.norm(rearrange(o, "b t h v -> b t (h v)"))), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch, max_length=None, dtype=None) -> LinearAttentionState:
         """An empty state; `max_length` has no influence on its size."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
@@ -60,7 +61,7 @@ class LinearAttention(MatrixStateMixer):
         )
         if self.normalised:
             o = o[..., :-1] / (o[..., -1:] + EPS)
-        return self.out(o.reshape(*x.shape[:2], -1)), next_state(state, segment_ids, matrix=matrix)
+        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> LinearState:
         """An empty state; `max_length` has no influence on its size."""

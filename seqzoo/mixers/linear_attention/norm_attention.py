@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
@@ -57,7 +58,7 @@ class NormAttention(MatrixStateMixer):
             q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **state_kwargs(state, "matrix")
         )
         o = (o * jnp.exp(-LOG_NORMALISERS[self.normaliser](n))[..., None]).astype(v.dtype)
-        return self.out(o.reshape(x.shape)), next_state(state, segment_ids, matrix=matrix)
+        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch, max_length=None, dtype=None) -> LinearAttentionState:
         """An empty state; `max_length` has no influence on its size."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -81,7 +82,7 @@ class RWKV6(Mixer):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         x_w, x_k, x_v, x_r, x_g = self.blend(x, previous)
-        heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+        heads = lambda y: rearrange(y, "b t (h n) -> b t h n", h=self.heads)
         o, matrix = linear_attention(
             heads(self.receptance(x_r)),
             heads(self.key(x_k)),
@@ -94,7 +95,7 @@ class RWKV6(Mixer):
             implementation=self.implementation,
             **state_kwargs(state, "matrix"),
         )
-        y = jax.nn.silu(self.gate(x_g)) * self.norm(o.reshape(*x.shape[:2], -1))
+        y = jax.nn.silu(self.gate(x_g)) * self.norm(rearrange(o, "b t h v -> b t (h v)"))
         return self.out(y), next_state(state, segment_ids, tail=tail, matrix=matrix)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> RWKV6State:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -118,7 +119,7 @@ class RWKV7(Mixer):
             v = (v + (first.value - v) * jax.nn.sigmoid(self.first(x_v))).astype(v.dtype)
 
         per_channel = lambda p: p[...].astype(a.dtype)[None, None]
-        heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+        heads = lambda y: rearrange(y, "b t (h n) -> b t h n", h=self.heads)
         removed = l2_normalise(heads(k * per_channel(self.removal)), self.key_eps)
         k = (k * (1 + (a - 1) * per_channel(self.replacement))).astype(v.dtype)
         r, k, v = heads(r), heads(k), heads(v)
@@ -135,7 +136,8 @@ class RWKV7(Mixer):
             **state_kwargs(state, "matrix"),
         )
         own = jnp.sum(r * self.bonus[...].astype(r.dtype)[None, None] * k, axis=-1, keepdims=True) * v
-        y = self.gate(x_g) * (self.norm(o.reshape(*x.shape[:2], -1)) + own.reshape(*x.shape[:2], -1))
+        merge = lambda y: rearrange(y, "b t h v -> b t (h v)")
+        y = self.gate(x_g) * (self.norm(merge(o)) + merge(own))
         return self.out(y), next_state(state, segment_ids, tail=tail, matrix=matrix), layer_inputs
 
     def __call__(self, x, **arguments):
