@@ -1,4 +1,4 @@
-"""The section `mesh`: which devices do what."""
+"""The section `mesh`: parallelism over devices."""
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,18 +8,18 @@ from seqzoo.specs import did_you_mean
 
 
 class Mesh(Section):
-    """How many devices lie along each mesh axis; one size may be -1: all that are left."""
+    """Number of devices along each mesh axis; one size may be -1: all remaining devices."""
 
     replica: int = 1
-    """Copies of the parameters; the batch is split over them."""
+    """Data parallelism with copies of the parameters: the batch is split over these devices."""
     fsdp: int = -1
-    """The batch and the parameters' "embed" axis are split over these."""
+    """Fully sharded data parallelism: the batch and the parameters' "embed" axis are split over these devices."""
     seq: int = 1
-    """Time is split over these: every device holds a piece of each row, and states travel."""
+    """Context parallelism: time is split over these devices. Each holds a stretch of every row; states are exchanged."""
     tensor: int = 1
-    """Heads, channels and vocabulary are split over these, and the parameters that make them."""
+    """Tensor parallelism: heads, channels and vocabulary are split over these devices, with the parameters that make them."""
     rules: Rules = Field(default=dict(sharding.RULES), validate_default=True)
-    """Which mesh axis each parameter axis is split over; None: not split. What is left out stays as by default."""
+    """Mesh axis over which each parameter axis is split; None: not split. Parameter axes that are not given keep their defaults."""
 
     @field_validator("rules")
     @classmethod
@@ -37,7 +37,7 @@ class Mesh(Section):
     def _sizes(self):
         sizes = self.sizes()
         if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"sizes are {sizes}; wanted at least 1 each, and at most one -1 (all devices that are left)")
+            raise ValueError(f"sizes are {sizes}; wanted at least 1 each, and at most one -1 (all remaining devices)")
         return self
 
     def sizes(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from seqzoo import channels, mixers
 from seqzoo.model.sharding import constrain
 from seqzoo.nn import LayerNorm, RMSNorm, dropout
+from seqzoo.nn.layer import Depth
 from seqzoo.specs import Settings, Spec
 
 AnySpec = str | Spec | Settings
@@ -61,7 +62,7 @@ class Block(nnx.Module):
         settings: BlockSettings,
         *,
         norm_position: NormPosition,
-        depth: tuple[Any, int],
+        depth: Depth,
         rngs: nnx.Rngs,
     ):
         if norm_position == "post" and settings.normed_residual:

@@ -57,7 +57,7 @@ def matrices(state: nnx.State) -> dict[str, Any]:
     def is_matrix(path: str, variable: nnx.Variable) -> bool:
         own = own_axes(path, variable)
         marked = not variable.get_metadata().get("decay", True)
-        return path.startswith("stack/") and len(own) >= 2 and not marked and not {"taps", "state"} & set(own)
+        return path.startswith("stack/") and len(own) >= 2 and not marked and not {"conv_kernel", "state"} & set(own)
 
     return map_variables(is_matrix, state)
 

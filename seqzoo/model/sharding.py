@@ -1,4 +1,4 @@
-"""Which array lies where: parameter axes -> mesh axes by one table; rows over (replica, fsdp), time over seq."""
+"""Sharding of a model over the mesh: parameter axes by one table, batch rows over (replica, fsdp), time over seq."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from seqzoo.model import params
 AXES = kernel_sharding.AXES
 BATCH_AXES = kernel_sharding.BATCH
 
-# The axes that parameters name in `nnx.Param(value, axes=(...))`, and the mesh axis that each is split over. "layers" are the
+# The axes that parameters name in `nnx.Param(value, axes=(...))`, and the mesh axis over which each is split. "layers" are the
 # leading axes of stacked layers.
 RULES: dict[str, str | None] = {
     "vocab": "tensor",
@@ -23,19 +23,19 @@ RULES: dict[str, str | None] = {
     "heads": "tensor",
     "mlp": "tensor",
     "state": None,
-    "taps": None,
+    "conv_kernel": None,
     "layers": None,
 }
 
 
 class ShardingError(ValueError):
-    """A size that does not fit the mesh. The message names what, the axis and both sizes."""
+    """A size that does not fit the mesh. The message names the array, its axis and both sizes."""
 
 
 def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.sharding.Mesh:
-    """The mesh (replica, fsdp, seq, tensor), all axes Auto; one size may be -1: all devices that are left.
+    """The mesh (replica, fsdp, seq, tensor), all axes Auto; one size may be -1: all remaining devices.
 
-    Sizes that multiply to fewer devices than there are take the first.
+    If the sizes multiply to fewer devices than exist, the first ones are used.
 
     Raises:
       ShardingError: the sizes do not fit the number of devices, or an axis larger than 1 would only repeat work, because no
@@ -63,28 +63,34 @@ def make_mesh(sizes: Mapping[str, int], rules: Mapping[str, str | None]) -> jax.
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over (replica, fsdp), tokens over seq; holds for every array [b, t] of a batch."""
+    """Sharding of every array [b, t] of a batch: rows over (replica, fsdp), tokens over seq."""
     return NamedSharding(mesh, jax.P(kernel_sharding.BATCH, kernel_sharding.TIME))
 
 
-def check_batch(mesh: jax.sharding.Mesh, batch: int, length: int, what: str) -> None:
-    """Raises ShardingError unless the rows divide evenly over the data axes and the tokens over seq."""
-    for size, axes, things in ((batch, kernel_sharding.BATCH, "rows"), (length, kernel_sharding.TIME, "tokens")):
-        ways = math.prod(mesh.shape[axis] for axis in axes)
-        if size % ways:
+def check_batch(mesh: jax.sharding.Mesh, batch: int, length: int, owner: str) -> None:
+    """Raises ShardingError unless the rows divide evenly over (replica, fsdp) and the tokens over seq.
+
+    owner: the array's owner, named in the message.
+    """
+    for size, axes, unit in ((batch, kernel_sharding.BATCH, "rows"), (length, kernel_sharding.TIME, "tokens")):
+        devices = math.prod(mesh.shape[axis] for axis in axes)
+        if size % devices:
             named = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
-            raise ShardingError(f"{what}: {size} {things} do not divide over {named}, {ways} devices")
+            raise ShardingError(f"{owner}: {size} {unit} do not divide over {named}, {devices} devices")
 
 
 def constrain(x: Array, axes: str) -> Array:
-    """x kept where the ambient mesh cuts its axes, "b t ." say (see `OpSharding.spec`); x itself without a mesh."""
+    """x with its axes sharded as the ambient mesh shards those of ops; without a mesh, x itself.
+
+    axes: a letter per axis, such as "b t .": b rows, t time, h heads or channels, "." not sharded (see `OpSharding.spec`).
+    """
     sizes = {"b": 1, "t": 1, "h": 1} | dict(zip(axes.split(), x.shape, strict=True))
     shards = kernel_sharding.plan("array", b=sizes["b"], t=sizes["t"], h=[sizes["h"]])
     return jax.lax.with_sharding_constraint(x, shards.spec(axes)) if shards.free else x
 
 
 def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[str, str | None]) -> dict[str, Any]:
-    """A plain nested dict of NamedShardings beside that of the parameters.
+    """NamedShardings of all parameters, as a plain nested dict of the same structure.
 
     Args:
       mesh: the mesh.

@@ -36,7 +36,7 @@ class ShortConvolution(nnx.Module):
         bound = width**-0.5  # the framework's default for a depthwise kernel: fan_in is the width
         uniform = lambda shape: jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound)
         w = uniform((width, d)) if init is None else init(rngs.params(), (width, d), param_dtype)
-        self.w = nnx.Param(w, axes=("taps", axis))
+        self.w = nnx.Param(w, axes=("conv_kernel", axis))
         start = uniform if init is None else lambda shape: jnp.zeros(shape, param_dtype)
         self.b = nnx.Param(start((d,)), axes=(axis,)) if bias else None
         self.tail, self.implementation, self.dtype = (width - 1, d), implementation, dtype

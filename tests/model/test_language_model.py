@@ -1,4 +1,4 @@
-"""The backbone obeys the mixers' law, and its layouts are the same function."""
+"""The model obeys the mixers' law, and scan, loop and rematerialisation are the same function."""
 
 import jax
 import jax.extend
@@ -39,7 +39,7 @@ def whole(model):
 
 
 @pytest.mark.parametrize("cut", [pytest.param(4, marks=pytest.mark.slow), 12])
-def test_pieces_in_turn_give_the_whole(model, whole, cut):
+def test_any_split_gives_the_whole(model, whole, cut):
     first, state = run(model, TOKENS[:, :cut], state=model.init_state(2, LENGTH), segment_ids=IDS[:, :cut])
     rest, state = run(model, TOKENS[:, cut:], state=state, segment_ids=IDS[:, cut:])
     real = (IDS != 0)[..., None]
@@ -47,7 +47,7 @@ def test_pieces_in_turn_give_the_whole(model, whole, cut):
     assert_close((jnp.where(real, joined, 0), state), (jnp.where(real, whole[0], 0), whole[1]))
 
 
-def test_decoding_token_by_token_gives_the_whole(model, whole):
+def test_decoding_gives_the_whole(model, whole):
     def step(state, token):
         logits, state = model(token[0][:, None], state=state, segment_ids=token[1][:, None])
         return state, logits[:, 0]
@@ -62,7 +62,7 @@ def test_a_packed_document_gives_what_it_gives_alone(model, whole):
     assert_close(alone, whole[0][:1, 13:22])
 
 
-def test_a_position_beyond_the_table_is_nan_and_never_a_neighbours(model):
+def test_a_position_beyond_the_learned_ones_gives_nan(model):
     assert np.all(np.isnan(run(model, TOKENS)[0][:, 20:]))
     assert np.all(np.isfinite(run(model, TOKENS[:, :20])[0]))
 
@@ -115,7 +115,7 @@ RELEASED = {  # what some released models need
 }
 
 
-def test_the_settings_of_released_models_are_what_their_names_say():
+def test_the_settings_of_released_models_follow_their_formulas():
     model = build(layers=("gla(heads=2)", "gla"), depth=1, learned_positions=None, **RELEASED)
     block = model.stack.remainder.blocks()["0_gla"]
 
@@ -129,7 +129,7 @@ def test_the_settings_of_released_models_are_what_their_names_say():
     assert {norm.eps for norm in (model.embedding_norm, block.mixer_norm, block.channel_norm, model.norm)} == {1e-2}
 
 
-def test_they_keep_the_law():
+def test_the_settings_of_released_models_keep_the_law():
     model = build(**RELEASED, learned_positions=None)
     whole = run(model, TOKENS)[0]
     first, state = run(model, TOKENS[:, :7], state=model.init_state(2, LENGTH))

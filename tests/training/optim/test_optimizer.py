@@ -26,7 +26,7 @@ SHAPES = {
     "stack/w": ((2, 6, 4), ("embed", "heads"), True),
     "stack/wide": ((2, 128, 130), ("embed", "heads"), True),
     "stack/blocks": ((2, 3, 4, 2), ("heads", None, None), True),
-    "stack/taps": ((2, 3, 6), ("taps", "heads"), True),
+    "stack/taps": ((2, 3, 6), ("conv_kernel", "heads"), True),
     "stack/marked": ((2, 6, 4), ("embed", "heads"), False),
     "stack/scale": ((2, 6), ("embed",), True),
 }
@@ -217,7 +217,7 @@ def test_the_matrices_of_a_model_are_the_projections_of_its_blocks(spec):
     assert not {path for path in found - wanted if not path.endswith("up")}, "neither a projection nor RWKV's low-rank blend"
     for path in found:
         own = params.own_axes(path, named[path])
-        assert len(own) >= 2 and not {"vocab", "taps", "state"} & set(own)
+        assert len(own) >= 2 and not {"vocab", "conv_kernel", "state"} & set(own)
 
 
 @pytest.mark.parametrize("name", NAMES)
