@@ -3,7 +3,7 @@
 import contextvars
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,14 +74,40 @@ def fastest(measured: Measured, kind: str, sizes: Sequence[int], otherwise: str)
     return Choice(*times[min(times, key=lambda known: sum(math.log(a / b) ** 2 for a, b in zip(known, sizes, strict=True)))])
 
 
-def choose_pair(op: str, implementation: str | None, table: Mapping[str, Any], default: Choice) -> Choice:
-    """The names to use: `implementation` for both passes, or `default` if that is None. Raises ValueError as `choose`."""
-    names = default if implementation is None else Choice(implementation, implementation)
-    for name in set(names):
-        _check_known(op, name, table)
-    suffixes = ("", " with gradients")
-    record(op, *(f"implementation={name!r}{suffix}" for name, suffix in zip(dict.fromkeys(names), suffixes, strict=False)))
-    return names
+def choose_pair(
+    op: str,
+    implementation: str | Sequence[str] | None,
+    known: Collection[str],
+    default: Sequence[Choice],
+    check: Callable[[Choice], Any] = lambda choice: None,
+) -> Choice:
+    """The first choice that `check` does not refuse.
+
+    Args:
+      op: its name, for `explain` and errors.
+      implementation: a name for both passes, several to be tried in order, or None for `default`.
+      known: all names.
+      default: choices to be tried in order.
+      check: raises NotImplementedError("why") for a choice that cannot take the inputs.
+    Raises:
+      ValueError: a name is unknown (the nearest is given).
+      NotImplementedError: every choice was refused (why).
+    """
+    names = (implementation,) if isinstance(implementation, str) else implementation
+    for name in names or ():
+        _check_known(op, name, known)
+    refusals = []
+    for choice in default if names is None else [Choice(name, name) for name in names]:
+        try:
+            check(choice)
+        except NotImplementedError as why:
+            refusals.append(f"{choice.backward} refused: {why}")
+            continue
+        suffixes = ("", " with gradients")
+        chosen = (f"implementation={name!r}{suffix}" for name, suffix in zip(dict.fromkeys(choice), suffixes, strict=False))
+        record(op, *chosen, *refusals)
+        return choice
+    raise NotImplementedError(f"{op}: {'; '.join(refusals) or 'implementation=() is empty, wanted a name, several, or None'}")
 
 
 def choose(op: str, implementation: str | None, table: Mapping[str, Callable], default: str) -> Callable:

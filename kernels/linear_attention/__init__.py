@@ -8,6 +8,7 @@
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -40,7 +41,7 @@ def linear_attention(
     initial_state: Array | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Array, Array]:
     """Computes a causal recurrence of outer products, read by a query:
@@ -63,7 +64,7 @@ def linear_attention(
       initial_state: [b, h, k, v] S before the first token; None is zero.
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
-      implementation: None, or one of
+      implementation: None, a name, or several names of which the first that takes the inputs is used:
         "reference": `lax.scan`, differentiated by JAX in either mode; the definition.
         "recurrent": token by token, in place.
         "chunkwise": matrix products over chunks of tokens.
@@ -78,6 +79,7 @@ def linear_attention(
 
     Raises:
       ValueError: shapes, dtypes, `implementation` or `chunk_size` do not fit (found and wanted are named).
+      NotImplementedError: the named implementations cannot take this `chunk_size` (why).
 
     Precision: sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`:
     the defaults of GPUs (TF32) and TPUs (bfloat16) are 1e-3 off. With narrower inputs they run at the default, which on no
@@ -98,9 +100,9 @@ def linear_attention(
     shape = (batch, heads, width, value_width)
     state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
 
-    default = defaults.implementation(length, defaults.kind(log_decay, value_log_decay, a), shape)
-    names = {"reference": reference, **IMPLEMENTATIONS}
-    choice = implementations.choose_pair("linear_attention", implementation, names, default)
+    default = defaults.choices(length, defaults.kind(log_decay, value_log_decay, a), shape)
+    check = functools.partial(defaults.chunk_size, requested=chunk_size, length=length)
+    choice = implementations.choose_pair("linear_attention", implementation, ("reference", *IMPLEMENTATIONS), default, check)
     uses_reference = choice.forward == "reference"
     shards = sharding.plan("linear_attention", b=batch, t=1 if uses_reference else length, h=(groups, heads))
     chunk_size = defaults.chunk_size(choice, chunk_size, length // shards.time_shards)

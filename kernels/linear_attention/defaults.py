@@ -15,24 +15,25 @@ def kind(log_decay: Array | None, value_log_decay: Array | None, a: Array | None
     return "none" if log_decay is None else "channel" if log_decay.ndim == 4 else "head"
 
 
-def implementation(length: int, kind: str, state_shape: tuple[int, int, int, int]) -> implementations.Choice:
-    """The choice for `implementation=None`: the fastest at the nearest sizes; a single token is too small for matrix products."""
+def choices(length: int, kind: str, state_shape: tuple[int, int, int, int]) -> list[implementations.Choice]:
+    """The choices for `implementation=None`: the fastest at the nearest sizes, if it can; for a single token the recurrent form."""
     batch, heads, k, v = state_shape
+    recurrent = implementations.Choice("recurrent", "recurrent")
     if length == 1 or not batch * heads * k * v:
-        return implementations.Choice("recurrent", "recurrent")
-    return implementations.fastest(TUNING, kind, (batch * heads, k, v), "chunkwise")
+        return [recurrent]
+    return [implementations.fastest(TUNING, kind, (batch * heads, k, v), "chunkwise"), recurrent]
 
 
 def chunk_size(choice: implementations.Choice, requested: int | None, length: int) -> int:
-    """Tokens in a chunk, no more than `length` needs. Raises ValueError for a `requested` size that the choice cannot take."""
-    halving = [name for name in choice if "chunkwise" in name]
+    """Tokens in a chunk, no more than `length` needs. Raises NotImplementedError for a size that the choice cannot take."""
+    chunkwise = any("chunkwise" in name for name in choice)
     size = requested
     if size is None:
-        size = 64 if halving and not implementations.on_cpu() else 32
-    elif "reference" in choice:
-        raise ValueError(f'chunk_size={size!r} means nothing to implementation="reference", wanted None')
+        size = 64 if chunkwise and not implementations.on_cpu() else 32
     elif not isinstance(size, int) or size < 1:
         raise ValueError(f"chunk_size={size!r}, wanted a positive int or None")
-    if halving and size & (size - 1):
-        raise ValueError(f"chunk_size={size!r}, wanted a power of 2: implementation={halving[0]!r} halves chunks")
+    elif "reference" in choice:
+        raise NotImplementedError(f"chunk_size={size!r}, wanted None: it has no chunks")
+    elif chunkwise and size & (size - 1):
+        raise NotImplementedError(f"chunk_size={size!r}, wanted a power of 2: chunks are halved")
     return min(size, 1 << max(length - 1, 0).bit_length())

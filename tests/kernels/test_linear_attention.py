@@ -11,7 +11,7 @@ import pytest
 from helpers import scan_cases
 from helpers.scan_cases import IDS, VIOLENT
 from helpers.tolerances import RELATIVE, assert_close, rms
-from seqzoo.kernels.common import segments
+from seqzoo.kernels.common import explain, segments
 from seqzoo.kernels.linear_attention import linear_attention
 
 # "before" reads before the write, with a bonus, under a decay per head; "all" does so under decays of both axes. "delta" and
@@ -315,12 +315,10 @@ def test_a_batch_sharded_over_an_auto_mesh_gives_equal_numbers(implementation):
     [
         ({"implementation": "chunky"}, "Did you mean 'chunkwise'"),
         ({"chunk_size": 0}, "chunk_size=0, wanted a positive int"),
-        ({"chunk_size": 8, "implementation": "reference"}, "means nothing"),
         ({"k": np.zeros((2, 9, 1, 7), np.float32)}, r"k has shape \(2, 9, 1, 7\), wanted q's \(2, 9, 1, 6\)"),
         ({"q": np.zeros((2, 9, 6), np.float32)}, r"q has shape \(2, 9, 6\), wanted 4 axes"),
         ({"v": np.zeros((2, 8, 2, 5), np.float32)}, r"v has shape \(2, 8, 2, 5\)"),
         ({"v": np.zeros((2, 9, 2, 5), np.int32)}, "v has dtype int32, wanted a floating dtype"),
-        ({"chunk_size": 20, "implementation": "chunkwise"}, "chunk_size=20, wanted a power of 2"),
         ({"log_decay": np.zeros((2, 9, 3), np.float32)}, r"log_decay has shape \(2, 9, 3\), wanted one of"),
         ({"value_log_decay": np.zeros((2, 9, 2), np.float32)}, r"value_log_decay has shape \(2, 9, 2\), wanted v's \(2, 9, 2, 5\)"),
         ({"bonus": np.zeros((2, 6), np.float32)}, "read_before_write=False, wanted read_before_write=True"),
@@ -333,6 +331,33 @@ def test_bad_inputs_are_refused_with_what_was_found_and_wanted(change, message):
     arrays = {**draw(length=9), **change}
     with pytest.raises(ValueError, match=message):
         linear_attention(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("size", "implementation", "message"),
+    [
+        (8, "reference", "reference refused: chunk_size=8, wanted None"),
+        (20, "chunkwise", "chunkwise refused: chunk_size=20, wanted a power of 2"),
+        (20, ("chunkwise", "reference"), "chunkwise refused: .* reference refused"),
+        (20, (), "is empty"),
+    ],
+)
+def test_a_chunk_size_that_no_named_implementation_can_take_is_refused_with_the_reasons(size, implementation, message):
+    with pytest.raises(NotImplementedError, match=message):
+        linear_attention(**draw(length=9), chunk_size=size, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", [("chunkwise", "recurrent"), None])
+def test_the_first_implementation_that_takes_the_inputs_is_used(implementation, monkeypatch):
+    monkeypatch.setattr("seqzoo.kernels.linear_attention.defaults.TUNING", {})
+    arrays = draw(length=9)
+    lines = explain(functools.partial(linear_attention, chunk_size=20, implementation=implementation), **arrays)
+    assert lines[0].startswith("linear_attention: implementation='recurrent', chunkwise refused: chunk_size=20")
+    wanted = linear_attention(**arrays, implementation="recurrent", chunk_size=20)
+    assert_close(linear_attention(**arrays, implementation=implementation, chunk_size=20), wanted)
+    assert explain(functools.partial(linear_attention, implementation=("chunkwise", "recurrent")), **arrays)[0].endswith(
+        "'chunkwise'"
+    )
 
 
 def test_heads_that_do_not_divide_into_the_groups_are_refused():
