@@ -22,9 +22,9 @@ from seqzoo.mixers.base import State
 
 def create(spec: str, d_model: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, name: str | None = None) -> linen.Module:
     """The Linen module of the mixer that a spec string names; arguments as in `seqzoo.mixers.create`, `name` as in Linen."""
-    spec = mixers.registry.check(spec)
-    settings = dict(spec.settings) | {"dtype": dtype, "param_dtype": param_dtype}
-    return _module(mixers.registry.get(spec.name), d_model, name=name, **settings)
+    checked = mixers.registry.check(spec)
+    settings = dict(checked.settings) | {"dtype": dtype, "param_dtype": param_dtype}
+    return _module(mixers.registry.get(checked.name), d_model, name=name, **settings)
 
 
 def init_state(spec: str, d_model: int, batch: int, max_length: int | None = None, dtype: Any = None) -> State:

@@ -16,6 +16,7 @@ DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
 def train(arguments: list[str], console: Console) -> int:
     """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`."""
     from seqzoo import compare, training
+    from seqzoo.training.run import distributed
 
     dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
     sweeps, arguments = take_flag(SWEEP, arguments)
@@ -30,7 +31,7 @@ def train(arguments: list[str], console: Console) -> int:
     for experiment, *_ in compare.group_by_label(chosen).values():
         checked(lambda experiment=experiment: training.check(experiment))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
-    folder = training.run.distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
+    folder = distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
     return start(chosen, folder, console)
 
 
@@ -72,12 +73,13 @@ def resume(arguments: list[str], console: Console) -> int:
     from seqzoo import training
 
     folder, words = take_run_folder("resume", arguments)
-    stored = checked(lambda: training.load_config(folder))
-    refuse_distributed_comparison(stored)
+    found = checked(lambda: training.load_config(folder))
+    refuse_distributed_comparison(found)
     changed, words = CHANGED in words, [word for word in words if word != CHANGED]
     if not words:
-        return start(stored, folder, console, changed=changed)
-    chosen = parse_settings(one_experiment(stored, folder), words, prog=f"train.py resume {folder}")
+        return start(found, folder, console, changed=changed)
+    stored = one_experiment(found, folder)
+    chosen = parse_settings(stored, words, prog=f"train.py resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
     chosen = chosen.model_copy(update={"mesh": stored.mesh})
     if not changed:

@@ -11,6 +11,7 @@ from seqzoo import config
 from seqzoo.specs import did_you_mean
 
 Result = TypeVar("Result")
+Chosen = TypeVar("Chosen", config.Experiment, config.Comparison, config.Config)
 
 QUICKSTART = Path("configs/quickstart.py")
 NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate", "help")
@@ -99,10 +100,10 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
     return quickstart.config, arguments
 
 
-def parse_settings(loaded: config.Config, arguments: list[str], prog: str = "train.py") -> config.Config:
+def parse_settings(loaded: Chosen, arguments: list[str], prog: str = "train.py") -> Chosen:
     """The loaded config with the settings of the command line. Raises SystemExit for --help and for wrong settings."""
     chosen = tyro.cli(type(loaded), default=loaded, args=arguments, prog=prog, description=USAGE, config=FLAGS)
-    if isinstance(chosen, config.Comparison):
+    if isinstance(chosen, config.Comparison) and isinstance(loaded, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)
         for path in sorted(chosen.varied):
             if path in changed:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config
+from seqzoo.cli.runs import one_experiment
 from seqzoo.cli.shared import FLAGS, UsageError, checked, fail, take_run_folder
 
 
@@ -69,7 +70,7 @@ def generate(arguments: list[str], console: Console) -> int:
         raise UsageError("generate runs in one process, found several; wanted --distributed off")
     folder, rest = take_run_folder("generate", arguments)
     settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
-    stored = checked(lambda: training.load_config(folder))
+    stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
     model = checked(lambda: training.load_model(folder))
     tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.TokenIds())
 

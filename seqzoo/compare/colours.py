@@ -34,7 +34,7 @@ class Style(NamedTuple):
 
 def colour(label: str) -> str:
     """The colour of a label: the colour of the mixer named first in it."""
-    name = re.match(r"\w*", label).group()
+    name = re.split(r"\W", label, maxsplit=1)[0]
     return MIXERS.get(name) or OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
 
 

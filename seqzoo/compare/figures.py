@@ -110,7 +110,7 @@ def eval_sets(
     figure, (axes,) = _figure(1, [row.label for row in rows])
     looks = styles(row.label for row in rows)
     name, places = _places(settings)
-    order = sorted(places, key=places.get)
+    order = sorted(places, key=lambda name: places[name])
     ends = {}
     for row in rows:
         here = [each for each in order if each in row.eval_sets]
@@ -176,18 +176,18 @@ def save(figure, path: Path) -> None:
     temporary.replace(path)
 
 
-def _figure(panels: int, labels: Sequence[str]):
+def _figure(panels: int, labels: Sequence[str]) -> tuple[Any, Any]:
     """A figure and its panels, with space for the labels at the right ends of curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     width = max(2.2, LETTER_INCHES * max(map(len, labels), default=0))
     height = max(4.2, LABEL_INCHES * len(labels) + 1.0)
-    figure = Figure(figsize=(4.4 * panels + width, height), layout="constrained", facecolor="white")
+    figure: Any = Figure(figsize=(4.4 * panels + width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    panels = figure.subplots(1, panels, squeeze=False)[0]
-    for axes in panels:
+    all_axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
         axes.tick_params(colors=INK, labelsize=9.5, color=FAINT)
@@ -196,7 +196,7 @@ def _figure(panels: int, labels: Sequence[str]):
         axes.titlesize = 11
         axes.grid(axis="y", color="#ececec", linewidth=0.8)
         axes.set_axisbelow(True)
-    return figure, panels
+    return figure, all_axes
 
 
 def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
@@ -213,7 +213,7 @@ def _limits(objective: Objective) -> dict[str, tuple[float, float]]:
     return {"ylim": (-0.06, 1.03)} if objective == ACCURACY else {}
 
 
-def _curve(axes, runs: Sequence[dict[int, float]], style: Style, marked: bool = False) -> tuple[float, float] | None:
+def _curve(axes, runs: Sequence[Mapping[float, float]], style: Style, marked: bool = False) -> tuple[float, float] | None:
     """Draws median and band at the steps that all runs have; returns the end of the curve."""
     steps = sorted(set.intersection(*map(set, runs)))
     if not steps:
@@ -240,16 +240,17 @@ def _chance(axes, level: float) -> None:
     axes.text(0.99, level - 0.01, f"chance {level:.3f}", transform=place, color=FAINT, fontsize=9, va="top", ha="right")
 
 
-def _end_labels(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, Style]) -> None:
+def _end_labels(axes, ends: Mapping[str, tuple[float, float] | None], looks: Mapping[str, Style]) -> None:
     """Writes each label at the right end of its curve, with a thin line to it; overlapping labels are moved apart."""
-    order = sorted(ends, key=lambda label: ends[label][1])
+    drawn = {label: end for label, end in ends.items() if end}
+    order = sorted(drawn, key=lambda label: drawn[label][1])
     low, high = axes.get_ylim()
     gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * (high - low)
-    heights = move_apart([ends[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
+    heights = move_apart([drawn[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
     for label, height in zip(order, heights, strict=True):
         axes.annotate(
             label,
-            xy=ends[label],
+            xy=drawn[label],
             xytext=(1.055, (height - low) / (high - low)),
             textcoords="axes fraction",
             color=looks[label].colour,
@@ -281,7 +282,7 @@ def move_apart(values: Sequence[float], gap: float, low: float, high: float) -> 
             total, count = blocks.pop()
             blocks[-1][0] += total - count * blocks[-1][1] * gap
             blocks[-1][1] += count
-    return [centre(block) + place * gap for block in blocks for place in range(block[1])]
+    return [centre(block) + place * gap for block in blocks for place in range(int(block[1]))]
 
 
 def _places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:

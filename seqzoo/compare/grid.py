@@ -14,7 +14,7 @@ from seqzoo.compare.colours import colour
 from seqzoo.compare.summary import label_of
 from seqzoo.compare.tables import print_table
 from seqzoo.mixers import state_bytes
-from seqzoo.model import params
+from seqzoo.model import LanguageModel, params
 
 
 class GridPoint(NamedTuple):
@@ -50,7 +50,7 @@ def grid_points(chosen: config.Config) -> list[GridPoint]:
     """
     from seqzoo.training import build
 
-    models: dict[Any, nnx.Module] = {}
+    models: dict[Any, LanguageModel] = {}
     tokens: dict[Any, int] = {}
     found = []
     for label, experiments in group_by_label(chosen).items():
@@ -93,6 +93,7 @@ def show(chosen: config.Config, console: Console) -> None:
     total = sum(point.tokens * len(point.experiments) for point in grid)
     lines = [f"Runs: {len(runs)}, with {total:,} tokens in all." + " Runs of one line differ in learning rate and seed." * several]
     lines += ["State bytes: decode memory per row at the task's longest length. Steps and tokens: for one run."]
-    if levels := sorted({experiment.training.stop_above for experiment in runs} - {None}):
+    stops = (experiment.training.stop_above for experiment in runs)
+    if levels := sorted({level for level in stops if level is not None}):
         lines += [f"Runs stop early when an evaluation's accuracy is above {', '.join(f'{level:g}' for level in levels)}."]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

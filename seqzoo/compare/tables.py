@@ -49,7 +49,7 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
         cells = [Text.assemble(("● ", colour(row.label)), row.label)]
         for name in levels:
             values = row.eval_sets.get(name)
-            cells.append(_format_range(values, values.median == best[name]) if values else "")
+            cells.append(_format_range(values, values.median == best[name]) if values else Text())
         result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, format_costs(row)))
     if any(level is not None for level in levels.values()):
         result.add_section()

@@ -1,4 +1,4 @@
-"""The typed experiment: what to train, on what, how and where. Every setting is checked before anything is written.
+"""The typed experiment: model, task, optimizer, training, mesh and run. Every setting is checked before anything is written.
 
 A config file is Python that defines `config`, an `Experiment` or a `Comparison`; the command line overrides any field of it:
 `--model.layers "gla(heads=2)"`. Both round-trip through JSON.

@@ -1,4 +1,4 @@
-"""What the sections of a config are made of: a strict base class, and fields that the command line gives in one word."""
+"""Base of the sections of a config: a strict model, and types of fields that are one word on the command line."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from seqzoo.specs import Registry, Settings, Spec, did_you_mean, parse, split
 
 
 class ConfigError(ValueError):
-    """A config that is wrong or cannot be read. The message names the setting, what was found and what exists."""
+    """A wrong or unreadable config. One line: the setting, the value found, the values wanted."""
 
 
 def one_word(parse, show, metavar):
@@ -27,7 +27,7 @@ def one_word(parse, show, metavar):
 
 
 def _dict(text: str) -> dict:
-    """A dict in JSON or in Python."""
+    """Parses a dict in JSON or in Python."""
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):
@@ -39,7 +39,7 @@ def _dict(text: str) -> dict:
 
 
 def tuples(value):
-    """JSON's lists as the tuples that they were."""
+    """Turns the lists of JSON back into tuples."""
     if isinstance(value, Mapping):
         return {key: tuples(item) for key, item in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
@@ -68,14 +68,14 @@ def _message(problem) -> str:
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names and says which it knows."""
+    """A frozen group of settings that refuses unknown names, with a list of the known ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def __init__(self, **values):
         try:
             super().__init__(**values)
-        except ValidationError as error:  # whose own text is long, and buries the message that the validators below write
+        except ValidationError as error:  # pydantic's own text takes several lines
             raise ConfigError("; ".join(_message(problem) for problem in error.errors())) from None
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Many experiments that differ along axes."""
+"""Comparisons: many experiments that differ along axes."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ class Comparison(Section):
 
     # The empty name puts the base's settings at the top of the command line, where an Experiment has them.
     base: Annotated[Experiment, tyro.conf.arg(name="")] = Experiment()
-    """What all of them share."""
+    """Settings of all experiments."""
     axes: Axes
     """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}. Settings that
-    change together make an axis of names: {"size": {"small": {"model.depth": 2, "model.d_model": 64}, "large": {...}}}; where two
-    such axes set the same, the later one counts."""
+    change together make a named axis: {"size": {"small": {"model.depth": 2, "model.d_model": 64}, "large": {...}}}; if two named
+    axes set the same setting, the later one counts."""
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -45,22 +45,22 @@ class Comparison(Section):
     def _every_experiment_is_valid(self):
         for _, experiment in self.experiments():
             if (after := experiment.training.stop_after_steps) is not None:
-                raise ValueError(f"training.stop_after_steps={after}, but a comparison is of runs that are over; wanted None")
+                raise ValueError(f"training.stop_after_steps={after}, but a comparison needs finished runs; wanted None")
         return self
 
     @property
     def name(self) -> str:
-        """The comparison's name: `base.run.name`, or one made from the task."""
+        """`base.run.name`, or a name made from the task."""
         return self.base.run.name or f"{parse(self.base.task).name}-comparison"
 
     @property
     def named(self) -> dict[str, set[str]]:
-        """The axes of names, each with the settings that any of its names sets."""
+        """The named axes, each with the settings that it changes."""
         return {axis: set().union(*values.values()) for axis, values in self.axes.items() if isinstance(values, Mapping)}
 
     @property
     def varied(self) -> set[str]:
-        """Every setting that an axis sets."""
+        """Every setting that an axis changes."""
         return set().union(*self.named.values(), self.axes.keys() - self.named.keys())
 
     def experiments(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
@@ -69,5 +69,6 @@ class Comparison(Section):
             point = dict(zip(self.axes, values, strict=True))
             changed = {}
             for axis, value in point.items():
-                changed |= self.axes[axis][value] if axis in self.named else {axis: value}
+                values_of = self.axes[axis]
+                changed |= values_of[value] if isinstance(values_of, dict) else {axis: value}
             yield point, replace(self.base, changed)

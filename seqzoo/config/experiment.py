@@ -1,4 +1,4 @@
-"""One model on one task: the sections together, and their settings by dotted path."""
+"""Experiments: one model on one task, and its settings by dotted path."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,15 +24,15 @@ class Experiment(Section):
     model: Model = Model()
     """The network."""
     task: str = "mqar"
-    """Where batches come from: a task with settings, "mqar(vocab_size=256, length=64)"."""
+    """Task with settings: "mqar(vocab_size=256, length=64)"."""
     optimizer: Optimizer = Optimizer()
-    """How parameters change."""
+    """Update rule, learning rate and gradient processing."""
     training: Training = Training()
-    """How long, and how often to look."""
+    """Number of steps, evaluations and checkpoints."""
     mesh: Mesh = Mesh()
-    """Which devices do what."""
+    """Parallelism over devices."""
     run: Run = Run()
-    """Where the run is kept."""
+    """Run folder and logging."""
 
     @field_validator("imports", mode="before")
     @classmethod
@@ -66,7 +66,7 @@ class Experiment(Section):
 
     @property
     def name(self) -> str:
-        """The run's name: `run.name`, or one made from task and mixers."""
+        """`run.name`, or a name made from task and mixers."""
         layers = "-".join(dict.fromkeys(parse(spec).name for spec in self.model.layers))
         return self.run.name or f"{parse(self.task).name}-{layers}"
 
@@ -81,7 +81,7 @@ def settings(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def replace(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """A copy with the settings at some dotted paths replaced, and everything checked again."""
+    """A copy with the settings at these dotted paths replaced; everything is checked again."""
     tree = experiment.model_dump()
     known = settings(experiment)
     for path, value in values.items():
@@ -98,6 +98,6 @@ def replace(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
 
 
 def difference(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two experiments differ, those of where the run is kept left out: {path: (one's, other's)}."""
+    """The settings in which two experiments differ, without the section `run`: {path: (value of one, value of other)}."""
     a, b = settings(one), settings(other)
     return {path: (a[path], b[path]) for path in a if a[path] != b[path] and not path.startswith("run.")}

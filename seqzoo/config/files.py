@@ -1,4 +1,4 @@
-"""Configs read back: from JSON, and from the Python files that define them."""
+"""Configs from files: JSON, and Python files that define `config`."""
 
 import json
 import runpy
@@ -35,7 +35,7 @@ def load_json(path: str | Path) -> Config:
 
 
 def load_file(path: str | Path) -> Config:
-    """The `config` that a Python file defines."""
+    """The `config` of a Python file, which is executed."""
     path = Path(path)
     if not path.is_file():
         beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []

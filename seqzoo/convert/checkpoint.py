@@ -13,7 +13,7 @@ INDEX = "model.safetensors.index.json"  # maps tensors to files, if there are se
 WEIGHTS = "model.safetensors"
 
 # Written by transformers for every model; without effect on the output for token ids.
-NO_EFFECT = (
+NO_EFFECT: tuple[str, ...] = (
     "_name_or_path",
     "architectures",
     "bos_token_id",

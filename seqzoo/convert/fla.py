@@ -89,7 +89,7 @@ def stack_mapping(
     mixer: Mapping[str, Rule],
     *,
     hidden_ratio: float = 4,
-    table: Callable[[int], Mapping[str, Rule]] = lambda i: {},
+    table: Callable[[int], dict[str, Rule]] = lambda i: {},
 ) -> ModelMapping:
     """Mapping of pre-norm blocks of a mixer and a SwiGLU, an embedding, a final norm and a head.
 

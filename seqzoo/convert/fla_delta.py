@@ -1,6 +1,5 @@
 """Delta rules of flash-linear-attention 0.6.0 (fla-hub/delta_net-*, ...): DeltaNet, Gated DeltaNet, Comba, DeltaProduct, KDA."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def kda(config: Config) -> ModelMapping:
     return _mapping(config, "kda", low_rank | DECAY, **settings, **_range(config))
 
 
-def _mapping(config: Config, name: str, mixer: Mapping[str, Rule], **settings: Any) -> ModelMapping:
+def _mapping(config: Config, name: str, mixer: dict[str, Rule], **settings: Any) -> ModelMapping:
     """Mapping of layers with convolutions of q, k and v, a beta, and a norm per head."""
     config.only("use_short_conv", True)
     settings |= {"conv_size": config.get("conv_size", 4), "norm_eps": eps_of(config)}

@@ -46,7 +46,7 @@ def stack_mapping(
 def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | None = None) -> list[str]:
     """The kind of each layer; ConvertError for an unknown one. `default`: for an absent `layer_types`, if that is allowed."""
     depth, kinds = config.get("num_hidden_layers"), config.get("layer_types", *([] if default is None else [None]))
-    kinds = list(default if kinds is None else kinds)
+    kinds = list((default or ()) if kinds is None else kinds)
     if len(kinds) != depth or not set(kinds) <= set(known):
         raise ConvertError(f"{config.where}: layer_types={kinds!r}, wanted {depth} of {' and '.join(map(repr, known))}")
     return kinds

@@ -5,6 +5,7 @@ only the layers of Kimi delta attention can be read.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from seqzoo.convert.architecture import ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config, ConvertError
@@ -79,7 +80,7 @@ def kimi_linear(config: Config) -> ModelMapping:
     return made._replace(refused=_refused(config, kinds))
 
 
-def _linear(config: Config) -> dict:
+def _linear(config: Config) -> dict[str, Any]:
     """The settings in the released files' own dict, which take precedence over the others."""
     linear = config.get("linear_attn_config", None) or {}
     unknown = {key: value for key, value in linear.items() if key not in OF_LINEAR}
@@ -88,12 +89,12 @@ def _linear(config: Config) -> dict:
     return linear
 
 
-def _default_kinds(depth: int, linear: dict) -> list[str]:
+def _default_kinds(depth: int, linear: dict[str, Any]) -> list[str]:
     """Kind of each layer without layer_types; released files count layers from 1."""
     if not {"full_attn_layers", "kda_layers"} <= set(linear):
         return ["full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(depth)]
     kinds = {i: "full_attention" for i in linear["full_attn_layers"]} | {i: "linear_attention" for i in linear["kda_layers"]}
-    return [kinds.get(i + 1) for i in range(depth)]
+    return [kinds.get(i + 1, "") for i in range(depth)]
 
 
 def _refused(config: Config, kinds: Sequence[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from seqzoo.convert.architecture import ModelMapping, model_mapping
 from seqzoo.convert.checkpoint import Checkpoint, ConvertError
 from seqzoo.convert.tensor_map import Rule
 from seqzoo.model import LanguageModel, params
+
+Built = TypeVar("Built", bound=nnx.Module)
 
 SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 
@@ -81,7 +83,7 @@ class _Place(NamedTuple):
 
     rule: Rule
     prefix: str = ""
-    index: int | None = None
+    layer: int | None = None
 
 
 def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
@@ -101,9 +103,7 @@ def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
     return places
 
 
-def _filled(
-    build: Callable[[], nnx.Module], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool
-) -> nnx.Module:
+def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool) -> Built:
     """The module of `build` with parameters from the file; `whole`: the file must not hold other tensors.
 
     The module is built from abstract shapes, and tensors are read one at a time: peak memory is the parameters and one tensor.
@@ -117,10 +117,11 @@ def _filled(
 
     for name in sorted(set(places) & set(checkpoint.names())):
         tensor = checkpoint.read(name)
-        for rule, prefix, index in places[name]:
-            filled |= {(prefix + target, index) for target in rule.targets}
-            if rule.tied_to in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(rule.tied_to)):
-                problems.append(f"{name} differs from {rule.tied_to}, with which config.json ties it")
+        for rule, prefix, layer in places[name]:
+            filled |= {(prefix + target, layer) for target in rule.targets}
+            tied = rule.tied_to
+            if tied and tied in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(tied)):
+                problems.append(f"{name} differs from {tied}, with which config.json ties it")
             if not set(rule.extra_inputs) <= set(checkpoint.names()):
                 continue  # the missing tensor is reported by its own rule
             try:
@@ -129,7 +130,7 @@ def _filled(
                 problems.append(f"{name} has shape {tensor.shape}: {error}")
                 continue
             for target, piece in zip(rule.targets, pieces, strict=True):
-                array, where = arrays[prefix + target], ... if index is None else index
+                array, where = arrays[prefix + target], ... if layer is None else layer
                 if piece.shape != array[where].shape:
                     shape = array[where].shape
                     problems.append(f"{name} has shape {tensor.shape}, which makes {target} {piece.shape}; wanted {shape}")
@@ -137,15 +138,15 @@ def _filled(
                     array[where] = piece
 
     for name in sorted(set(places) - set(checkpoint.names())):
-        for rule, prefix, index in places[name]:
+        for rule, prefix, layer in places[name]:
             problems += [f"{name} is missing"] if rule.needed else []
             for target in rule.targets:
-                filled.add((prefix + target, index))
-                arrays[prefix + target][... if index is None else index] = 0
+                filled.add((prefix + target, layer))
+                arrays[prefix + target][... if layer is None else layer] = 0
     if whole:
         problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
-    problems += [f"parameter {path} is filled by no tensor" for path, index in sorted(slots - filled, key=str)]
+    problems += [f"parameter {path} is filled by no tensor" for path, _ in sorted(slots - filled, key=str)]
     problems = list(dict.fromkeys(problems))  # a tensor of many layers repeats its problem
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -157,4 +158,4 @@ def _filled(
 
 def _found(name: str, alias: str | None, checkpoint: Checkpoint) -> str:
     """The alias if the file has the tensor under that name only, else the name."""
-    return alias if alias in checkpoint.names() and name not in checkpoint.names() else name
+    return alias if alias and alias in checkpoint.names() and name not in checkpoint.names() else name

@@ -1,6 +1,6 @@
 """RWKV-6 as flash-linear-attention 0.6.0 writes it (fla-hub/rwkv6-*); the authors' own files have other names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def rwkv6(config: Config) -> ModelMapping:
     return rwkv_stack(config, spec, channel, [layer] * config.get("num_hidden_layers"))
 
 
-def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[Mapping[str, Rule]]) -> ModelMapping:
+def rwkv_stack(config: Config, spec: str, channel: str, layers: Sequence[dict[str, Rule]]) -> ModelMapping:
     """Mapping of RWKV-6 and RWKV-7: pre-norm blocks, norms with a bias, one of them after the embedding.
 
     Args:

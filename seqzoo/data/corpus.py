@@ -207,7 +207,7 @@ def _open(words: tuple[str, ...], verify: bool, stamp: tuple) -> Corpus:
     def split(name: str) -> Split:
         held = manifest.split(name)
         tokens = Stream(shards.tokens(folder, manifest, name))
-        return Split(tokens, lambda: shards.starts(folder, manifest, name), held.documents, held.text_bytes, held.sha256)
+        return Split(tokens, lambda: shards.starts(folder, manifest, name), held.documents, held.text_bytes, held.sha256 or "")
 
     files = {file.name: file.sha256 for name in SPLITS for shard in manifest.split(name).shards for file in shard.files}
     settings = manifest.settings

@@ -13,7 +13,7 @@ from seqzoo.data.atomic_io import atomic_write, remove_temporaries, write_errors
 from seqzoo.data.errors import DataError
 from seqzoo.data.shards import MANIFEST, SPLITS, TOKENIZER, UNFINISHED, Manifest, Settings, Split
 from seqzoo.data.sources import Document, Documents
-from seqzoo.data.tokenizers import BYTES, SEPARATOR, Tokenizer
+from seqzoo.data.tokenizers import BYTES, SEPARATOR, HuggingFace, Tokenizer
 
 GROUP_BYTES = 2**20  # bytes of text per call of the tokenizer
 
@@ -131,7 +131,7 @@ def _write_missing_shards(
         split.finish()
         shards.write_manifest(folder, UNFINISHED, manifest())
     sources.check_splits(settings.source, settings.held_out, *(manifest().split(name).documents for name in SPLITS))
-    if settings.tokenizer == TOKENIZER:
+    if isinstance(encoder, HuggingFace):
         with atomic_write(folder / TOKENIZER) as file, encoder.path.open("rb") as given:
             shutil.copyfileobj(given, file)
     finished = shards.with_hashes(folder, manifest().model_copy(update={"skipped": documents.skipped}))

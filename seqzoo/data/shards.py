@@ -249,7 +249,7 @@ def sha256(arrays: Iterable[np.ndarray]) -> str:
     """SHA-256 of the arrays, concatenated."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(array)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

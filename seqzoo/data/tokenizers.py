@@ -24,12 +24,15 @@ class Tokenizer(Protocol):
 
     def encode(self, text: bytes | str) -> np.ndarray:
         """The tokens of a text, [n] uint32, without separator. Raises DataError if it cannot be encoded."""
+        ...
 
     def encode_all(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """The tokens of each document. Raises DataError, with the document's place."""
+        ...
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         """The text of tokens, without separators. Raises DataError for an id outside the vocabulary."""
+        ...
 
 
 class Bytes:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ def prefill(model: LanguageModel, rows: list[np.ndarray], *, chunk: int, max_len
     for row, prompt in enumerate(rows):
         tokens[row, -len(prompt) :], real[row, -len(prompt) :] = prompt, 1
     state = _init_state(model, len(rows), max_length, None if dtype is None else jnp.dtype(dtype))
+    logits = jnp.zeros(())  # replaced by the first chunk
     for at in range(0, tokens.shape[1], chunk):
         logits, state = prefill_chunk(model, state, tokens[:, at : at + chunk], real[:, at : at + chunk])
     if _is_larger(state.stack, model.stack):
@@ -90,8 +91,8 @@ def _unstack_layers(state):
 @functools.partial(jax.jit, donate_argnums=1)
 def prefill_chunk(model: LanguageModel, state: ModelState, tokens: Array, segment_ids: Array) -> tuple[Array, ModelState]:
     """(logits [b, vocab_size] after the last column, state). Only the last column goes through the head."""
-    x, state = model.hidden(tokens, state=state, segment_ids=segment_ids)
-    return model.attend(x[:, -1]), state
+    x, after = model.hidden(tokens, state=state, segment_ids=segment_ids)
+    return model.attend(x[:, -1]), cast(ModelState, after)
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "block"), donate_argnums=1)
@@ -117,8 +118,8 @@ def decode(
         token = choose(logits, sampling, step, top_k)
         tokens = tokens.at[:, step - first].set(jnp.where(ended, NO_TOKEN, token))
         ended |= jnp.any(token[:, None] == stop[None, :], axis=1)
-        logits, state = model(token[:, None], state=state)
-        return tokens, Progress(logits[:, 0], state, ended, step + 1)
+        logits, after = model(token[:, None], state=state)
+        return tokens, Progress(logits[:, 0], cast(ModelState, after), ended, step + 1)
 
     tokens = jnp.full((progress.logits.shape[0], block), NO_TOKEN, jnp.int32)
     return jax.lax.while_loop(unfinished, advance, (tokens, progress))

@@ -103,7 +103,7 @@ def generate(
                 on_token(column, step)
         taken += steps
     tokens = np.stack(taken, axis=1)
-    return Generated(tokens, np.sum(tokens != NO_TOKEN, axis=1, dtype=np.int32))
+    return Generated(tokens, np.count_nonzero(tokens != NO_TOKEN, axis=1).astype(np.int32))
 
 
 def _token_ids(name: str, values: Any, vocab_size: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def choose(logits: Array, sampling: Sampling, step: Array, top_k: int | None) ->
 
     The draw of a row is a function of its logits, its key and the step, not of other rows.
     """
-    if sampling.keys is None:
+    if sampling.keys is None or sampling.temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     weights, ids = candidates(logits, sampling.temperature, top_k, sampling.top_p)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sampling.keys, step)

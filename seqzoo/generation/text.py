@@ -20,19 +20,24 @@ CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not i
 class Tokenizer(Protocol):
     """The interface of `task.tokenizer` in a task of text."""
 
-    separator: int | None  # id before each document and after the last; None: no separator
+    @property
+    def separator(self) -> int | None:
+        """Id before each document and after the last; None: no separator."""
+        ...
 
     def encode(self, text: str) -> np.ndarray:
         """Text as token ids [n]."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Token ids as UTF-8. The end may be an incomplete character: its first bytes, or U+FFFD."""
+        ...
 
 
 class TokenIds:
     """The tokenizer of a task without text: token ids as decimal numbers."""
 
-    separator = None
+    separator: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """ "1 2 3" is [1, 2, 3]."""
@@ -77,9 +82,9 @@ def generate_text(model: LanguageModel, tokenizer: Tokenizer, settings: Generati
 
     Raises ValueError for a wrong prompt, before anything is written.
     """
-    encoded = tokenizer.encode(settings.prompt)
+    encoded = tokenizer.encode(settings.prompt).tolist()
     separators = [] if tokenizer.separator is None else [tokenizer.separator]
-    prompt = np.concatenate([np.array(separators, np.int32), encoded])  # the prompt begins a document
+    prompt = [*separators, *encoded]  # the prompt begins a document
     writer = TextWriter(tokenizer, encoded, write)
 
     def show(tokens: np.ndarray, step: int) -> None:

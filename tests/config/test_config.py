@@ -1,4 +1,4 @@
-"""The typed experiment: what it refuses, what it says then, and that it survives JSON."""
+"""The typed experiment: wrong settings are refused with a clear message, and JSON round trips are exact."""
 
 from pathlib import Path
 
@@ -96,7 +96,7 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Run(log=("wandb", "wandb")), "wanted each once"),
     ],
 )
-def test_a_wrong_setting_is_refused_with_what_was_found_and_what_exists(build, says):
+def test_a_wrong_setting_is_refused_with_the_value_found_and_the_values_wanted(build, says):
     with pytest.raises(ConfigError, match=says):
         build()
 
@@ -112,7 +112,7 @@ def test_every_setting_is_explained(section):
     assert not silent and section.__doc__
 
 
-def test_rules_that_are_left_out_stay_as_by_default():
+def test_unnamed_mesh_rules_keep_their_defaults():
     assert Mesh(rules={"heads": "tensor"}).rules == {**Mesh().rules, "heads": "tensor"}
 
 
@@ -128,7 +128,7 @@ def test_a_config_survives_json(chosen, tmp_path):
     assert config.load_json(tmp_path / "config.json") == chosen
 
 
-def test_a_comparison_is_every_combination_the_last_axis_fastest():
+def test_a_comparison_is_every_combination_with_the_last_axis_fastest():
     axes = {"model.layers": ("softmax", "gla"), "training.seed": (0, 1)}
     found = list(Comparison(base=tiny(), axes=axes).experiments())
     assert [tuple(point.values()) for point, _ in found] == [("softmax", 0), ("softmax", 1), ("gla", 0), ("gla", 1)]
@@ -151,7 +151,7 @@ def test_a_comparison_is_every_combination_the_last_axis_fastest():
         ({"model.layers": ()}, "wanted a tuple of at least one value"),
         (
             {"training.stop_after_steps": (None, 3)},
-            "training.stop_after_steps=3, but a comparison is of runs that are over; wanted None",
+            "training.stop_after_steps=3, but a comparison needs finished runs; wanted None",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_wrong_axis_is_refused_before_anything_runs(axes, says):
         Comparison(base=tiny(), axes=axes)
 
 
-def test_difference_names_both_values_and_forgets_where_the_run_is_kept():
+def test_difference_gives_both_values_and_ignores_the_section_run():
     changed = config.replace(tiny(), {"model.depth": 3, "run.name": "elsewhere", "run.log": ("wandb",)})
     assert config.difference(tiny(), changed) == {"model.depth": (1, 3)}
 
@@ -181,7 +181,7 @@ def test_the_quickstart_compares_six_mixers_at_equal_steps():
     assert names == ["softmax", "sigmoid", "gla", "mamba", "mamba2", "aaren"]
 
 
-def test_a_config_file_that_is_not_there_or_defines_none_is_refused(tmp_path):
+def test_a_missing_config_file_or_one_without_a_config_is_refused(tmp_path):
     (tmp_path / "experiment.py").write_text("x = 1")
     with pytest.raises(ConfigError, match=r"no config file .*experimnt\.py\. Did you mean .*experiment\.py"):
         config.load_file(tmp_path / "experimnt.py")

@@ -130,9 +130,9 @@ def test_a_task_with_a_tokenizer_gets_the_prompt_as_the_start_of_a_document(run,
     monkeypatch.setattr(text, "generate", generate)
     assert run("--prompt", "abc") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "abcxy"
-    assert given["prompts"][0].tolist() == [0, 1, 2, 3] and given["stop"] == [0] and given["max_new_tokens"] == 256
+    assert given["prompts"][0] == [0, 1, 2, 3] and given["stop"] == [0] and given["max_new_tokens"] == 256
     assert run("--prompt", "") == 0
-    assert given["prompts"][0].tolist() == [0]
+    assert given["prompts"][0] == [0]
 
 
 @pytest.mark.parametrize(
