@@ -74,5 +74,5 @@ class LinearAttention(MatrixStateMixer):
 
 
 def append_ones(v: Array) -> Array:
-    """v [b, t, h, v] with a last column of ones, which sums up the weights of what is written."""
+    """v [b, t, h, v] with a last column of ones, which sums up the weights of the tokens."""
     return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
