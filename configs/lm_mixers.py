@@ -6,7 +6,7 @@ Each has 824,576 parameters to within a thousandth: what a mixer's own weights l
 Each reads the same million bytes of the standard library in the same order, at two learning rates.
 """
 
-from seqzoo.config import Comparison, Experiment, Model, Optimizer, Run, Training
+from seqzoo.config import Comparison, Experiment, Model, Run, Training
 
 # Mixer: hidden width of the SwiGLU beside it.
 MIXERS = {
@@ -28,7 +28,6 @@ config = Comparison(
     base=Experiment(
         model=Model(d_model=128, depth=4),
         task="text(source='stdlib', length=512, batch_size=8, eval_batch_size=16, eval_tokens=131072)",
-        optimizer=Optimizer(warmup_steps=50),
         training=Training(steps=256, eval_every=64, checkpoint_every=256, log_every=25, loss_chunk=128, keep=1),
         run=Run(name="lm-mixers"),
     ),

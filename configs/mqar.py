@@ -18,6 +18,6 @@ config = Experiment(
         learned_positions=64,
     ),
     task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=512)",
-    optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
+    optimizer=Optimizer(learning_rate=5e-3),
     training=Training(steps=500, eval_every=100, checkpoint_every=250, log_every=25),
 )

@@ -43,7 +43,7 @@ config = Comparison(
     base=Experiment(
         model=Model(d_model=64, depth=2, channel="none", tie_embeddings=False),
         task="mqar(vocab_size=256, length=64, pairs=16, eval_pairs=(4, 8, 16), batch_size=64, eval_examples=256)",
-        optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
+        optimizer=Optimizer(learning_rate=5e-3),
         training=Training(steps=600, eval_every=100, checkpoint_every=600, log_every=50, keep=1, stop_above=0.99),
         run=Run(name="mqar-equal-state"),
     ),

@@ -48,12 +48,8 @@ config = Comparison(
     base=Experiment(
         model=Model(channel="none", norm="layer", tie_embeddings=True, dropout=0.0, embedding_dropout=0.1),
         optimizer=Optimizer(
-            schedule="cosine",
-            warmup_steps=0,
-            final_fraction=0.0,
-            weight_decay=0.1,
-            decay_all=True,
-            betas=(0.9, 0.999),
+            rule="adamw(decay_all=True, b2=0.999)",
+            schedule="cosine(warmup_steps=0, final_fraction=0.0)",
             clip_norm=None,
         ),
         training=Training(seed=123, stop_above=0.99, log_every=100, keep=1),

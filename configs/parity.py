@@ -11,7 +11,7 @@ config = Comparison(
     base=Experiment(
         model=Model(d_model=32, depth=1, channel="gelu", tie_embeddings=False),
         task="parity(length=40, eval_length=(40, 256), batch_size=64, eval_examples=512)",
-        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=50, weight_decay=0.0),
+        optimizer=Optimizer(rule="adamw(weight_decay=0.0)", learning_rate=1e-2),
         training=Training(steps=1000, eval_every=250, checkpoint_every=1000, log_every=50, keep=1),
     ),
     axes={"model.layers": FORMS, "training.seed": (0, 1, 2)},

@@ -26,7 +26,7 @@ config = Comparison(
     base=Experiment(
         model=Model(d_model=64, depth=2, channel="none", tie_embeddings=False, learned_positions=64),
         task="mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4, 8, 16), batch_size=64, eval_examples=256)",
-        optimizer=Optimizer(learning_rate=5e-3, warmup_steps=50),
+        optimizer=Optimizer(learning_rate=5e-3),
         training=Training(steps=500, eval_every=125, checkpoint_every=500, log_every=25, keep=1),
     ),
     axes={"model.layers": MIXERS},

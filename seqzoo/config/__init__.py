@@ -11,12 +11,11 @@ from seqzoo.config.files import Config, load_file, load_json
 from seqzoo.config.generation import Generation
 from seqzoo.config.mesh import Mesh
 from seqzoo.config.model import DType, Model
-from seqzoo.config.optimizer import APPLIES_TO, Optimizer
+from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import NUMERICALLY_NEUTRAL, Training
 
 __all__ = [
-    "APPLIES_TO",
     "NUMERICALLY_NEUTRAL",
     "Comparison",
     "Config",

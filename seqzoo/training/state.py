@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from seqzoo import config, tasks
 from seqzoo.model import LanguageModel, ModelState, params, sharding
 from seqzoo.tasks.base import Task
-from seqzoo.training.optim import optimizer
+from seqzoo.training.optim.optimizer import make_optimizer
 from seqzoo.training.optim.sharding import optimizer_state_shardings
 
 State = dict[str, Any]
@@ -32,7 +32,7 @@ class TrainSetup(NamedTuple):
     mesh: Mesh
     graphdef: nnx.GraphDef
     parameters: nnx.State  # abstract, with metadata
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     abstract: State  # jax.ShapeDtypeStruct with shardings
 
     @property
@@ -70,7 +70,7 @@ def prepare(experiment: config.Experiment) -> TrainSetup:
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
     check_batches(experiment, task, mesh)
     graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, task, jax.random.key(0))))
-    tx = optimizer.make(experiment.optimizer, experiment.training.steps, parameters, experiment.training.seed)
+    tx = make_optimizer(experiment.optimizer, experiment.training.steps, parameters, experiment.training.seed)
 
     replicated = NamedSharding(mesh, jax.P())
     by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)

@@ -16,7 +16,9 @@ from seqzoo.model import ModelState
 from seqzoo.tasks.base import EvalSet
 from seqzoo.training import input_pipeline, module_norms
 from seqzoo.training.loss import TokenLosses, token_losses
-from seqzoo.training.optim import gradient_accumulation, optimizer, skip_nonfinite
+from seqzoo.training.optim.gradient_accumulation import accumulation_metrics, over_micro_batches
+from seqzoo.training.optim.optimizer import make_schedule
+from seqzoo.training.optim.skip_nonfinite import skip_counts
 from seqzoo.training.state import State, TrainSetup
 
 Batch = dict[str, Array]
@@ -47,7 +49,7 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
     by module, of the gradient and of the parameters it was taken at.
     """
     settings = setup.experiment
-    rate = optimizer.schedule(settings.optimizer, settings.training.steps)
+    rate = make_schedule(settings.optimizer, settings.training.steps)
     replicated = NamedSharding(setup.mesh, jax.P())
 
     @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(setup.shardings, replicated))
@@ -58,14 +60,14 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
         about = {"value": metrics["loss"], "weight": jnp.sum(batch["weights"]), "step": state["step"]}
         updates, opt_state = setup.tx.update(gradient, state["opt_state"], state["params"], **about)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
-        metrics |= gradient_accumulation.accumulation_metrics(state["opt_state"], opt_state)
+        metrics |= accumulation_metrics(state["opt_state"], opt_state)
         if settings.training.module_norms:
             metrics["watched"] = {
                 "gradient_norms": module_norms.norms(gradient),
                 "parameter_norms": module_norms.norms(state["params"]),
             }
         if settings.optimizer.skip_limit is not None:
-            metrics["skipped"], metrics["skipped_in_a_row"] = skip_nonfinite.skip_counts(opt_state)
+            metrics["skipped"], metrics["skipped_in_a_row"] = skip_counts(opt_state)
             if carry is not None:  # what a step that is left out found may hold what is not finite
                 carry = optax.tree.where(metrics["skipped_in_a_row"] == 0, carry, state["carry"])
         parameters = optax.apply_updates(state["params"], updates)
@@ -98,43 +100,16 @@ def gradients(setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelSta
         means["z_loss"] = settings.z_loss * jnp.sum(batch["weights"] * found.log_z**2) / weight
         return means["loss"] + means["z_loss"], (means, carry)
 
-    both = jax.value_and_grad(loss, has_aux=True)
+    def value_and_gradient(batch, carry, key):
+        (_, (means, carry)), gradient = jax.value_and_grad(loss, has_aux=True)(parameters, batch, carry, key)
+        return (gradient, means), carry
+
     if settings.micro_batches == 1:
-        (_, (means, carry)), gradient = both(parameters, batch, carry, key)
-        return gradient, means, carry
-
-    count = settings.micro_batches
-    axes = None if carry is None else carry.row_axes()
-    batches = jax.tree.map(lambda leaf: _split(leaf, 0, count), batch)
-    carries = None if carry is None else jax.tree.map(lambda leaf, axis: _split(leaf, axis, count), carry, axes)
-
-    def add(so_far, xs):
-        number, batch, carry = xs
-        (_, (means, carry)), gradient = both(parameters, batch, carry, jax.random.fold_in(key, number))
-        return jax.tree.map(jnp.add, so_far, (gradient, means)), carry
-
-    wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-    first = jax.tree.map(lambda leaf: leaf[0], (batches, carries))
-    (_, (means, _)), gradient = jax.eval_shape(both, parameters, *first, key)
-    zeros = jax.tree.map(wide, (gradient, means))
-    (total, means), carries = jax.lax.scan(add, zeros, (jnp.arange(count), batches, carries))
-    gradient = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, gradient)
-    return gradient, means, None if carry is None else jax.tree.map(_join, carries, axes)
-
-
-def _split(leaf: Array, axis: int, count: int) -> Array:
-    """Rows in `count` micro-batches, on a new leading axis: row r goes to micro-batch r mod count.
-
-    So a device that holds a stretch of rows holds a stretch of every micro-batch, and nothing travels.
-    """
-    rows = leaf.shape[axis] // count
-    return jnp.moveaxis(leaf.reshape(*leaf.shape[:axis], rows, count, *leaf.shape[axis + 1 :]), axis + 1, 0)
-
-
-def _join(leaf: Array, axis: int) -> Array:
-    """The inverse of `_split`."""
-    whole = jnp.moveaxis(leaf, 0, axis + 1)
-    return whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+        (gradient, means), carry = value_and_gradient(batch, carry, key)
+    else:
+        axes = None if carry is None else carry.row_axes()
+        (gradient, means), carry = over_micro_batches(value_and_gradient, settings.micro_batches, batch, carry, axes, key)
+    return gradient, means, carry
 
 
 def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]]]:

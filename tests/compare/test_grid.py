@@ -17,7 +17,7 @@ from helpers.tiny import quiet, tiny
 from seqzoo import cli, compare, config, training
 from seqzoo.config import Comparison
 from seqzoo.model import LanguageModel
-from seqzoo.training.optim import optimizer
+from seqzoo.training.optim.optimizer import make_optimizer
 from seqzoo.training.run import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -274,12 +274,15 @@ def test_the_embedding_has_a_dropout_of_its_own():
 def test_weight_decay_acts_where_decay_all_says(everything):
     """Without a gradient a decayed parameter shrinks by rate x decay, and another stays."""
     settings = config.Optimizer(
-        learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.5, decay_all=everything, clip_norm=None
+        rule=f"adamw(weight_decay=0.5, decay_all={everything})",
+        learning_rate=0.1,
+        schedule="constant(warmup_steps=0)",
+        clip_norm=None,
     )
     own = {"matrix": ("embed", "heads"), "bias": ("heads",)}
     state = nnx.State({name: nnx.Param(jnp.ones((2,) * len(axes)), axes=axes) for name, axes in own.items()})
     parameters = nnx.to_pure_dict(state)
-    tx = optimizer.make(settings, 10, state)
+    tx = make_optimizer(settings, 10, state)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, parameters), tx.init(parameters), parameters)
     np.testing.assert_allclose(updates["matrix"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], -0.05 if everything else 0.0, rtol=1e-6)

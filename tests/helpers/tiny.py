@@ -12,7 +12,7 @@ TINY = {
     "model.channel": "none",
     "model.layers": ("softmax(heads=2)",),
     "task": "mqar(vocab_size=32, length=16, pairs=2, batch_size=8, eval_pairs=(1, 2), eval_examples=16)",
-    "optimizer.warmup_steps": 2,
+    "optimizer.schedule": "cosine(warmup_steps=2)",
     "training.steps": 6,
     "training.eval_every": 3,
     "training.checkpoint_every": 2,

@@ -101,7 +101,7 @@ def test_rows_that_do_not_divide_into_micro_batches_are_refused_by_name():
 
 def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
     """The law, through the trainer: without updates, windows with a carried state score what the row scores in one piece."""
-    still = dict(optimizer__learning_rate=1e-30, optimizer__weight_decay=0.0)
+    still = dict(optimizer__learning_rate=1e-30, optimizer__rule="adamw(weight_decay=0.0)")
     setup = setup_of(**STREAM, **still)
     state, run = training.initialise(setup), training.train_step(setup)
     rows = [host_batch(setup, index) for index in range(3)]

@@ -158,7 +158,11 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_pa
 
 def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
     """An infinite step leaves a finite loss behind, that of the step before, but parameters that must not be kept."""
-    wild = dict(optimizer__learning_rate=1e38, optimizer__schedule="constant", optimizer__warmup_steps=0, training__eval_every=6)
+    wild = dict(optimizer__learning_rate=1e38, optimizer__schedule="constant(warmup_steps=0)", training__eval_every=6)
     with pytest.raises(training.Diverged):
-        training.train(tiny(**wild, optimizer__weight_decay=1e30, training__checkpoint_every=1), tmp_path / "run", console=quiet())
+        training.train(
+            tiny(**wild, optimizer__rule="adamw(weight_decay=1e30)", training__checkpoint_every=1),
+            tmp_path / "run",
+            console=quiet(),
+        )
     assert steps_kept(tmp_path / "run") == []

@@ -11,16 +11,17 @@ from helpers.tiny import quiet, stopping, tiny
 from helpers.tolerances import assert_close
 from seqzoo import training
 from seqzoo.config import Optimizer
-from seqzoo.training.optim import gradient_accumulation, optimizer, skip_nonfinite
+from seqzoo.training.optim import gradient_accumulation, skip_nonfinite
+from seqzoo.training.optim.optimizer import make_optimizer
 
-PLAIN = dict(schedule="constant", warmup_steps=0, learning_rate=0.5)
-SGD = dict(**PLAIN, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=None)
+PLAIN = dict(schedule="constant(warmup_steps=0)", learning_rate=0.5)
+SGD = dict(**PLAIN, rule="sgd(momentum=0.0, weight_decay=0.0)", clip_norm=None)
 
 
 def made(settings, gradients, weights=None, losses=None):
     """Runs an optimizer over gradients of a [2, 3] matrix: [(updates, what its metrics say, its state)], a step each."""
     matrix = nnx.State({"w": nnx.Param(jnp.ones((2, 3)), axes=("embed", "heads"))})
-    tx, values = optimizer.make(settings, 100, matrix), {"w": jnp.ones((2, 3), gradients[0].dtype)}
+    tx, values = make_optimizer(settings, 100, matrix), {"w": jnp.ones((2, 3), gradients[0].dtype)}
     state, update, found = jax.jit(tx.init)(values), jax.jit(tx.update), []
     for step, gradient in enumerate(gradients):
         about = dict(weight=jnp.asarray(1.0 if weights is None else weights[step], float), step=jnp.int32(step))
@@ -86,7 +87,7 @@ def test_an_update_of_one_batch_is_bitwise_what_it_is_without_accumulation():
 
 
 def test_a_step_that_is_left_out_is_none_of_an_updates_batches_and_the_learning_rate_goes_on():
-    falling = SGD | dict(schedule="linear", final_fraction=0.0, learning_rate=1.0)
+    falling = SGD | dict(schedule="linear(warmup_steps=0, final_fraction=0.0)", learning_rate=1.0)
     gradients = jnp.asarray([1.0, jnp.nan, 3.0, 5.0, 5.0])[:, None, None] * jnp.ones((1, 2, 3))
     found = made(Optimizer(**falling, accumulate_steps="2", skip_limit=3), gradients, losses=[1.0, 1.0, 1.0, jnp.inf, 1.0])
     assert updated(found) == [2] and [bool(update.any()) for update, *_ in found] == [False, False, True, False, False]
@@ -115,7 +116,7 @@ def test_by_the_norm_test_the_next_update_has_as_many_batches_as_its_variance_as
     rng = np.random.default_rng(10)
     signal = np.repeat([3.0, 1.2, 0.6, 6.0], [8, 8, 24, 40])[:, None, None]
     gradients, weights = (signal + rng.normal(size=(80, 2, 3))).astype(np.float32), rng.integers(1, 5, 80).astype(np.float32)
-    found = made(Optimizer(**SGD, accumulate_steps="2", norm_test=0.5, max_accumulate_steps=most), jnp.asarray(gradients), weights)
+    found = made(Optimizer(**SGD, accumulate_steps=f"norm_test(max_steps={most})"), jnp.asarray(gradients), weights)
     wanted = by_the_norm_test(gradients.astype(np.float64), weights.astype(np.float64), 2, 0.5, most)
     numbers = [said["accumulate_steps"] for step, (_, said, _) in enumerate(found) if step in {0, *(s + 1 for s in updated(found))}]
     assert numbers == wanted and set(numbers) == {2, 4, 8, most}, wanted
@@ -123,12 +124,12 @@ def test_by_the_norm_test_the_next_update_has_as_many_batches_as_its_variance_as
 
 
 def test_without_any_gradient_the_norm_test_asks_for_no_more():
-    found = made(Optimizer(**SGD, accumulate_steps="2", norm_test=0.5), jnp.zeros((4, 2, 3)))
+    found = made(Optimizer(**SGD, accumulate_steps="norm_test"), jnp.zeros((4, 2, 3)))
     assert [said["accumulate_steps"] for _, said, _ in found] == [2, 2, 2, 2]
 
 
 def test_a_run_that_stops_in_the_middle_of_an_update_goes_on_bitwise(digest, numbers, tmp_path):
-    settings = dict(optimizer__accumulate_steps="2", optimizer__norm_test=0.9, optimizer__skip_limit=3, training__ema=0.9)
+    settings = dict(optimizer__accumulate_steps="norm_test(threshold=0.9)", optimizer__skip_limit=3, training__ema=0.9)
     experiment = tiny(**settings, training__eval_every=6)
     training.train(experiment, tmp_path / "whole", console=quiet())
     training.train(stopping(experiment, 3), tmp_path / "run", console=quiet())

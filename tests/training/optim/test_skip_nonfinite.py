@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from seqzoo.config import Optimizer
-from seqzoo.training.optim import optimizer, skip_nonfinite
+from seqzoo.training.optim import skip_nonfinite
+from seqzoo.training.optim.optimizer import make_optimizer
 
 PARAMETERS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([-0.0, 0.5])}
 GRADIENT = jax.tree.map(jnp.ones_like, PARAMETERS)
@@ -97,9 +98,9 @@ def test_a_gradient_whose_norm_overflows_its_own_precision_is_no_overflow():
 def test_the_learning_rate_goes_on_while_steps_are_skipped():
     axes = {"w": ("embed", "heads"), "b": ("heads",)}
     state = nnx.State({name: nnx.Param(leaf, axes=axes[name]) for name, leaf in PARAMETERS.items()})
-    falling = dict(schedule="linear", learning_rate=1.0, final_fraction=0.0, warmup_steps=0)
-    plain = dict(name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=None)
-    tx = optimizer.make(Optimizer(**falling, **plain, skip_limit=3), 4, state)
+    falling = dict(schedule="linear(warmup_steps=0, final_fraction=0.0)", learning_rate=1.0)
+    plain = dict(rule="sgd(momentum=0.0, weight_decay=0.0)", clip_norm=None)
+    tx = make_optimizer(Optimizer(**falling, **plain, skip_limit=3), 4, state)
     opt_state, moved = tx.init(PARAMETERS), []
     for loss in (1.0, jnp.nan, jnp.nan, 1.0):
         updates, opt_state = tx.update(GRADIENT, opt_state, PARAMETERS, value=loss)

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from seqzoo.config import Optimizer
-from seqzoo.training.optim.schedule import schedule
+from seqzoo.training.optim import schedules
 
 
 def formula(name, step, *, p, w, n, f, c):
-    """The table in the docstring of `schedule`, read aloud."""
+    """The formulas in the docstrings of the schedules."""
     if step < w:
         return p * step / w
     x = (step - w) / (n - w)
@@ -42,14 +41,14 @@ def formula(name, step, *, p, w, n, f, c):
     ],
 )
 def test_a_schedule_is_its_formula_from_the_first_step_to_the_last(name, settings, cooldown):
-    chosen = Optimizer(**{"schedule": name, "learning_rate": 2.0, "warmup_steps": 10, **settings})
-    rate = schedule(chosen, 110)
-    facts = {"p": 2.0, "w": chosen.warmup_steps, "n": 110, "f": chosen.final_fraction, "c": cooldown}
+    settings = {"warmup_steps": 10, **settings}
+    rate = schedules.registry.get(name)(**settings).schedule(2.0, 110)
+    facts = {"p": 2.0, "w": settings["warmup_steps"], "n": 110, "f": settings.get("final_fraction", 0.1), "c": cooldown}
     found, wanted = zip(*((float(rate(step)), formula(name, step, **facts)) for step in range(111)), strict=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "wsd", "rsqrt"])
 def test_a_run_that_ends_in_its_warm_up_has_a_learning_rate_all_the_same(name):
-    rates = [float(schedule(Optimizer(schedule=name, warmup_steps=8, learning_rate=1.0), 4)(step)) for step in range(5)]
+    rates = [float(schedules.registry.create(f"{name}(warmup_steps=8)").schedule(1.0, 4)(step)) for step in range(5)]
     np.testing.assert_allclose(rates, np.arange(5) / 8, rtol=1e-6)

@@ -14,7 +14,9 @@ from helpers.tolerances import assert_close
 from seqzoo import mixers, nn, training
 from seqzoo.config import Optimizer
 from seqzoo.model import LanguageModel, params
-from seqzoo.training.optim import adamp, optimizer
+from seqzoo.training import optim
+from seqzoo.training.optim import adamp
+from seqzoo.training.optim.optimizer import make_optimizer
 
 NAMES = ("adamw", "adamp", "lamb", "lion", "sgd", "adafactor", "muon")
 B1, B2, EPSILON, DECAY, RATE = 0.9, 0.95, 1e-8, 0.3, 0.01
@@ -148,8 +150,9 @@ def gradients(path, w, rng):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rule_is_its_formula_for_every_layer_by_itself(name):
     """Four steps from the same gradients; weight decay on matrices that are not marked."""
-    settings = Optimizer(name=name, learning_rate=RATE, schedule="constant", warmup_steps=0, weight_decay=DECAY, clip_norm=None)
-    tx = optimizer.make(settings, 10, state())
+    rule, schedule = f"{name}(weight_decay={DECAY})", "constant(warmup_steps=0)"
+    settings = Optimizer(rule=rule, learning_rate=RATE, schedule=schedule, clip_norm=None)
+    tx = make_optimizer(settings, 10, state())
     values = nnx.to_pure_dict(state())
     wanted = {path: np.asarray(w, np.float64) for path, w in flat(values).items()}
     memory = {path: [{}, {}] for path in wanted}
@@ -189,7 +192,7 @@ def test_adamps_steps_are_orthogonal_to_weights_whose_length_does_not_matter_and
 
 def test_muons_directions_have_singular_values_near_each_other_and_the_size_of_adams():
     matrix = nnx.State({"stack": {"w": nnx.Param(jnp.zeros((2, 48, 32)), axes=("embed", "heads"))}})
-    tx = optimizer.rule(Optimizer(name="muon", weight_decay=0.0), matrix)
+    tx = optim.Muon(weight_decay=0.0).transformation(matrix)
     values = nnx.to_pure_dict(matrix)
     gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(0), w.shape), values)
     updates, _ = tx.update(gradient, tx.init(values), values)
@@ -223,8 +226,8 @@ def test_the_matrices_of_a_model_are_the_projections_of_its_blocks(spec):
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_decay_moves_only_what_its_mask_names(name):
     """Lamb gives what decays the length of its parameter, the others shrink it by rate x decay."""
-    settings = Optimizer(name=name, warmup_steps=0, weight_decay=0.5, learning_rate=0.1)
-    tx, values = optimizer.make(settings, 10, state()), nnx.to_pure_dict(state())
+    settings = Optimizer(rule=f"{name}(weight_decay=0.5)", schedule="cosine(warmup_steps=0)", learning_rate=0.1)
+    tx, values = make_optimizer(settings, 10, state()), nnx.to_pure_dict(state())
     updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
     for path, update in flat(updates).items():
         decays = SHAPES[path][2] and len(SHAPES[path][1]) > 1
@@ -236,7 +239,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     """Adam's step ignores the gradient's scale, so the moments tell: mu = (1 - b1) g after one step."""
     matrix = nnx.State({"w": nnx.Param(jnp.zeros((3, 4)), axes=("embed", "heads"))})
     values = nnx.to_pure_dict(matrix)
-    tx = optimizer.make(Optimizer(clip_norm=2.0, betas=(0.5, 0.5)), 10, matrix)
+    tx = make_optimizer(Optimizer(clip_norm=2.0, rule="adamw(b1=0.5, b2=0.5)"), 10, matrix)
     _, opt_state = tx.update({"w": jnp.full((3, 4), 5.0)}, tx.init(values), values)
     mu = next(leaf.mu for leaf in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(leaf, "mu"))
     np.testing.assert_allclose(np.linalg.norm(mu["w"]), 0.5 * 2.0, rtol=1e-6)
@@ -246,8 +249,8 @@ def noise(steps, seed=0, **settings):
     """The noise that sgd without momentum adds to a clipped gradient of ones, by step: [steps, 300, 300]."""
     matrix = nnx.State({"w": nnx.Param(jnp.zeros((300, 300)), axes=("embed", "heads"))})
     values = nnx.to_pure_dict(matrix)
-    plain = dict(name="sgd", momentum=0.0, schedule="constant", warmup_steps=0, learning_rate=1.0, weight_decay=0.0)
-    tx = optimizer.make(Optimizer(**plain, **settings), 10, matrix, seed)
+    plain = dict(rule="sgd(momentum=0.0, weight_decay=0.0)", schedule="constant(warmup_steps=0)", learning_rate=1.0)
+    tx = make_optimizer(Optimizer(**plain, **settings), 10, matrix, seed)
     opt_state, update, found = jax.jit(tx.init)(values), jax.jit(tx.update), []
     for _ in range(steps):
         updates, opt_state = update({"w": jnp.ones((300, 300))}, opt_state, values)
@@ -269,7 +272,7 @@ def test_noise_is_drawn_by_seed_and_step():
 
 
 # Wide enough for Adafactor to keep rows and columns; guard, noise and accumulation have leaves in the state too.
-WIDE = dict(model__d_model=128, optimizer__warmup_steps=0, optimizer__noise=1e-4, optimizer__skip_limit=2)
+WIDE = dict(model__d_model=128, optimizer__schedule="cosine(warmup_steps=0)", optimizer__noise=1e-4, optimizer__skip_limit=2)
 WIDE |= dict(optimizer__accumulate_steps="0:1, 9:2")
 
 
@@ -301,7 +304,7 @@ MESHES = (dict(mesh__replica=2, mesh__fsdp=4), dict(mesh__fsdp=4, mesh__tensor=2
 def test_optimizers_step_alike_on_one_device_and_on_eight_and_come_back_from_a_checkpoint(sizes, tmp_path, capfd):
     """No device holds more of the moments than its share, and XLA never gathers whole arrays, or it would say so."""
     for name in NAMES:
-        one, eight = (training.prepare(tiny(**WIDE, optimizer__name=name, **mesh)) for mesh in ({}, sizes))
+        one, eight = (training.prepare(tiny(**WIDE, optimizer__rule=name, **mesh)) for mesh in ({}, sizes))
         wanted, found = stepped(one), stepped(eight)
         assert_close(found["params"], wanted["params"], what=name)
         total, held = (sum(math.prod(shape(leaf)) for leaf in jax.tree.leaves(found["opt_state"])) for shape in (whole, piece))
@@ -324,7 +327,7 @@ RATES = dict(adamw=1e-2, adamp=1e-2, lamb=2e-2, lion=2e-3, sgd=0.3, adafactor=3e
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_learns(name, tmp_path):
     """Recall of two pairs, within 200 steps."""
-    settings = dict(optimizer__name=name, optimizer__learning_rate=RATES[name], training__steps=200, training__eval_every=200)
+    settings = dict(optimizer__rule=name, optimizer__learning_rate=RATES[name], training__steps=200, training__eval_every=200)
     experiment = tiny(**settings, model__d_model=32, model__depth=2, training__log_every=100, training__checkpoint_every=200)
     summary = training.train(experiment, tmp_path / name, console=quiet())
     for part in summary["final"].values():
