@@ -325,8 +325,6 @@ class Registry:
 
     def check(self, spec: str | Spec | Settings) -> Spec:
         """The spec, its name and every setting checked; raises SpecError."""
-        if not isinstance(spec, str | Spec | Settings):
-            raise SpecError(f"{_shown(spec)} is no spec: wanted text such as 'gla(heads=4)', or an object with settings")
         spec = parse(spec) if isinstance(spec, str) else spec.to_spec() if isinstance(spec, Settings) else spec
         if not isinstance(spec, Spec):
             raise SpecError(f"{_shown(spec)} is no {self.kind}: wanted its name, with settings such as 'gla(heads=4)'")

@@ -1,4 +1,4 @@
-"""Mixers, channel mixers and tasks in a module outside the repository, through every command and in Linen."""
+"""Mixers, channel mixers, tasks, update rules and schedules from a module outside the repository: all commands, and Linen."""
 
 import sys
 
@@ -10,19 +10,22 @@ from flax import nnx
 import seqzoo.linen
 from helpers.tiny import TINY, tiny
 from seqzoo import channels, cli, config, mixers, plugins, tasks
-from seqzoo.config import Comparison, ConfigError, Experiment, Model
+from seqzoo.config import Comparison, ConfigError, Experiment, Model, Optimizer
+from seqzoo.training import optim
 
 MODULE = """
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from seqzoo import channels, mixers, tasks
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import next_state, state_kwargs
 from seqzoo.nn import Linear
 from seqzoo.specs import Rate, Size
+from seqzoo.training import optim
 
 
 class AverageState(NamedTuple):
@@ -73,13 +76,27 @@ class MyMLP(channels.ChannelMixer):
 @tasks.register("my_recall")
 class MyRecall(tasks.MQAR):
     '''Associative recall under another name.'''
+
+
+@optim.register("my_momentum")
+def my_momentum(decay: float = 0.9) -> optax.GradientTransformation:
+    '''Gradient descent with momentum.'''
+    return optax.trace(decay)
+
+
+@optim.register_schedule("my_ramp")
+def my_ramp(learning_rate: float, steps: int, *, start: float = 0.0) -> optax.Schedule:
+    '''A straight line to the learning rate.'''
+    return optax.linear_schedule(start, learning_rate, steps)
 """
 OWN = {  # an experiment made of nothing but those
     "model.layers": ("my_average(decay=0.75)",),
     "model.channel": "my_mlp(hidden=8)",
     "task": TINY["task"].replace("mqar", "my_recall"),
+    "optimizer.rule": "my_momentum(decay=0.5)",
+    "optimizer.schedule": "my_ramp(start=0.001)",
 }
-REGISTRIES = (mixers.registry, channels.registry, tasks.registry)
+REGISTRIES = (mixers.registry, channels.registry, tasks.registry, optim.update_rules.registry, optim.schedules.registry)
 
 
 def forget(*modules):
@@ -119,7 +136,10 @@ def own(module, **values):
 def test_modules_are_imported_before_specs_are_checked(module):
     with pytest.raises(ConfigError, match=r"model\.layers: no mixer is called 'my_average'"):
         Experiment(model=Model(layers=("my_average",)))
-    made = Experiment(imports=(module,), model=Model(layers=("my_average",), channel="my_mlp"), task=OWN["task"])
+    with pytest.raises(ConfigError, match=r"optimizer\.rule: no update rule is called 'my_momentum'"):
+        Experiment(optimizer=Optimizer(rule="my_momentum"))
+    model, optimizer = Model(layers=("my_average",), channel="my_mlp"), Optimizer(rule="my_momentum", schedule="my_ramp")
+    made = Experiment(imports=(module,), model=model, optimizer=optimizer, task=OWN["task"])
     assert made.model.layers == ("my_average",) and made.name == "my_recall-my_average"
 
 
@@ -129,6 +149,10 @@ def test_the_settings_of_their_mixers_are_checked_as_ours_are(module):
     forget(module)
     with pytest.raises(ConfigError, match=r"model\.channel: no channel mixer is called 'my_lmp'. Did you mean 'my_mlp'\?"):
         Experiment(imports=module, model={"channel": "my_lmp"})
+    with pytest.raises(ConfigError, match=r"optimizer: rule: my_momentum has no setting 'decy'. Did you mean 'decay'\?"):
+        Experiment(imports=module, optimizer={"rule": "my_momentum(decy=0.5)"})
+    with pytest.raises(ConfigError, match=r"optimizer: schedule: my_ramp: start='x', wanted number"):
+        Experiment(imports=module, optimizer={"schedule": "my_ramp(start='x')"})
 
 
 def test_a_config_with_imports_survives_json(module, tmp_path):
@@ -268,7 +292,11 @@ def package(module, tmp_path):
 
 
 def test_an_installed_plugin_needs_no_imports(package):
-    made = Experiment(model=Model(layers=("my_average(decay=0.75)",), channel="my_mlp"), task=OWN["task"])
+    model, optimizer = (
+        Model(layers=("my_average(decay=0.75)",), channel="my_mlp"),
+        Optimizer(rule="my_momentum", schedule="my_ramp"),
+    )
+    made = Experiment(model=model, optimizer=optimizer, task=OWN["task"])
     assert made.imports == () and mixers.create("my_average", 16, rngs=nnx.Rngs(0)).decay == 0.5
     assert config.load_json(write(package.parent, made)) == made
 

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 from seqzoo import channels, mixers, tasks
 from seqzoo.specs import Help, Registry, settings_help
+from seqzoo.training.optim import gradient_accumulation, schedules, update_rules
 
-REGISTRIES: Mapping[str, Registry] = {registry.kind: registry for registry in (mixers.registry, channels.registry, tasks.registry)}
+REGISTRIES: Mapping[str, Registry] = {
+    part.registry.kind: part.registry for part in (mixers, channels, tasks, update_rules, schedules, gradient_accumulation)
+}
 
 
 class Entry(NamedTuple):

@@ -51,6 +51,11 @@ Axes = Annotated[dict[str, tuple[Any, ...] | dict[str, dict[str, Any]]], one_wor
 Rules = Annotated[dict[str, str | None], one_word(_dict, json.dumps, "DICT")]
 
 
+def as_text(spec: Any) -> Any:
+    """The spec string of a typed object; anything else unchanged."""
+    return str(spec) if isinstance(spec, Spec | Settings) else spec
+
+
 def check_if_registered(registry: Registry, spec: str | Spec | Settings) -> str:
     """The spec in its canonical form, its settings checked if its name is registered.
 

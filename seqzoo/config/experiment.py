@@ -13,6 +13,7 @@ from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import Training
 from seqzoo.specs import did_you_mean, parse, split
+from seqzoo.training.optim import schedules, update_rules
 
 
 class Experiment(Section):
@@ -54,8 +55,13 @@ class Experiment(Section):
         return str(spec)
 
     @model_validator(mode="after")
-    def _known_mixers(self):
-        specs = {"model.layers": (mixers.registry, self.model.layers), "model.channel": (channels.registry, [self.model.channel])}
+    def _known_specs(self):
+        specs = {
+            "model.layers": (mixers.registry, self.model.layers),
+            "model.channel": (channels.registry, [self.model.channel]),
+            "optimizer.rule": (update_rules.registry, [self.optimizer.rule]),
+            "optimizer.schedule": (schedules.registry, [self.optimizer.schedule]),
+        }
         for setting, (registry, values) in specs.items() if not plugins.skipping() else ():
             for value in values:
                 try:

@@ -1,11 +1,11 @@
 """The section `model`: the network."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from seqzoo import channels, mixers
-from seqzoo.config.base import Layers, Section, check_if_registered, one_word
+from seqzoo.config.base import Layers, Section, as_text, check_if_registered, one_word
 from seqzoo.model import Norm, NormPosition, Remat, StackMode
 from seqzoo.specs import Length, Positive, Rate, Settings, Size, Spec, split
 
@@ -22,11 +22,6 @@ NormPositions = Annotated[
     NormPosition | tuple[NormPosition, ...],
     one_word(_one_or_many, lambda value: value if isinstance(value, str) else ", ".join(value), "{pre,post}[,...]"),
 ]
-
-
-def _as_text(layer: Any) -> Any:
-    """The spec string of a typed object."""
-    return str(layer) if isinstance(layer, Spec | Settings) else layer
 
 
 class Model(Section):
@@ -86,7 +81,7 @@ class Model(Section):
             return split(value)
         if isinstance(value, Spec | Settings):
             return (str(value),)
-        return tuple(map(_as_text, value)) if isinstance(value, list | tuple) else value
+        return tuple(map(as_text, value)) if isinstance(value, list | tuple) else value
 
     @field_validator("layers")
     @classmethod
@@ -98,7 +93,7 @@ class Model(Section):
     @field_validator("channel", mode="before")
     @classmethod
     def _channel_as_text(cls, value):
-        return _as_text(value)
+        return as_text(value)
 
     @field_validator("channel")
     @classmethod

@@ -4,7 +4,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from seqzoo.config.base import Section
+from seqzoo.config.base import Section, as_text, check_if_registered
+from seqzoo.training.optim import schedules, update_rules
+from seqzoo.training.optim.gradient_accumulation import parse_accumulate_steps
 
 
 class Optimizer(Section):
@@ -35,29 +37,26 @@ class Optimizer(Section):
     skip_spikes: float | None = Field(None, gt=1)
     """Skip also a step whose gradient norm is above this many times the mean of about the last 100 steps; None: never."""
 
-    # The trainer imports this module, hence the imports inside.
-
-    @field_validator("rule", mode="before")
+    @field_validator("rule", "schedule", "accumulate_steps", mode="before")
     @classmethod
-    def _known_rule(cls, value: Any) -> str:
-        from seqzoo.training.optim import update_rules
+    def _typed_objects(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else as_text(value)
 
-        return str(update_rules.registry.check(value))
-
-    @field_validator("schedule", mode="before")
+    @field_validator("rule")
     @classmethod
-    def _known_schedule(cls, value: Any) -> str:
-        from seqzoo.training.optim import schedules
+    def _known_rule(cls, value: str) -> str:
+        return check_if_registered(update_rules.registry, value)
 
-        return str(schedules.registry.check(value))
-
-    @field_validator("accumulate_steps", mode="before")
+    @field_validator("schedule")
     @classmethod
-    def _readable_accumulate_steps(cls, value: Any) -> str:
-        from seqzoo.training.optim.gradient_accumulation import parse_accumulate_steps
+    def _known_schedule(cls, value: str) -> str:
+        return check_if_registered(schedules.registry, value)
 
-        parse_accumulate_steps(text := str(value))
-        return text
+    @field_validator("accumulate_steps")
+    @classmethod
+    def _readable_accumulate_steps(cls, value: str) -> str:
+        parse_accumulate_steps(value)
+        return value
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self):

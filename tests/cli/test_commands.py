@@ -6,6 +6,7 @@ from helpers.tiny import TINY, tiny
 from seqzoo import cli, compare, config, data, tasks, training
 from seqzoo.cli import quickstart
 from seqzoo.config import Comparison, Experiment
+from seqzoo.training.run import distributed
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_a_folder_that_cannot_be_written_is_reported(file, monkeypatch, tmp_path
 
 
 def test_a_comparison_in_several_processes_is_refused(ran, comparison, capsys, monkeypatch):
-    monkeypatch.setattr(training.run.distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     assert ran(comparison) == 2
     assert "a comparison runs in one process" in capsys.readouterr().err
 

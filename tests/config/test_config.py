@@ -37,8 +37,11 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Model(norm="batch"), "norm: .*'rms' or 'layer', found 'batch'"),
         (lambda: Model(dropout=1.0), "dropout: .*less than 1, found 1.0"),
         (lambda: Optimizer(rule="adamw(b2=1.0)"), r"rule: adamw: b2=1.0, wanted number in \[0, 1\)"),
-        (lambda: Optimizer(rule="adam"), "rule: no update rule is called 'adam'. Did you mean 'adamw'.*Known: adamw, adamp"),
-        (lambda: Optimizer(rule=5), "rule: 5 is no spec: wanted text such as"),
+        (
+            lambda: Experiment(optimizer=Optimizer(rule="adam")),
+            "rule: no update rule is called 'adam'. Did you mean 'adamw'.*Known: adamw, adamp",
+        ),
+        (lambda: Optimizer(rule=("adamw",)), "rule: .*found "),
         (lambda: Optimizer(rule="adafactor(b1=0.9)"), "adafactor has no setting 'b1'. Settings: weight_decay, decay_all$"),
         (lambda: Optimizer(rule="lion(eps=1e-6)"), "lion has no setting 'eps'. Settings: weight_decay, decay_all, b1, b2"),
         (lambda: Optimizer(rule="adamw(momentum=0.9)"), "adamw has no setting 'momentum'. Settings: .*b1, b2, eps"),
@@ -62,7 +65,10 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
             )
             for wrong in ("0", "", "2.5", "5:2", "0:1,9:0", "0:1,9:2,9:4", "1,9:2")
         ),
-        (lambda: Optimizer(accumulate_steps="norm"), "accumulate_steps: no rule .* is called 'norm'. Did you mean 'norm_test'"),
+        (
+            lambda: Optimizer(accumulate_steps="norm"),
+            "accumulate_steps: no gradient accumulation rule is called 'norm'. Did you mean 'norm_test'",
+        ),
         (lambda: Optimizer(accumulate_steps="norm_test(threshold=1.0)"), r"norm_test: threshold=1.0, wanted number in \(0, 1\)"),
         (lambda: Optimizer(accumulate_steps="norm_test(initial_steps=1)"), "norm_test: initial_steps=1, wanted int in"),
         (lambda: Optimizer(accumulate_steps="norm_test(max_steps=12)"), "norm_test: max_steps=12, wanted a power of two"),

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator, model_validator
 
 from seqzoo.specs import Registry, Settings
 
-registry = Registry("rule for accumulate_steps")
+registry = Registry("gradient accumulation rule")
 
 
 @registry.register("norm_test")
