@@ -1,4 +1,4 @@
-"""The section `run`: where a run is kept."""
+"""The section `run`: folder, name, metric writers, profiling."""
 
 import re
 from pathlib import Path
@@ -10,26 +10,26 @@ from seqzoo.config.base import Section
 
 
 class Run(Section):
-    """Where the run is kept, and what can be seen of it."""
+    """Folder and name of the run, copies of its metrics, profiling."""
 
     folder: str = "runs"
     """Folder of run folders. A run never writes into an existing one: a taken name gets a number."""
     name: str | None = None
     """Name of the run's own folder; None: made from task and mixers."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go beside metrics.jsonl: "tensorboard" (extra `log`), "wandb" (extra `wandb`), or both."""
+    """Copies of metrics.jsonl: "tensorboard" (extra `log`), "wandb" (extra `wandb`), or both."""
     profile: str | None = None
     """Steps to profile, as FIRST:LAST: "10:13" traces the three steps after the tenth into RUN/profile; None: none."""
     dump_hlo: bool = False
-    """Whether to write what the training step is compiled from, and to, into RUN/hlo."""
+    """Write the program of the training step, before and after compilation, into RUN/hlo."""
     compilation_cache: str | None = None
-    """Folder where JAX keeps compiled programs for later runs; None: as JAX's own settings say, by default nowhere."""
+    """Folder where JAX keeps compiled programs for later runs; None: JAX's own setting, by default none."""
 
     @field_validator("name")
     @classmethod
     def _one_folder(cls, value):
         if value is not None and (not value or Path(value).name != value):
-            raise ValueError(f"{value!r}: wanted the name of one folder; run.folder says where it lies")
+            raise ValueError(f"{value!r}: wanted the name of one folder; its parent is run.folder")
         return value
 
     @field_validator("profile")
@@ -49,5 +49,5 @@ class Run(Section):
 
     @property
     def window(self) -> tuple[int, int] | None:
-        """`profile` as numbers: traced from when the first number of steps are done until the second are."""
+        """`profile` as numbers: the trace begins after the first number of steps and ends after the second."""
         return None if self.profile is None else tuple(map(int, self.profile.split(":")))

@@ -1,4 +1,4 @@
-"""Where a step's batch comes from: made on the devices, or read on the host ahead of time, each process its own rows."""
+"""Input pipeline: batches made on the devices, or read on the host ahead of time, each process its own rows."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,20 +12,20 @@ from seqzoo.model import sharding
 from seqzoo.tasks.base import BatchSpec, EvalSet
 from seqzoo.training.state import TrainSetup
 
-AHEAD = 8  # batches that wait on the host
-THREADS = 2  # that read them
+AHEAD = 8  # batches that are ready on the host
+THREADS = 2  # that read batches
 
 Batch = dict[str, Array]
 
 
 def on_device(setup: TrainSetup, spec: BatchSpec, index: Array) -> Batch:
-    """The task's batch, made where it is used, its rows spread over the data axes. To be called inside jit."""
+    """The task's batch, made on the devices with its rows sharded over the data axes. Call it inside jit."""
     sharding.check_batch(setup.mesh, spec.batch, spec.length, f"task {setup.experiment.task}, {spec}")
     return jax.lax.with_sharding_constraint(setup.task.batch(spec, index), sharding.batch_sharding(setup.mesh))
 
 
 def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
-    """(spec, batch) of the steps from `first` to `end`; the batch is None where the step makes its own."""
+    """(spec, batch) of the steps from `first` to `end`; the batch is None if the step makes its own."""
     specs = map(setup.task.spec, range(first, end))
     if setup.task.on_host:
         read = _read(setup, lambda step: (setup.task.spec(step), step), range(first, end))
@@ -34,7 +34,7 @@ def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[Bat
 
 
 def eval_batches(setup: TrainSetup) -> Callable[[EvalSet], Iterator[Batch]]:
-    """batches(eval_set): the batches of an evaluation set; each spec compiles once."""
+    """A function from an evaluation set to its batches; each spec compiles once."""
     if setup.task.on_host:
         read = lambda part: _read(setup, lambda index: (part.spec, index), range(part.batches))
         return lambda part: (_shard(setup, part.spec, rows) for rows in read(part))
@@ -42,8 +42,8 @@ def eval_batches(setup: TrainSetup) -> Callable[[EvalSet], Iterator[Batch]]:
     return lambda part: (make(part.spec, jnp.int32(index)) for index in range(part.batches))
 
 
-def _read(setup: TrainSetup, address, indices: range) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches at some indices, read by threads a few batches ahead."""
+def _read(setup: TrainSetup, address: Callable[[int], tuple[BatchSpec, int]], indices: range) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches at some indices, read by threads a few batches ahead; `address` gives spec and index."""
     import grain  # only tasks that read files need it
 
     def rows(index):
@@ -55,14 +55,14 @@ def _read(setup: TrainSetup, address, indices: range) -> Iterator[dict[str, np.n
 
 
 def _local_rows(setup: TrainSetup, spec: BatchSpec) -> slice:
-    """The rows that this process's devices hold: the shortest stretch with all of them."""
+    """The rows that this process's devices hold: the shortest slice with all of them."""
     where = sharding.batch_sharding(setup.mesh).addressable_devices_indices_map((spec.batch, spec.length))
     bounds = [rows.indices(spec.batch) for rows, _ in where.values()]
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
 def _shard(setup: TrainSetup, spec: BatchSpec, rows: dict[str, np.ndarray]) -> Batch:
-    """The global batch of which this process has read `rows`."""
+    """The global batch, of which this process has read `rows`."""
     own, where = _local_rows(setup, spec), sharding.batch_sharding(setup.mesh)
 
     def place(array):

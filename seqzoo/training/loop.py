@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from seqzoo.training.step import evaluator, train_step
 
 
 class Diverged(FloatingPointError):
-    """Loss, gradient or state is no longer finite, or too many steps were left out in a row.
+    """A run whose loss, gradient or state is not finite any more, or that skipped too many steps in a row.
 
     The message names the step, the metrics and the last good checkpoint.
     """
@@ -43,22 +43,22 @@ def train(
     mesh: config.Mesh | None = None,
     changed: bool = False,
 ) -> dict[str, Any]:
-    """Trains an experiment in a folder, or goes on where that folder stands; the result is bitwise that of never having stopped.
+    """Trains an experiment in a run folder, or continues the run there; the result is bitwise that of a run that never stopped.
 
     Args:
       experiment: what to train. Checked against task, model and devices before anything is written.
-      folder: a new folder, or one that an earlier call with the same experiment left.
-      console: where to print; None is standard output, of process 0 if there are several.
+      folder: a new folder, or one that an earlier call with the same experiment made.
+      console: where to print; None is standard output, that of process 0 if there are several.
       mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
-      changed: whether a folder may go on with other settings than it began with; they are recorded.
+      changed: whether a run may continue with other settings than it began with; they are recorded.
     Returns:
-      What is also in the folder's summary.json: "finished", "early" (finished before the last step, by training.stop_above),
-      "step", "parameters" (their number), "state_bytes" (decode memory per row at the task's longest length), "tokens_per_second"
-      (median, without compilation; None if too few steps ran to tell), "final" and "best" ({eval set: {"accuracy", "loss",
-      "chance", "settings"}}, of text with "bits_per_byte", of the last evaluation and of the best one by accuracy, or by bits per
-      byte).
+      The contents of the folder's summary.json: "finished"; "early" (finished before the last step, by early stopping:
+      training.stop_above); "step"; "parameters" (their number); "state_bytes" (decode memory per row at the task's longest length);
+      "tokens_per_second" (median, without compilation; None after too few steps); "final" and "best", the last evaluation and the
+      best one by accuracy or by bits per byte: {eval set: {"accuracy", "loss", "chance", "settings"}}, for text also
+      "bits_per_byte".
     Raises:
-      ValueError: settings that do not fit, or a folder that holds something else. Diverged: no longer finite.
+      ValueError: settings that do not fit, or a folder that holds something else. Diverged: numbers that are not finite.
       CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.
       WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
@@ -76,7 +76,7 @@ def train(
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
-    """Raises ValueError if the experiment does not fit its task, its model, the devices or what is installed. Writes nothing.
+    """Raises ValueError if the experiment does not fit its task, its model, the devices or installed packages. Writes nothing.
 
     resumed: the run has parameters of its own already, so `model.init_from` is not read.
     """
@@ -86,8 +86,16 @@ def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
         init_from.check(setup)
 
 
+class _Pending(NamedTuple):
+    """Metrics of a dispatched step, not read from the devices yet."""
+
+    step: int
+    metrics: dict[str, Any]
+    spec: BatchSpec
+
+
 class _Loop:
-    """A run under way: the state and everything that watches it."""
+    """A running run: the compiled steps, and everything that reads, saves and reports its state."""
 
     def __init__(self, setup: TrainSetup, folder: Path, console: Console):
         self.setup = setup
@@ -102,10 +110,10 @@ class _Loop:
         self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(setup.mesh, jax.P()))
         self.flops = training_flops(setup.model(setup.abstract["params"]).flops)
         self.profiler = Profiler(setup.experiment.run.window, folder)
-        self.pending = None  # (step, metrics on the devices, spec), dispatched and not yet read
+        self.pending: _Pending | None = None
 
     def run(self) -> dict[str, Any]:
-        """Steps until the end, training.stop_after_steps, a signal, a number that is not finite, or a write that fails."""
+        """Trains until the end, training.stop_after_steps, a signal, a number that is not finite, or a failed write."""
         try:
             with self.checkpoints:
                 state = self.begin()
@@ -113,11 +121,11 @@ class _Loop:
                 with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
         except WriteError as error:
-            again = f"when that is mended, go on with: train.py resume {self.folder}"
+            again = f"when that is mended, continue with: train.py resume {self.folder}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
 
     def begin(self) -> State:
-        """The state where the run stands."""
+        """The state of the latest checkpoint, or a new one; opens metrics and clock at its step."""
         for note in self.setup.task.notes():
             self.print(f"note: {note}")
         if self.setup.mesh.size < jax.device_count():
@@ -151,14 +159,14 @@ class _Loop:
         return state
 
     def train(self, state: State, end: int) -> dict[str, Any]:
-        """From a state to the summary of the run behind its last step here."""
+        """Trains from a state to step `end` or to an earlier stop, and returns the run's summary."""
         with (
             jax.set_mesh(self.setup.mesh),
             Reporter(self.console, self.step, self.settings.steps) as self.reporter,
             StopSignals(self.print) as signals,
         ):
             self.stopping = signals.stopping
-            self.maybe_evaluate(state)  # a run stopped between a checkpoint and its evaluation owes the evaluation
+            self.maybe_evaluate(state)  # a run that was stopped between a checkpoint and its evaluation still needs the evaluation
             for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
                 if self.stopping() or self.should_stop_early():
                     break
@@ -166,9 +174,9 @@ class _Loop:
                 self.profiler.at(self.step, state)
                 state, metrics = step(state, batch)
                 self.step += 1
-                # Step N is on its way; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
+                # Step N is dispatched; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
                 self.read_pending()
-                self.pending = (self.step, metrics, spec)
+                self.pending = _Pending(self.step, metrics, spec)
                 if any(map(self.is_due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
                     self.read_pending()
                 if self.is_due(self.settings.checkpoint_every) or self.checkpoint_overdue():
@@ -176,7 +184,7 @@ class _Loop:
                 self.maybe_evaluate(state)
             self.read_pending()
             self.save(state)
-            self.checkpoints.wait()  # what follows says that it is there
+            self.checkpoints.wait()  # the summary and the message below say that it is on disk
             ended = self.step == self.settings.steps or self.should_stop_early()
             summary = self.summarise(finished=ended and self.metrics.evaluated == self.step)
             if not summary["finished"]:
@@ -186,31 +194,31 @@ class _Loop:
         return summary
 
     def print(self, text: str) -> None:
-        """One line that stays. Never interpreted as markup: specs may hold brackets."""
+        """Prints a line above the progress bar. It is never interpreted as markup: specs may contain brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def is_due(self, every: int) -> bool:
-        """Whether something done every so many steps, and at the end, is due after the current step."""
+        """Tells if something that is done every so many steps, and at the end, is due after the current step."""
         return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
     def compile(self, state: State, spec: BatchSpec, batch: input_pipeline.Batch | None) -> Compiled:
-        """The step for batches of that spec; the first says what memory it will need, before it runs."""
+        """Compiles the step for batches of a spec; before the first one runs, the memory that it needs is printed."""
         with self.clock.phase("compile"):
             lowered = self.jitted.lower(state, spec, batch)
             self.compiled[spec] = compiled = lowered.compile()
         if len(self.compiled) == 1:
-            self.print(f"memory of a step: {profiling.memory(compiled) or 'not told by this backend'}")
+            self.print(f"memory of a step: {profiling.memory(compiled) or 'not reported by this backend'}")
             if self.setup.experiment.run.dump_hlo and distributed.is_main_process():
                 profiling.dump_hlo(lowered, compiled, self.folder)
         return compiled
 
     def read_pending(self) -> None:
-        """Reads, checks and records the metrics of the step before."""
+        """Reads, checks and records the metrics of the previous step, if they were not read yet."""
         if self.pending is None:
             return
         (step, metrics, spec), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
-        watched = metrics.pop("watched", {})
+        norms = metrics.pop("module_norms", {})
         metrics = {name: float(value) for name, value in metrics.items()}
         if not self.is_acceptable(metrics):
             self.diverged(step, metrics)
@@ -225,26 +233,26 @@ class _Loop:
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
             more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
-            more |= {name: module_norms.by_layer(norms) for name, norms in watched.items()}
+            more |= {name: module_norms.by_layer(tree) for name, tree in norms.items()}
             self.metrics.train(step, **metrics, **more, **self.progress())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
 
     def progress(self) -> dict[str, float]:
-        """Training tokens so far and seconds so far, what curves may be drawn against."""
+        """Training tokens and seconds so far, for the x axis of curves."""
         return {"tokens": self.tokens, "seconds": self.clock.total()}
 
     def mfu(self, flops_per_second: float | None) -> float | None:
-        """Model FLOPs utilisation at that rate; None where the devices' peak is not known."""
+        """Model FLOPs utilisation (MFU) at that rate; None if the devices' peak is not known."""
         model, mesh = self.setup.experiment.model, self.setup.mesh
         return mfu(flops_per_second, mesh.size, mesh.devices.flat[0], model.dtype or model.param_dtype)
 
     def is_acceptable(self, metrics: dict[str, float]) -> bool:
-        """Whether a run goes on after a step with these metrics: they are finite, or not too many in a row were left out."""
+        """Tells if the run may continue after a step with these metrics: finite, or not too many skipped steps in a row."""
         limit = self.setup.experiment.optimizer.skip_limit
         return all(map(math.isfinite, metrics.values())) if limit is None else metrics["skipped_in_a_row"] < limit
 
     def save(self, state: State) -> None:
-        """Writes a checkpoint, if there is none yet and all numbers are finite: a good one is never replaced by one that is not."""
+        """Writes a checkpoint of this step if there is none. A state that is not finite is never saved: it raises Diverged."""
         if self.checkpoints.latest == self.step:
             return
         with self.clock.phase("save"):
@@ -254,14 +262,14 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def checkpoint_overdue(self) -> bool:
-        """Whether the last checkpoint is older than training.checkpoint_minutes, asked where a line is logged."""
+        """Tells if the last checkpoint is older than training.checkpoint_minutes; checked at steps that log a line."""
         minutes = self.settings.checkpoint_minutes
         if minutes is None or not self.is_due(self.settings.log_every):
             return False
         return distributed.from_main_process(lambda: time.monotonic() - self.saved_at > 60 * minutes)
 
     def maybe_evaluate(self, state: State) -> None:
-        """Evaluates all evaluation sets if that is due and not done yet."""
+        """Evaluates all evaluation sets if that is due and was not done yet."""
         if not self.is_due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
             return
         with self.clock.phase("eval"):
@@ -278,23 +286,23 @@ class _Loop:
             self.checkpoints.best = self.step
 
     def should_stop_early(self) -> bool:
-        """Whether the run was evaluated where it stands, and came above training.stop_above."""
+        """Early stopping: tells if the evaluation at this step has a mean accuracy above training.stop_above."""
         if self.settings.stop_above is None or self.metrics.evaluated != self.step:
             return False
         return self.metrics.accuracy(self.step) > self.settings.stop_above
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
-        """Raises Diverged."""
+        """Writes the summary and raises Diverged."""
         self.checkpoints.wait()
         shown = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         skips = metrics.get("skipped_in_a_row")
-        what = f"{skips:.0f} steps in a row were left out (optimizer.skip_limit)" if skips else "no longer finite"
+        what = f"{skips:.0f} steps in a row were skipped (optimizer.skip_limit)" if skips else "no longer finite"
         message = f"step {step}: {what} ({shown}); {self.last_good()}. A smaller optimizer.learning_rate or clip_norm may help."
         self.summarise(finished=False, stopped=message)
         raise Diverged(message)
 
     def last_good(self) -> str:
-        """Where a run that stops now would go on, in words."""
+        """The checkpoint from which a run that stops now would continue, in words."""
         step = self.checkpoints.complete
         return (
             "there is no checkpoint yet" if step is None else f"the last good checkpoint is {self.checkpoints.folder / str(step)}"
@@ -306,6 +314,7 @@ class _Loop:
         return self.metrics.summarise(finished, self.step, **rates, seconds=self.clock.phases(), **more)
 
 
-def _all_finite(tree) -> jax.Array:
+def _all_finite(tree: Any) -> jax.Array:
+    """One boolean for all floating-point leaves."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

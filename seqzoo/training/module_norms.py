@@ -1,4 +1,4 @@
-"""Norms by module, for those who watch which part of a model a run is about to lose."""
+"""Norms by module: the part of a model in which gradients or parameters grow."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from jax import Array
 
 
 def norms(tree: dict[str, Any]) -> dict[str, Any]:
-    """The norm of every module of a tree like a LanguageModel's parameters, on the devices; float32 or better.
+    """Norms of every module of a tree like a LanguageModel's parameters, on the devices; float32 or better.
 
-    A module is what the model names ("embedding", "norm", "head") and, in its stack, what a block names ("mixer", "channel" and the
-    norms before them), with all that is in it. Layers that a scan runs have one array with a number for each. Cost: one pass.
+    Modules are those that the model names ("embedding", "norm", "head") and, in its stack, those that a block names ("mixer",
+    "channel" and the norms before them). Scanned layers have one array with a number for each layer. Cost: one pass.
     """
 
     def stacked(pattern, axes):
@@ -23,9 +23,9 @@ def norms(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _norm(tree: Any, axes: int = 0) -> Array:
-    """The norm of all numbers together, for every index of the first `axes` axes."""
+    """Norm over all leaves, for every index of the first `axes` axes."""
 
-    def square(leaf):
+    def square(leaf: Array) -> Array:
         leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         return jnp.sum(leaf * leaf, range(axes, leaf.ndim))
 
@@ -33,7 +33,8 @@ def _norm(tree: Any, axes: int = 0) -> Array:
 
 
 def by_layer(found: dict[str, Any]) -> dict[str, Any]:
-    """What `norms` gave, read back, as floats: {"embedding": 1.0, "layers": {"0": {"mixer": 2.0, "channel": 3.0}, ...}, ...}."""
+    """The result of `norms`, on the host, as floats by layer: {"embedding": 1.0, "layers": {"0": {"mixer": 2.0, "channel": 3.0},
+    ...}, ...}."""
     scanned, remainder = (found["stack"].get(name, {}) for name in ("scanned", "remainder"))
     place = lambda name: int(name.partition("_")[0])  # in the pattern of layers: blocks are called "0_gla", "1_softmax"
     layers = {}

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ REFRESH = 0.2  # seconds between two moves of the bar
 
 
 class Reporter:
-    """A context that shows how far a run is. On a terminal a bar is kept up to date; elsewhere `line` prints."""
+    """Context that shows the progress of a run: on a terminal a bar; elsewhere lines, by `line`."""
 
     def __init__(self, console: Console, step: int, steps: int):
         self.console = console
@@ -33,11 +33,11 @@ class Reporter:
             self._progress.stop()
 
     def print(self, text: str) -> None:
-        """One line that stays. Never interpreted as markup: specs may hold brackets."""
+        """Prints a line above the bar. It is never interpreted as markup: specs may contain brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stale(self) -> bool:
-        """Whether there is a bar, and it has not moved for a while."""
+        """Tells if there is a bar that has not moved for REFRESH seconds."""
         return self._progress is not None and time.monotonic() - self._moved > REFRESH
 
     def step(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
@@ -47,18 +47,18 @@ class Reporter:
             self._progress.update(self._task, completed=step, text=_text(metrics, rate, left))
 
     def line(self, step: int, metrics: dict[str, float], rate: float | None, left: float | None) -> None:
-        """A training line where there is no bar."""
+        """Prints a training line if there is no bar."""
         if not self._progress:
             self.print(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-        """The accuracies of an evaluation, or of text the bits per byte, in one line."""
+        """Prints the accuracies of an evaluation, for text the bits per byte, in one line."""
         objective = objective_of([results])
         shown = "  ".join(f"{name} {each[objective.name]:.3f}" for name, each in results.items())
         self.print(f"step {step}/{self.steps}  {objective.title} {shown}")
 
 
-def _text(metrics, rate, left) -> str:
+def _text(metrics: dict[str, float], rate: float | None, left: float | None) -> str:
     parts = [f"loss {metrics['loss']:.4f}", f"accuracy {metrics['accuracy']:.3f}"]
     if rate is not None:
         parts.append(f"{rate:,.0f} tokens/s")

@@ -1,4 +1,4 @@
-"""Run folders read back: the trained model, and its evaluation."""
+"""Restoring from a run folder: the trained model, and its evaluation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from seqzoo.training.step import evaluator
 def restore(
     folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None, step: int | None = None
 ) -> tuple[TrainSetup, State]:
-    """The plan of a run and its latest state that loads, or that of `step`, on `mesh` (None: as in training).
+    """The set-up of a run and its latest state that loads, or that of `step`, on `mesh` (None: as in training).
 
     Raises FileNotFoundError if there is no run or no checkpoint.
     """
@@ -34,9 +34,9 @@ def restore(
 
 
 def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
-    """The trained model of a run, on one device, whatever it was trained on; its mean over training, if the run kept one.
+    """The trained model of a run, on one device, with the moving average of the parameters if the run has one (training.ema).
 
-    `step` chooses among the checkpoints that are there (training.keep_best keeps a good one); None is the latest.
+    `step` chooses one of the run's checkpoints (training.keep_best keeps the best one); None is the latest.
     """
     setup, state = restore(folder, print, config.Mesh(fsdp=1), step)
     return setup.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))

@@ -1,7 +1,7 @@
 """From an experiment to a training state: a plain dict with a sharding for every leaf.
 
-"params", "opt_state", "step" and "rng" are always there; "ema", a running mean of the parameters, by training.ema; "carry", the
-model's own state at the end of the last batch, for tasks whose rows go on from batch to batch.
+It always has "params", "opt_state", "step" and "rng"; with training.ema also "ema", the exponential moving average of the
+parameters; and for tasks whose rows continue from batch to batch also "carry", the model's own state at the end of the last batch.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ SPECS_CHECKED = 1000  # steps whose batches are checked before the start; later 
 
 
 class TrainSetup(NamedTuple):
-    """All that is decided before the first array is made."""
+    """The experiment, built but without arrays: task, mesh, model, optimizer, and the shape and sharding of the state."""
 
     experiment: config.Experiment
     task: Task
@@ -51,7 +51,7 @@ def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
 
 
 def prepare(experiment: config.Experiment) -> TrainSetup:
-    """Checks an experiment against task, model and devices, and plans its state. Allocates and writes nothing.
+    """Checks an experiment against task, model and devices, and gives its state shapes and shardings. Allocates and writes nothing.
 
     Raises:
       ValueError: what does not fit, by name: a mixer's settings, a size that does not divide, too few learned positions.
@@ -87,7 +87,7 @@ def prepare(experiment: config.Experiment) -> TrainSetup:
 
 
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
-    """Raises ShardingError if a batch of training or evaluation does not divide over micro-batches and devices."""
+    """Raises ShardingError if a batch of training or evaluation does not divide into micro-batches and over devices."""
     count = experiment.training.micro_batches
     for spec in dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED))):
         what = f"task {experiment.task}, training"
@@ -102,7 +102,7 @@ def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None
 
 
 def initialise(setup: TrainSetup, loaded: dict[str, Any] | None = None) -> State:
-    """The state before the first step, each leaf made where it belongs; `loaded` is a part of the parameters, see `init_from`."""
+    """The state before the first step, each leaf made on its devices; `loaded` is a part of the parameters, see `init_from`."""
     make = lambda loaded: _initial(setup.experiment, setup.task, setup.tx, loaded)
     with jax.set_mesh(setup.mesh):
         return jax.jit(make, out_shardings=setup.shardings)(loaded or {})
@@ -134,4 +134,4 @@ def _empty_carry(model: LanguageModel, rows: int) -> ModelState:
     try:
         return model.init_state(rows)
     except ValueError as error:
-        raise ValueError(f"rows that go on from batch to batch need a state of fixed size: {error}") from error
+        raise ValueError(f"rows that continue from batch to batch need a state of fixed size: {error}") from error

@@ -28,7 +28,7 @@ Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, f
 def score(
     setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None = None, key: Array | None = None
 ) -> tuple[TokenLosses, ModelState | None]:
-    """What the model says of every token of a batch, and its state behind it (None if it had none before)."""
+    """Losses of every token of a batch, and the model's state after it (None if it had none before)."""
     side = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
     model = setup.model(parameters)
     x, carry = model.hidden(batch["tokens"], state=carry, key=key, **side)
@@ -42,11 +42,11 @@ def sums(batch: Batch, found: TokenLosses) -> Sums:
 
 
 def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]]]:
-    """(state, spec, batch=None) -> (state after one step, metrics). The state is donated; each spec compiles once.
+    """The jitted training step, (state, spec, batch=None) -> (next state, metrics). The state is donated; each spec compiles once.
 
-    Without a batch the task makes it on the devices, of the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
-    all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have "watched": norms
-    by module, of the gradient and of the parameters it was taken at.
+    Without a batch the task makes it on the devices, from the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
+    all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have "module_norms":
+    norms by module, of the gradient and of the parameters it was taken at.
     """
     settings = setup.experiment
     rate = make_schedule(settings.optimizer, settings.training.steps)
@@ -62,13 +62,13 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
         metrics |= accumulation_metrics(state["opt_state"], opt_state)
         if settings.training.module_norms:
-            metrics["watched"] = {
+            metrics["module_norms"] = {
                 "gradient_norms": module_norms.norms(gradient),
                 "parameter_norms": module_norms.norms(state["params"]),
             }
         if settings.optimizer.skip_limit is not None:
             metrics["skipped"], metrics["skipped_in_a_row"] = skip_counts(opt_state)
-            if carry is not None:  # what a step that is left out found may hold what is not finite
+            if carry is not None:  # the state of a skipped step may contain NaN or inf
                 carry = optax.tree.where(metrics["skipped_in_a_row"] == 0, carry, state["carry"])
         parameters = optax.apply_updates(state["params"], updates)
         after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
@@ -81,11 +81,13 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
     return step
 
 
-def gradients(setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None, key: Array):
-    """(gradient of the loss, {"loss", "accuracy"}, carry) of a batch, in micro-batches one after the other.
+def gradients(
+    setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelState | None, key: Array
+) -> tuple[dict, dict[str, Array], ModelState | None]:
+    """(gradient of the loss, {"loss", "accuracy"}, carry) of a batch; gradient accumulation over training.micro_batches.
 
     Every micro-batch's sums are divided by the whole batch's weight, so that the result is that of the whole batch at once however
-    the weights lie. The carry has no gradient: back-propagation ends where the batch begins.
+    the weights are distributed. The carry has no gradient: back-propagation through time is truncated at the start of the batch.
     """
     settings = setup.experiment.training
     weight = jnp.sum(batch["weights"])
@@ -112,16 +114,16 @@ def gradients(setup: TrainSetup, parameters: dict, batch: Batch, carry: ModelSta
     return gradient, means, carry
 
 
-def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]]]:
-    """evaluate(parameters, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between batches.
+def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | None]:
+    """The evaluation, (parameters, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between batches.
 
-    The numbers are those of `_numbers`. Batches are made by one function per evaluation set and measured by one per shape, so
+    The numbers are those of `_numbers`. Batches are made by one function per evaluation set and scored by one per shape, so that
     evaluation sets of equal shape share a compilation.
     """
     replicated = NamedSharding(setup.mesh, jax.P())
 
     @functools.partial(jax.jit, out_shardings=replicated)
-    def measure(parameters, batch):
+    def score_batch(parameters, batch):
         found, _ = score(setup, parameters, batch)
         weights = batch["weights"].astype(found.cross_entropy.dtype)
         by_position = {"loss": jnp.sum(weights * found.cross_entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
@@ -137,16 +139,16 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]]]:
             for batch in batches(part):
                 if stop():
                     return None
-                found = measure(parameters, batch)
+                found = score_batch(parameters, batch)
                 total = found if total is None else add(total, found)
-            totals[part.name] = total  # read below: the devices need not wait for the host between evaluation sets
+            totals[part.name] = total  # read after the last set, so that the devices never wait for the host
         return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in setup.task.eval_sets()}
 
     return evaluate
 
 
 def _numbers(part: EvalSet, total: dict[str, Any], by_position: dict[str, Any]) -> dict[str, Any]:
-    """{"loss", "accuracy"}; of text also "bits_per_byte", and "position_loss": {"from": [...], "loss": [...]}, octave by octave."""
+    """{"loss", "accuracy"}; for text also "bits_per_byte", and "position_loss": {"from": [...], "loss": [...]}, by octave."""
     weight = float(total["weight"]) or 1.0
     numbers = {"loss": float(total["loss"]) / weight, "accuracy": float(total["correct"]) / weight}
     if part.bytes_per_target is None:

@@ -151,7 +151,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_pa
         assert metric_writers.flatten(lines[0][name]).keys() == {"embedding", "layers/0/mixer", "layers/0/mixer_norm", "norm"}
     whole = np.linalg.norm(list(metric_writers.flatten(lines[0]["gradient_norms"]).values()))
     np.testing.assert_allclose(whole, lines[0]["gradient_norm"], rtol=1e-5)
-    wanted = r"step 6: 3 steps in a row were left out \(optimizer\.skip_limit\) .*last good checkpoint is .*/[46]\."
+    wanted = r"step 6: 3 steps in a row were skipped \(optimizer\.skip_limit\) .*last good checkpoint is .*/[46]\."
     with pytest.raises(training.Diverged, match=wanted):
         training.train(tiny(task="poisoned(at=3)", **settings), tmp_path / "other", console=quiet())
 

@@ -1,11 +1,11 @@
-"""How parameters change: update rules, learning-rate schedules, gradient accumulation, skipped steps, sharding of their state.
+"""Optimizer: update rules, learning-rate schedules, gradient accumulation, skipped steps, sharding of their state.
 
 update_rules           adamw, adamp, lamb, lion, sgd, adafactor, muon; `register` enrols your own
 schedules              constant, linear, cosine, wsd, rsqrt; `register_schedule` enrols your own
 gradient_accumulation  micro-batches for memory, updates of several batches
 skip_nonfinite         steps whose loss or gradient is not finite
 optimizer              all of these together, from the section `optimizer` of the config
-sharding               where the optimizer's state lies
+sharding               the optimizer's state over devices
 """
 
 from seqzoo.training.optim import functions, schedules, update_rules

@@ -1,4 +1,4 @@
-"""AdamP: Adam whose step does not lengthen weights that no loss depends on the length of."""
+"""AdamP: Adam whose steps do not lengthen scale-invariant weights, those whose length the loss does not depend on."""
 
 import math
 from typing import Any
@@ -19,14 +19,14 @@ def scale_by_adamp(b1: float, b2: float, epsilon: float, views: Any) -> optax.Gr
         q = p                  otherwise
 
     A loss that does not change with the length of w has a gradient orthogonal to w, which the cosine detects. Momentum's steps are
-    not orthogonal: they lengthen w, and so shrink the effective learning rate. As in the authors' code, a matrix is projected by
+    not orthogonal: they lengthen w, and so reduce the effective learning rate. As in the authors' code, a matrix is projected by
     output channel if the largest cosine of its channels is small enough, else as a whole if its own is; vectors never are. Their
     code also weakens weight decay tenfold where it projects; here weight decay is the same everywhere.
 
     Args:
       b1, b2, epsilon: Adam's.
-      views: tree like the parameters; for each the tuples of axes, counted from the end, that hold one w: the narrow view first,
-        all axes of one layer last; () for what is not projected. Axes before them are layers, and each decides for itself.
+      views: tree like the parameters; for each the tuples of axes, counted from the end, that make one w: the narrow view first,
+        all axes of one layer last; () for parameters that are not projected. Axes before them are layers, each decided by itself.
     State: Adam's, 2 numbers per parameter. Cost: three reductions per parameter and view.
     """
     adam = optax.scale_by_adam(b1, b2, epsilon)
@@ -40,8 +40,9 @@ def scale_by_adamp(b1: float, b2: float, epsilon: float, views: Any) -> optax.Gr
 
 
 def _projected(p: Array, g: Array, w: Array, views: tuple[tuple[int, ...], ...], epsilon: float) -> Array:
+    """p without its part along w, in the first of the views in which g is orthogonal to w."""
     q = p
-    for axes in reversed(views):  # so that the first that fits counts
+    for axes in reversed(views):  # so that the first that fits is used
         dot = lambda a, b, axes=axes: jnp.sum(a * b, axes, keepdims=True)
         length = jnp.sqrt(dot(w, w))
         cosine = jnp.abs(dot(g, w)) / jnp.maximum(jnp.sqrt(dot(g, g)) * length, epsilon)

@@ -67,7 +67,7 @@ class AccumulateSteps(NamedTuple):
 
     @property
     def trivial(self) -> bool:
-        """Whether every update is made of one batch."""
+        """True if every update is made of one batch."""
         return self.norm_test is None and all(number == 1 for _, number in self.schedule)
 
 
@@ -132,8 +132,9 @@ def accumulate_gradients(inner: optax.GradientTransformation, steps: AccumulateS
     Welford's recurrence, whose sum of squares loses no digits by subtraction, and which returns the gradient of a single batch
     unchanged. Whether an update is made is a branch, `jax.lax.cond`: a batch without one costs none of inner's work.
 
-    State: 4 bytes per parameter for the mean, beside inner's. Cost of a batch without an update: one pass over its gradient.
-    Inside `skip_nonfinite`, which selects between two states, a step holds both for a while: 8 bytes per parameter with Adam's.
+    State: 4 bytes per parameter for the mean, in addition to inner's. Cost of a batch without an update: one pass over its
+      gradient. Inside `skip_nonfinite`, which selects between two states, a step holds both for a while: 8 bytes per parameter with
+      Adam's.
     """
     inner = optax.with_extra_args_support(inner)
     rule = steps.norm_test

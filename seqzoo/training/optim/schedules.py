@@ -104,7 +104,7 @@ class Linear(Schedule):
     """The learning rate falls straight to the last step: p (1 - (1 - f) x)."""
 
     final_fraction: Fraction = 0.1
-    """Where the schedule ends, as a fraction of the learning rate."""
+    """Learning rate at the last step, as a fraction of the largest."""
 
     def after_warmup(self, learning_rate, steps):
         return optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, self.rest(steps))
@@ -115,7 +115,7 @@ class Cosine(Schedule):
     """The learning rate falls along a cosine (Loshchilov & Hutter 2016, arXiv:1608.03983): p (f + (1 - f) (1 + cos(pi x)) / 2)."""
 
     final_fraction: Fraction = 0.1
-    """Where the schedule ends, as a fraction of the learning rate."""
+    """Learning rate at the last step, as a fraction of the largest."""
 
     def after_warmup(self, learning_rate, steps):
         return optax.cosine_decay_schedule(learning_rate, self.rest(steps), alpha=self.final_fraction)
@@ -129,7 +129,7 @@ class WSD(Schedule):
     """
 
     final_fraction: Fraction = 0.1
-    """Where the schedule ends, as a fraction of the learning rate."""
+    """Learning rate at the last step, as a fraction of the largest."""
     cooldown_fraction: Cooldown = 0.2
     """Part of all steps, the last, in which the learning rate falls."""
 
@@ -148,7 +148,7 @@ class InverseSquareRoot(Schedule):
     warmup_steps: Annotated[int, Field(ge=1, lt=2**31)] = 50
     """Steps over which the learning rate rises linearly from 0; it falls as sqrt(warmup_steps / step) after them."""
     final_fraction: Fraction = 0.1
-    """Where the cooldown ends, as a fraction of where the schedule would end without it."""
+    """Learning rate at the last step, as a fraction of its value without a cooldown."""
     cooldown_fraction: Cooldown | None = None
     """Part of all steps, the last, in which the learning rate falls straight; None: no cooldown."""
 

@@ -1,4 +1,4 @@
-"""Where the optimizer's state lies."""
+"""Sharding of the optimizer's state: like the parameters."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from jax.sharding import NamedSharding
 
 
 def optimizer_state_shardings(tx: optax.GradientTransformation, opt_state: Any, parameters: dict, by_parameter: dict) -> Any:
-    """A tree like the optimizer's state of NamedShardings.
+    """A tree of NamedShardings like the optimizer's state.
 
-    A moment lies where its parameter lies. One that lacks an axis of its parameter, as Adafactor's means over rows and columns do,
-    is cut along the axes that are left (where lengths are equal, those that leave least on
-    a device). All else, counts and keys, is on every device.
+    A moment has the sharding of its parameter. One that lacks an axis of its parameter, such as Adafactor's means over rows and
+    columns, is sharded along the remaining axes (if several axes have the length of the missing one: so that a device holds least).
+    All else, counts and keys, is on every device.
 
     Args:
       tx: the optimizer.
@@ -25,7 +25,7 @@ def optimizer_state_shardings(tx: optax.GradientTransformation, opt_state: Any, 
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
 
     def place(moment, parameter, where):
-        if is_masked(moment):  # this part of the optimizer has nothing to do with the parameter
+        if is_masked(moment):  # this part of the optimizer does not act on the parameter
             return moment
         if moment.shape == parameter.shape:
             return where
@@ -37,7 +37,7 @@ def optimizer_state_shardings(tx: optax.GradientTransformation, opt_state: Any, 
         left = [NamedSharding(where.mesh, spec) for spec in specs]
         return min(left, key=lambda sharding: math.prod(sharding.shard_shape(moment.shape)), default=replicated)
 
-    # Only this ties moments to the parameters' shardings: jit(tx.init) alone leaves a full copy on every device.
+    # Without this, jit(tx.init) leaves a full copy of the moments on every device.
     return optax.tree.map_params(
         tx, place, opt_state, parameters, by_parameter, transform_non_params=lambda _: replicated, is_leaf=is_masked
     )

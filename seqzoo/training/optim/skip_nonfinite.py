@@ -1,6 +1,6 @@
-"""Steps that would do harm are left out, and counted."""
+"""Skipped steps: a step whose loss or gradient is not finite, or whose gradient is a spike, changes nothing and is counted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ MEMORY = 100  # accepted steps over which the gradient norm is averaged, and bef
 class SkipState(NamedTuple):
     """The state of `skip_nonfinite`: counts int32, norm float32, all scalars."""
 
-    total: Array  # steps left out so far
-    in_a_row: Array  # those since the last accepted step
+    total: Array  # skipped steps so far
+    in_a_row: Array  # skipped steps since the last accepted step
     accepted: Array  # all others
     norm: Array  # running mean of the accepted steps' gradient norms
     inner: optax.OptState
@@ -24,26 +24,28 @@ def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = N
     """`inner`, but a step whose loss or gradient norm is not finite gives updates of 0 and leaves inner's state as it was.
 
     With `spikes`, so does a step whose gradient norm is above `spikes` times the mean norm of the last accepted steps, about MEMORY
-    of them: norm += (norm_t - norm) / min(accepted, MEMORY). Over accepted steps only, so that no spike raises the bar for the
-    next; a norm that has grown for good is skipped until the run is stopped (optimizer.skip_limit). The arithmetic mean and not
-    that of logarithms, as steps without any loss have norm 0. Nothing is a spike before MEMORY steps were accepted: norms fall
-    steeply at the start.
+    of them: norm += (norm_t - norm) / min(accepted, MEMORY). The mean is over accepted steps only, so that no spike raises the
+    limit for the next; a norm that has grown for good is skipped until the run is stopped (optimizer.skip_limit). It is the
+    arithmetic mean and not that of logarithms, as steps without any loss have norm 0. Nothing is a spike before MEMORY steps were
+    accepted: norms fall steeply at the start.
 
-    `update(..., value=loss)`: without it only the gradient is looked at. Both outcomes are computed and one is selected, without a
-    branch, so that arrays are donated and sharded as without a guard.
+    `update(..., value=loss)`: without it only the gradient is checked. Both outcomes are computed and one is selected, without a
+    branch, so that arrays are donated and sharded as without this wrapper.
 
-    Not optax.apply_if_finite: that accepts what is not finite once too much of it came in a row, and sees neither the loss nor the
-    norm; nor optax.conditionally_mask, whose condition has no state.
+    Not optax.apply_if_finite: that accepts updates that are not finite after too many of them in a row, and sees neither the loss
+    nor the norm; nor optax.conditionally_mask, whose condition has no state.
 
     State: 16 bytes more than inner's.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(parameters):
+    def init(parameters: Any) -> SkipState:
         zero = jnp.zeros((), jnp.int32)
         return SkipState(zero, zero, zero, jnp.zeros((), jnp.float32), inner.init(parameters))
 
-    def update(updates, state, parameters=None, *, value=None, **extra):
+    def update(
+        updates: Any, state: SkipState, parameters: Any = None, *, value: Array | None = None, **extra: Any
+    ) -> tuple[Any, SkipState]:
         norm = optax.tree.norm(optax.tree.cast(updates, jnp.float32))
         good = jnp.isfinite(norm)
         if value is not None:
@@ -64,12 +66,12 @@ def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = N
 
 
 def skip_counts(opt_state: optax.OptState) -> tuple[Array, Array]:
-    """(steps left out in all, steps left out in a row up to now), int32 scalars on the devices.
+    """(skipped steps in all, skipped steps in a row up to now), int32 scalars on the devices.
 
-    Raises ValueError if the optimizer has no guard.
+    Raises ValueError if the optimizer does not skip steps.
     """
     is_skip_state = lambda node: isinstance(node, SkipState)
     found = next(filter(is_skip_state, jax.tree.leaves(opt_state, is_leaf=is_skip_state)), None)
     if found is None:
-        raise ValueError("the optimizer has no guard that counts skipped steps: optimizer.skip_limit is None, wanted a number")
+        raise ValueError("the optimizer does not count skipped steps: optimizer.skip_limit is None, wanted a number")
     return found.total, found.in_a_row

@@ -76,7 +76,7 @@ class UpdateRule(Settings):
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay: times the learning rate, not part of the gradient."""
     decay_all: bool = False
-    """Whether weight decay acts on all parameters; if not, on matrices that their mixer does not mark with decay=False."""
+    """Decay all parameters; if not, only matrices that their mixer does not mark with decay=False."""
 
     def transformation(self, parameters: nnx.State) -> optax.GradientTransformation:
         """The optax transformation from g to u, weight decay included.

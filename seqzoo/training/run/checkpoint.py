@@ -1,7 +1,7 @@
-"""Checkpoints: one Orbax directory per step, written behind the training's back. Reading falls back to older ones, aloud.
+"""Checkpoints: one Orbax directory per step, written in the background. Reading falls back to older ones and reports it.
 
-A directory is a checkpoint once Orbax has renamed it to its number; before that, what a killed process leaves behind is a
-temporary directory. Each holds the SHA-256 of its files, since nothing else would notice a byte that changed in the parameters.
+A directory is a checkpoint once Orbax has renamed it to its number; before that, a killed process leaves a temporary directory.
+Each holds the SHA-256 of its files, since nothing else would detect a changed byte in the parameters.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ from seqzoo.training.run import distributed
 from seqzoo.training.state import State
 
 DIGESTS = "sha256.json"
-ABOUT = "about.json"  # what was trained, by which code: a checkpoint says so even where its run folder is gone
+ABOUT = "about.json"  # config and git revision, for a checkpoint that is moved out of its run folder
 STAMPED_LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of completion into it, after the digests are taken
 TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints exist, but none of them loads. Starting from scratch would lose the run, so nobody does that silently."""
+    """Checkpoints exist, but none of them loads. A start from scratch would lose the run, so it never happens silently."""
 
 
 class Checkpoints:
-    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay, and `best`, if the run names one.
+    """The checkpoints of a run, `folder/<step>`; the latest `keep` stay, and `best`, if the run has one.
 
-    Reading works at any time, and changes nothing. Writing needs it as a context, which ends when the last save is on disk:
+    Reading works at any time, and changes nothing. Writing works inside the context, which ends when the last save is on disk:
 
         with checkpoints:
-            state = checkpoints.resume(abstract, say)
+            state = checkpoints.resume(abstract, report)
             checkpoints.save(state)
 
     With several processes all make the same calls; process 0 lists, checks, renames and removes.
@@ -44,16 +44,16 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.about = about or {}
-        self.best: int | None = None  # a step whose checkpoint stays
+        self.best: int | None = None  # the step of a checkpoint that stays
         self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
-        self.complete: int | None = None  # the last such that is known to be on disk
+        self.complete: int | None = None  # the last of them that is known to be on disk
         self._saving: Path | None = None
 
     def __enter__(self):
-        # A directory that cannot be made in the background leaves threads that wait for it, and the process does not end.
+        # If a directory cannot be made in the background, threads wait for it for ever, and the process does not end.
         options = ocp.options.AsyncOptions(post_finalization_callback=self._digest, create_directories_asynchronously=False)
         self._checkpointer = ocp.StandardCheckpointer(async_options=options)
-        # Orbax prints a failed save three times with its trace; here it becomes one error, with that trace as its cause.
+        # Orbax prints a failed save three times with its traceback; here it becomes one error, with that traceback as its cause.
         self._log, self._level = logging.getLogger("absl"), logging.getLogger("absl").level
         self._log.setLevel(logging.CRITICAL)
         return self
@@ -74,22 +74,22 @@ class Checkpoints:
     def save(self, state: State) -> None:
         """Starts to write the state under its own step; the caller may donate it at once.
 
-        The save before it is waited for, and then what is older than the latest `keep` complete checkpoints, and not the best, is
-        removed: while this one is on its way, `keep` others lie on the disk.
+        First the previous save is completed, and checkpoints older than the latest `keep`, except the best, are removed: while
+        this one is written, `keep` others are on the disk.
         Raises:
-          WriteError: this save cannot start, or the one before it did not end well.
+          WriteError: this save cannot start, or the previous one failed.
         """
         self.wait()
         step = int(state["step"])
         path = self.folder / str(step)
-        if not self.folder.is_dir():  # Orbax would make it again, beside nothing
+        if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run folder
             raise WriteError(f"cannot write {path}: {self.folder} is no folder any more")
         self._saving = path
         self._or_write_error(lambda: self._checkpointer.save(path, state))
         self.latest = step
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, and nothing older than the latest `keep`. Raises WriteError if it failed."""
+        """Waits until the last save is on disk, and removes older checkpoints. Raises WriteError if the save failed."""
         if self._saving is None:
             return
         self._or_write_error(self._checkpointer.wait_until_finished)
@@ -99,37 +99,39 @@ class Checkpoints:
                 with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
 
-    def restore(self, abstract: State, say: Callable[[str], None], step: int | None = None) -> State | None:
+    def restore(self, abstract: State, report: Callable[[str], None], step: int | None = None) -> State | None:
         """The latest state that loads, with the shardings of `abstract`; None if there is no checkpoint at all.
 
-        One that does not load is told to `say`. With `step` only that one will do.
+        A checkpoint that does not load is reported. With `step` only that one is tried.
         Raises:
-          CheckpointError: there are checkpoints, and none loads. FileNotFoundError: there is none of that step.
+          CheckpointError: checkpoints exist and none loads. FileNotFoundError: there is none of that step.
         """
         if step is not None and step not in (steps := distributed.from_main_process(self.steps)):
             raise FileNotFoundError(
                 f"{self.folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}"
             )
-        return self._latest(abstract, say, step)[0]
+        return self._latest(abstract, report, step)[0]
 
-    def resume(self, abstract: State, say: Callable[[str], None]) -> State | None:
+    def resume(self, abstract: State, report: Callable[[str], None]) -> State | None:
         """`restore`, for a run that will write here from now on.
 
-        What a killed process left half-written is removed, and a checkpoint that does not load is set aside as "unreadable-<step>",
-        so that its step can be written again; both are told to `say`.
+        Incomplete checkpoints of a killed process are removed, and a checkpoint that does not load is set aside as
+        "unreadable-<step>", so that its step can be written again; both are reported.
         Raises:
-          CheckpointError: as in `restore`; all are left where they are. WriteError: the folder cannot be changed.
+          CheckpointError: as in `restore`; all checkpoints stay. WriteError: the folder cannot be changed.
         """
         for name in distributed.from_main_process(self._clear):
-            say(f"removed {name}: it was being written when its process ended")
-        state, bad = self._latest(abstract, say)
+            report(f"removed {name}: its process ended while writing it")
+        state, bad = self._latest(abstract, report)
         for step, aside in distributed.from_main_process(lambda: self._set_aside(bad)):
-            say(f"going back to step {int(state['step'])}; the checkpoint of step {step} is kept as {aside}")
+            report(f"going back to step {int(state['step'])}; the checkpoint of step {step} is kept as {aside}")
         self.latest = self.complete = None if state is None else int(state["step"])
         return state
 
-    def _latest(self, abstract: State, say: Callable[[str], None], only: int | None = None) -> tuple[State | None, dict[int, str]]:
-        """The latest state that loads, and what is wrong with those after it."""
+    def _latest(
+        self, abstract: State, report: Callable[[str], None], only: int | None = None
+    ) -> tuple[State | None, dict[int, str]]:
+        """The latest state that loads, and the defects of the checkpoints after it."""
         failed: dict[int, str] = {}
         for step in reversed(distributed.from_main_process(self.steps) if only is None else [only]):
             path = self.folder / str(step)
@@ -138,10 +140,10 @@ class Checkpoints:
                 try:
                     with ocp.StandardCheckpointer() as checkpointer:
                         return checkpointer.restore(path, abstract), failed
-                except Exception as error:  # any failure means the same here: this one is of no use, is there an older one?
+                except Exception as error:  # any failure means the same here: try an older one
                     problem = error_reason(error)
             failed[step] = problem
-            say(f"checkpoint {path} does not load: {problem}")
+            report(f"checkpoint {path} does not load: {problem}")
         if failed:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in failed.items())
             raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}). Remove the folder to start from scratch.")
@@ -166,7 +168,7 @@ class Checkpoints:
         return asides
 
     def _digest(self) -> None:
-        """Called by Orbax in process 0 when all files of the save under way are there, before they become a checkpoint."""
+        """Writes the digests. Orbax calls it in process 0 when all files are complete, before they become a checkpoint."""
         (path,) = self.folder.glob(f"{self._saving.name}{TEMPORARY[1:]}")
         write_json(path / ABOUT, self.about)
         write_json(path / DIGESTS, {name: _sha256(path / name) for name in _files(path)})
@@ -174,13 +176,13 @@ class Checkpoints:
     def _or_write_error(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # Orbax and TensorStore have their own types for what the system refuses
+        except Exception as error:  # Orbax and TensorStore have their own types for errors of the system
             path, self._saving = self._saving, None
             raise WriteError(f"cannot write {path}: {error_reason(error)}") from error
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if each is as it was when it was written. Reads all of them."""
+    """Defect of a checkpoint: a file that is missing or not as it was written; None if there is none. Reads all files."""
     try:
         wanted = json.loads((path / DIGESTS).read_text())
         found = {name: _sha256(path / name) for name in wanted if (path / name).is_file()}

@@ -1,6 +1,6 @@
-"""Where the time of a run goes: its wall time divided into phases, and the throughput of its steps.
+"""Wall time of a run by phase, and throughput of its steps.
 
-After big_vision's Chrono (Beyer et al., 2022): all the time is some phase's, so that nothing slow hides between them.
+After big_vision's Chrono (Beyer et al., 2022): all time belongs to a phase, so that nothing slow hides between phases.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-TRAIN = "train"  # the phase of all time that is no other's
-WAIT = "wait"  # for data: part of a step's time, so that throughput tells of it; every other phase interrupts the steps
+TRAIN = "train"  # the phase of all time that belongs to no other
+WAIT = "wait"  # for data: part of a step's time, so that throughput shows it; every other phase interrupts the steps
 
 
 class Rates(NamedTuple):
@@ -25,18 +25,18 @@ class Rates(NamedTuple):
 
 
 class Clock:
-    """Divides wall time into phases, and collects the time between steps, with compilation and other interruptions left out.
+    """Divides wall time into phases, and collects the time between steps without compilation and other interruptions.
 
-    At any time one phase goes on; `phases()` add up to `total()`. A run that was resumed goes on counting from `earlier`, the total
-    that stands in its metrics: the time of steps that a killed process did in vain is not among them.
+    At any time one phase is active; `phases()` add up to `total()`. A resumed run counts on from `earlier`, the total in its
+    metrics, which does not contain the time of steps that a killed process did not save.
 
         with clock.phase("eval"):
             ...
 
     Args:
       now: the time source, in seconds.
-      keep: of how many steps at most the medians are taken.
-      earlier: seconds that the run took in processes before this one.
+      keep: largest number of steps over which medians are taken.
+      earlier: seconds that the run took in earlier processes.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter, keep: int = 10_000, earlier: float = 0.0):
@@ -46,11 +46,11 @@ class Clock:
         self._phases = {TRAIN: 0.0}
         self._last = None
         self._samples = deque(maxlen=keep)  # (seconds, tokens, FLOPs)
-        self._fresh = []  # those since the last lap
+        self._fresh: list[tuple[float, int, float]] = []  # those since the last lap
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A context whose time is `name`'s; a phase inside it takes its own time away from it."""
+        """Context whose time belongs to `name`; the time of a phase inside it is that phase's."""
         before = self._switch(name)
         if name != WAIT:
             self.pause()
@@ -60,7 +60,7 @@ class Clock:
             self._switch(before)
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time until each is there is the phase "wait"."""
+        """Yields the same items; the time until each is available belongs to the phase "wait"."""
         iterator = iter(items)
         while True:
             with self.phase(WAIT):
@@ -71,16 +71,16 @@ class Clock:
             yield item
 
     def phases(self) -> dict[str, float]:
-        """Seconds of each phase so far, "train" first; "earlier" if there were processes before this one."""
+        """Seconds of each phase so far, "train" first; "earlier" if there were earlier processes."""
         self._switch(self._phase)
         return self._phases | ({"earlier": self.earlier} if self.earlier else {})
 
     def total(self) -> float:
-        """Seconds that the run has taken, those of earlier processes included."""
+        """Seconds that the run has taken, earlier processes included."""
         return sum(self.phases().values())
 
     def tick(self, tokens: int, *, flops: float = 0.0) -> None:
-        """A step of so many tokens and model FLOPs has ended."""
+        """Records the end of a step of so many tokens and model FLOPs."""
         now = self._now()
         if self._last is not None:
             self._samples.append((now - self._last, tokens, flops))
@@ -88,7 +88,7 @@ class Clock:
         self._last = now
 
     def pause(self) -> None:
-        """The steps are interrupted: the time until the end of the next one does not count."""
+        """Records an interruption: the time until the end of the next step does not count."""
         self._last = None
 
     def lap(self) -> Rates:
@@ -109,7 +109,7 @@ class Clock:
         return _median(_flops(self._samples))
 
     def _switch(self, name: str) -> str:
-        """Gives the time since the last switch to the phase that went on, and begins another. Returns the former."""
+        """Ends the active phase, adding the time since the last switch to it, and begins another. Returns the former."""
         now = self._now()
         before = self._phase
         self._phases[before] = self._phases.get(before, 0.0) + now - self._since

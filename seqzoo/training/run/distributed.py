@@ -1,7 +1,7 @@
-"""Several processes, one run: how they find each other, who writes, and how all learn what one knows.
+"""Several processes with one run: start, the one that writes, and values sent from it to all.
 
-All of them run the same program on the same folder. Process 0 alone writes what is not a checkpoint. A decision that rests on the
-disk is process 0's and comes to the others by `from_main_process`, so that none waits for one that went another way.
+All of them run the same program on the same folder. Process 0 alone writes everything but checkpoints. A decision that depends on
+the disk is made by process 0 and sent to the others by `from_main_process`, so that all take the same branch.
 """
 
 import itertools
@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 WANTED = "off, auto, or ADDRESS:PORT/COUNT/INDEX such as 10.0.0.1:1234/2/0"
 
-# JAX counts the polls of a process, not those of a run, and every process must make the same ones.
+# JAX counts the polls of a process, and every process must make the same ones.
 _polls = itertools.count()
 
 
 def initialise(how: str) -> None:
-    """Joins the other processes. To be called before anything asks JAX for a device.
+    """Joins the other processes. Call it before anything asks JAX for a device.
 
     Args:
-      how: "off": this process is alone. "auto": as the cluster says (`jax.distributed.initialize()`). Else
+      how: "off": this process is alone. "auto": settings of the cluster (`jax.distributed.initialize()`). Else
         ADDRESS:PORT/COUNT/INDEX: where process 0 listens, how many processes there are, and which one this is.
     Raises:
-      ValueError: none of these.
+      ValueError: another value.
     """
     if how == "off":
         return
@@ -45,24 +45,24 @@ def initialise(how: str) -> None:
 
 
 def is_multiprocess() -> bool:
-    """Whether this process has others beside it."""
+    """Tells if there are several processes."""
     return jax.process_count() > 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Tells if this is process 0, the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def from_main_process(call: Callable[[], T]) -> T:
-    """What `call()` gives or raises in process 0, in every process. The others do not call it."""
+    """The result or the exception of `call()` in process 0, in every process. The others do not call it."""
     if not is_multiprocess():
         return call()
     outcome = (None, None)
     if is_main_process():
         try:
             outcome = (call(), None)
-        except Exception as error:  # any: the others must not wait for a value that never comes
+        except Exception as error:  # any: the others must not wait for a value that is never sent
             outcome = (None, error)
     value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
     if error is not None:
@@ -71,7 +71,7 @@ def from_main_process(call: Callable[[], T]) -> T:
 
 
 def _broadcast(message: bytes) -> bytes:
-    """Process 0's message, everywhere. Two rounds, since arrays must have the same shape in all processes."""
+    """Process 0's message in all processes. Two rounds, since arrays must have the same shape in all processes."""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     padded = np.zeros(size, np.uint8)
     if is_main_process():
@@ -80,17 +80,17 @@ def _broadcast(message: bytes) -> bytes:
 
 
 def reached_preemption() -> bool:
-    """Whether all processes are to stop here, since one of them got SIGTERM. True once, in the same call of each.
+    """Tells if all processes are to stop here, because one of them received SIGTERM. True once, in the same call of each.
 
-    Every process must call it equally often. JAX looks for the signal about once a second, so it takes some calls.
+    Every process must call it equally often. JAX checks for the signal about once a second, so that it takes some calls.
     """
     return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
 def abort(code: int) -> None:
-    """Ends this process at once if there are others, who may be waiting for it and would otherwise wait long.
+    """Ends this process at once if there are others, which may wait for it for a long time.
 
-    For errors that this process alone has. JAX ends the others when it finds that one is gone.
+    For errors of this process alone. JAX ends the others when it detects that one is gone.
     """
     if is_multiprocess():
         sys.stdout.flush()
@@ -99,7 +99,7 @@ def abort(code: int) -> None:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Raises ValueError if a process would have no part in the mesh: it could not follow the run."""
+    """Raises ValueError if a process would have no device in the mesh: it could not take part in the run."""
     if is_multiprocess() and mesh.size != jax.device_count():
         raise ValueError(
             f"the mesh uses {mesh.size} of {jax.device_count()} devices; wanted all of them, as they belong to "

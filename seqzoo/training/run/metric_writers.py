@@ -50,7 +50,7 @@ def flatten(numbers: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; what is no number has no curve."""
+    """The numbers of a line, by names like "train/loss" and "eval/pairs=8/accuracy"; other values have no curve."""
     prefix = f"eval/{line['eval_set']}" if line["kind"] == "eval" else line["kind"]
     numbers = flatten(line).items()
     return {f"{prefix}/{key}": value for key, value in numbers if key != "step" and isinstance(value, int | float)}
@@ -59,8 +59,8 @@ def scalars(line: Line) -> dict[str, float]:
 class TensorBoard:
     """Event files in RUN/tensorboard, for `tensorboard --logdir RUNS`.
 
-    Written by TensorBoard's own record writer, without TensorFlow or PyTorch. The wall time of a value is that of the run, pauses
-    between its processes left out: TensorBoard's axis "relative" shows training time.
+    Written by TensorBoard's own record writer, without TensorFlow or PyTorch. The wall time of a value is that of the run without
+    the pauses between its processes: TensorBoard's axis "relative" shows training time.
     """
 
     def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):
@@ -109,10 +109,10 @@ class TensorBoard:
 class Wandb:
     """One Weights & Biases run for all processes of a run, one after another.
 
-    RUN/wandb.json keeps its id, and up to which step it was given lines of each kind: those of steps done again after a resume are
-    left out, since history there is only ever added to. Steps are a metric of their own, because wandb's refuse to go back, and an
-    evaluation may come later than its step's training line. Project, account and mode (WANDB_MODE=offline) are what wandb's own
-    settings and environment variables say.
+    RUN/wandb.json keeps its id, and the last step whose lines of each kind it has: lines of steps done again after a resume are not
+    sent, since its history can only grow. Steps are a metric of their own, because wandb's own steps cannot go back, and an
+    evaluation may come later than its step's training line. Project, account and mode (WANDB_MODE=offline) are those of wandb's own
+    settings and environment variables.
     """
 
     def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):

@@ -80,7 +80,7 @@ class MetricsLog:
 
     @property
     def seconds(self) -> float:
-        """How long the run had taken at its last line when this was opened."""
+        """Run time at the last line that was there when this was opened."""
         return self.file.seconds
 
     def append(self, *lines: Line) -> None:

@@ -1,11 +1,10 @@
-"""Model FLOPs utilisation: what share of the devices' peak a training step needs for the model's own arithmetic.
+"""Model FLOPs utilisation (MFU): the fraction of the devices' peak that a training step uses for the model's own arithmetic.
 
     MFU = FLOPs of a training step / seconds of a step / (devices x peak FLOP/s of one)
 
 The convention (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): a training step takes three times the forward pass, once
 forward and twice backward. The forward pass is the definition's, `model.flops(batch, length)`: matrix products at 2mnk, causal
-pairs only, the same whichever kernel runs. What `remat` computes again, padding to chunks, the optimizer and elementwise work are
-not counted.
+pairs only, the same for every kernel. Recomputation by `remat`, padding to chunks, the optimizer and elementwise work do not count.
 """
 
 import functools
@@ -28,7 +27,7 @@ class Peak(NamedTuple):
 
 
 # By the beginning of jax.Device.device_kind; the longest that fits counts. NVIDIA: the data sheet of each product (H100 and H200:
-# half of what it says "with sparsity"; B200 and GB200: the Blackwell architecture brief). TPU: cloud.google.com/tpu/docs, one page
+# half of the figure "with sparsity"; B200 and GB200: the Blackwell architecture brief). TPU: cloud.google.com/tpu/docs, one page
 # per version; v2, v3 and 7x have two JAX devices per chip, hence half of the chip's number; v4i: jax/_src/tpu_info.py.
 PEAKS = {
     "NVIDIA GB200": Peak(2500e12, 1250e12),
@@ -57,10 +56,10 @@ PEAKS = {
 
 
 def peak(device_kind: str, dtype: Any) -> float | None:
-    """Peak FLOP/s of one device in a computation of that dtype; None for a device or a dtype that is not in the table, as CPUs are.
+    """Peak FLOP/s of one device in a computation of that dtype; None for a device or dtype without an entry, such as a CPU.
 
     Args:
-      device_kind: as `jax.devices()[0].device_kind` says it: "NVIDIA H100 80GB HBM3", "TPU v5 lite".
+      device_kind: `jax.devices()[0].device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
       dtype: of the matrix products' inputs.
     """
     words = f"{device_kind} ".replace("-", " ")
@@ -70,7 +69,7 @@ def peak(device_kind: str, dtype: Any) -> float | None:
 
 
 def training_flops(forward: Callable[[int, int], int]) -> Callable[[BatchSpec], int]:
-    """FLOPs of a training step by its spec, counted once for each: `forward(batch, length)` is the model's `flops`."""
+    """FLOPs of a training step by its spec, computed once for each: `forward(batch, length)` is the model's `flops`."""
     return functools.cache(lambda spec: TRAINING * forward(spec.batch, spec.length))
 
 
@@ -87,6 +86,6 @@ def mfu(flops_per_second: float | None, devices: int, device: jax.Device, dtype:
     return None if flops_per_second is None or most is None else flops_per_second / (devices * most)
 
 
-def in_words(share: float | None) -> str:
+def in_words(fraction: float | None) -> str:
     """ "41.3% MFU", or "MFU n/a" for an unknown device."""
-    return "MFU n/a" if share is None else f"{share:.1%} MFU"
+    return "MFU n/a" if fraction is None else f"{fraction:.1%} MFU"

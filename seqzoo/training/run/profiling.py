@@ -1,6 +1,6 @@
-"""Looking into the step that runs: a profiler's window, the programs as text, what they need of memory, and their cache.
+"""Profiling: traces of a window of steps, compiled programs as text, their memory, and the compilation cache.
 
-A step compiled by hand can be looked at before it runs, and is compiled once all the same:
+A step that is compiled ahead of time can be inspected before it runs, and is compiled only once:
 
     lowered = step.lower(state, spec, batch)
     compiled = lowered.compile()
@@ -21,8 +21,8 @@ from seqzoo.data.atomic_io import write_errors, write_text
 class Profiler:
     """Traces the steps of a window into RUN/profile, for XProf, TensorBoard's profile plugin or Perfetto.
 
-    Costs nothing outside the window. At its borders the devices are waited for, so that the trace holds these steps whole and no
-    others. A run that is resumed inside the window traces what is left of it.
+    Costs nothing outside the window. At its borders the host waits for the devices, so that the trace contains exactly these steps.
+    A run that is resumed inside the window traces the rest of it.
 
     Args:
       window: (first, last), to trace from when `first` steps are done until `last` are; None: no trace.
@@ -35,7 +35,7 @@ class Profiler:
         self._tracing = False
 
     def at(self, step: int, state: Any) -> None:
-        """To be called between steps, when `step` of them have been dispatched and `state` is what they gave."""
+        """Starts or ends the trace. Call it between steps, when `step` of them have been dispatched and `state` is their result."""
         inside = self._first <= step < self._last
         if inside == self._tracing:
             return
@@ -47,7 +47,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, if one is under way. Raises WriteError."""
+        """Writes the trace, if one has been started. Raises WriteError."""
         if self._tracing:
             self._tracing = False
             with write_errors(self.folder):
@@ -55,7 +55,7 @@ class Profiler:
 
 
 def dump_hlo(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "train_step") -> None:
-    """Writes RUN/hlo/NAME.stablehlo.txt, what JAX asks for, and NAME.hlo.txt, what XLA made of it. Raises WriteError."""
+    """Writes RUN/hlo/NAME.stablehlo.txt, the program from JAX, and NAME.hlo.txt, XLA's optimised one. Raises WriteError."""
     folder = Path(folder) / "hlo"
     with write_errors(folder):
         folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def dump_hlo(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "tr
 
 
 class Memory(NamedTuple):
-    """What a compiled function needs on each device, in bytes, by XLA's plan for one of them."""
+    """Bytes that a compiled function needs on each device, by XLA's plan for one of them."""
 
     total: int  # arguments + outputs + temporaries - aliased
     arguments: int
@@ -80,7 +80,7 @@ class Memory(NamedTuple):
 
 
 def memory(compiled: Compiled) -> Memory | None:
-    """The memory of a compiled function; None if its backend does not tell."""
+    """Memory of a compiled function; None if its backend does not report it."""
     plan = compiled.memory_analysis()
     if plan is None:
         return None
@@ -89,12 +89,12 @@ def memory(compiled: Compiled) -> Memory | None:
 
 
 def enable_compilation_cache(path: str | None) -> None:
-    """Keeps what this process compiles from now on in a folder, and takes from there what is there; None changes nothing.
+    """Stores compiled programs of this process in a folder from now on, and reuses those that are there; None changes nothing.
 
-    JAX stores what took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). Whoever can write to the
-    folder can run code in this process.
+    JAX stores programs that took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). Anyone who can write
+    to the folder can run code in this process.
     Raises:
-      WriteError: there can be no such folder.
+      WriteError: the folder cannot be made.
     """
     if path is None:
         return
@@ -103,4 +103,4 @@ def enable_compilation_cache(path: str | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir != str(folder):
         compilation_cache.set_cache_dir(str(folder))
-        compilation_cache.reset_cache()  # JAX decides at a process's first compilation whether it has one
+        compilation_cache.reset_cache()  # JAX decides at a process's first compilation whether it has a cache

@@ -1,10 +1,10 @@
-"""Run folders: a name that nobody else has, what was run, and with what.
+"""Run folders: a unique name, the config of the run, and the environment it ran in.
 
-config.json        the experiment or comparison, readable back
-data.json          the files that were read, each with its digest, where the task reads any
+config.json        the experiment or comparison
+data.json          the files that the task read, if any, each with its digest
 environment.json   versions, git revision, devices, command line; one more entry per resumption
 metrics.jsonl      one line per logged step and evaluation set
-summary.json       where the run stands
+summary.json       step, results and throughput so far
 checkpoints/       one directory per kept step
 """
 
@@ -27,7 +27,7 @@ from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, 
 from seqzoo.training.run.checkpoint import Checkpoints
 
 DATA = "data.json"
-CHANGED = "--changed"  # the command line's word for `changed`
+CHANGED = "--changed"  # `changed` on the command line
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -54,15 +54,15 @@ def create_or_resume(
     data: dict[str, str] | None = None,
     changed: bool = False,
 ) -> Path:
-    """Opens a folder for a run, new or to be resumed, and records config and environment, and `mesh` if it is not the config's.
+    """Opens a folder for a run, new or resumed, and records config and environment, and `mesh` if it is not the config's.
 
     Args:
-      folder, experiment, mesh: as `loop.train` takes them.
-      data: what the task reads from files, `Task.fingerprint()`.
-      changed: whether a run may go on with settings that change its numbers; they are recorded.
+      folder, experiment, mesh: as in `loop.train`.
+      data: digests of the files that the task reads, `Task.fingerprint()`.
+      changed: whether a run may continue with settings that change its numbers; they are recorded.
     Raises:
-      ValueError: the folder holds another experiment, other data, or other things; nothing is written then. WriteError: it cannot
-        be written.
+      ValueError: the folder holds another experiment, other data, or other files; nothing is written then. WriteError: it
+        cannot be written.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -92,7 +92,7 @@ def create_or_resume(
 
 
 def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:
-    """Raises ValueError if a folder holds an experiment with settings that give other numbers."""
+    """Raises ValueError if the folder holds an experiment whose settings give other numbers."""
     differing = {name: both for name, both in config.difference(held, experiment).items() if name not in config.NUMERICALLY_NEUTRAL}
     if differing:
         shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
@@ -100,14 +100,14 @@ def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Exp
 
 
 def _check_steps(folder: Path, steps: int) -> None:
-    """Raises ValueError if the run has done more steps than that."""
+    """Raises ValueError if the run has already done more steps."""
     done = max(Checkpoints(folder / "checkpoints").steps(), default=0)
     if done > steps:
         raise ValueError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
 
 
 def _check_data(folder: Path, data: dict[str, str]) -> None:
-    """Raises ValueError if what the task reads is not what the run read when it began."""
+    """Raises ValueError if the files that the task reads are not those that the run began with."""
     path = folder / DATA
     held = json.loads(path.read_text()) if path.exists() else {}
     for name in sorted(held.keys() | data.keys()):
@@ -119,7 +119,7 @@ def _check_data(folder: Path, data: dict[str, str]) -> None:
 
 
 def load_config(folder: str | Path) -> config.Config:
-    """What a run folder holds. Raises FileNotFoundError if it is none."""
+    """The experiment or comparison of a run folder. Raises FileNotFoundError if the folder is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         inside = sorted(str(p.parent) for p in Path(folder).glob("*/config.json"))

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal, after it had saved. Whoever does not handle it stops too."""
+    """A run was stopped by a signal, after it had saved. A caller that does not handle it stops too."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"{signal.Signals(signum).name} at step {step}")
@@ -20,23 +20,23 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended."""
+        """The exit code that a shell expects of a process that a signal ended."""
         return 128 + self.signum
 
 
 class StopSignals:
-    """A context in which `caught` becomes the number of the first signal, and `stopping()` says whether there was one.
+    """Context in which the first signal is recorded: `caught` is its number, and `stopping()` tells if there was one.
 
-    With several processes, a signal to any one of them stops all at the same call of `stopping()`: JAX has a handler of its own for
-    SIGTERM, which must stay, and tells the others; SIGINT is passed on to it as SIGTERM.
+    With several processes, a signal to any one of them stops all at the same call of `stopping()`: JAX has its own handler of
+    SIGTERM, which must stay and informs the other processes; SIGINT is passed on to it as SIGTERM.
 
-    Signals are watched by a thread behind a pipe, not by a Python handler: handlers run between bytecodes of the main thread, and
-    so would wait for the minutes that XLA may take to compile. Outside the main thread no handler can be set, and it does nothing.
+    A thread reads signals from a pipe; a Python handler would run between bytecodes of the main thread, and so wait for the minutes
+    that XLA may take to compile. Outside the main thread no handler can be set, and the context does nothing.
     """
 
-    def __init__(self, say: Callable[[str], None], exit: Callable[[int], None] = os._exit):
+    def __init__(self, report: Callable[[str], None], exit: Callable[[int], None] = os._exit):
         self.caught: int | None = None
-        self._say = say
+        self._report = report
         self._exit = exit
         self._installed = False
         self._several = distributed.is_multiprocess()
@@ -65,10 +65,10 @@ class StopSignals:
         os.close(self._read)
 
     def stopping(self) -> bool:
-        """Whether to stop. With several processes, all must call it equally often."""
+        """Tells if the run is to stop. With several processes, all must call it equally often."""
         if self._several and self.caught is None and distributed.reached_preemption():
             self.caught = signal.SIGTERM
-            self._say("SIGTERM to one of the processes: saving after this step")
+            self._report("SIGTERM to one of the processes: saving after this step")
         return self.caught is not None
 
     def _own(self) -> tuple[int, ...]:
@@ -80,12 +80,12 @@ class StopSignals:
                 continue
             name = signal.Signals(byte[0]).name
             if self._asked:
-                self._say(f"{name} again: ending at once, nothing is saved")
+                self._report(f"{name} again: ending at once, nothing is saved")
                 self._exit(128 + byte[0])
             elif self._several:
                 os.kill(os.getpid(), signal.SIGTERM)
-                self._say(f"{name}: all processes save after some steps; once more ends this one at once, without saving")
+                self._report(f"{name}: all processes save after some steps; once more ends this one at once, without saving")
             else:
                 self.caught = byte[0]
-                self._say(f"{name}: saving after this step; once more ends at once, without saving")
+                self._report(f"{name}: saving after this step; once more ends at once, without saving")
             self._asked = True

@@ -157,7 +157,7 @@ def test_a_write_that_fails_stops_the_run_with_one_error_and_loses_the_last_inte
     good = 6 if "summary" in obstacle else 2
     message = str(caught.value)
     assert re.search(says, message) and f"the last good checkpoint is {folder / 'checkpoints' / str(good)};" in message, message
-    assert message.endswith(f"go on with: train.py resume {folder}") and message.count("cannot write") <= 2
+    assert message.endswith(f"continue with: train.py resume {folder}") and message.count("cannot write") <= 2
     assert good in steps_kept(folder) and not list(folder.glob("*.tmp"))
     training.train(experiment, folder, console=quiet())
     assert digest(experiment, folder) == digest(experiment, whole[0])
