@@ -50,4 +50,7 @@ class Run(Section):
     @property
     def window(self) -> tuple[int, int] | None:
         """`profile` as numbers: the trace begins after the first number of steps and ends after the second."""
-        return None if self.profile is None else tuple(map(int, self.profile.split(":")))
+        if self.profile is None:
+            return None
+        first, last = map(int, self.profile.split(":"))
+        return first, last

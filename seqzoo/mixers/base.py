@@ -73,7 +73,7 @@ def next_state(state: State | None, segment_ids: Array | None, **leaves) -> Stat
     return state._replace(segment=segments.last_segment(segment_ids, state.segment), **leaves)
 
 
-def state_bytes(mixer: Mixer, max_length: int | None = None, dtype: Any = None) -> int:
-    """Bytes of decode memory per row: those of the state that the mixer really carries."""
+def state_bytes(mixer: Any, max_length: int | None = None, dtype: Any = None) -> int:
+    """Bytes of decode memory per row: those of the state that a mixer, or a model, really carries."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: mixer.init_state(1, max_length, dtype)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

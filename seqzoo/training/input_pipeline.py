@@ -57,7 +57,7 @@ def _read(setup: TrainSetup, address: Callable[[int], tuple[BatchSpec, int]], in
 def _local_rows(setup: TrainSetup, spec: BatchSpec) -> slice:
     """The rows that this process's devices hold: the shortest slice with all of them."""
     where = sharding.batch_sharding(setup.mesh).addressable_devices_indices_map((spec.batch, spec.length))
-    bounds = [rows.indices(spec.batch) for rows, _ in where.values()]
+    bounds = [index[0].indices(spec.batch) for index in where.values() if index is not None]
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
@@ -65,7 +65,7 @@ def _shard(setup: TrainSetup, spec: BatchSpec, rows: dict[str, np.ndarray]) -> B
     """The global batch, of which this process has read `rows`."""
     own, where = _local_rows(setup, spec), sharding.batch_sharding(setup.mesh)
 
-    def place(array):
+    def place(array: np.ndarray) -> Array:
         local = lambda index: array[slice(*(i - own.start for i in index[0].indices(spec.batch)[:2])), index[1]]
         return jax.make_array_from_callback((spec.batch, spec.length), where, local)
 

@@ -228,11 +228,12 @@ class _Loop:
         logged = step % self.settings.log_every == 0 or step == self.settings.steps
         if not logged and not self.reporter.stale():
             return  # medians cost more than a small step
-        seconds, rates = self.clock.seconds_per_step(), self.clock.lap() if logged else None
+        seconds = self.clock.seconds_per_step()
         left = None if seconds is None else seconds * (self.settings.steps - step)
         self.reporter.step(step, metrics, self.clock.tokens_per_second(), left)
         if logged:
-            more = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
+            rates = self.clock.lap()
+            more: dict[str, Any] = {"tokens_per_second": rates.tokens_per_second, "mfu": self.mfu(rates.flops_per_second)}
             more |= {name: module_norms.by_layer(tree) for name, tree in norms.items()}
             self.metrics.train(step, **metrics, **more, **self.progress())
             self.reporter.line(step, metrics, rates.tokens_per_second, left)
@@ -244,7 +245,7 @@ class _Loop:
     def mfu(self, flops_per_second: float | None) -> float | None:
         """Model FLOPs utilisation (MFU) at that rate; None if the devices' peak is not known."""
         model, mesh = self.setup.experiment.model, self.setup.mesh
-        return mfu(flops_per_second, mesh.size, mesh.devices.flat[0], model.dtype or model.param_dtype)
+        return mfu(flops_per_second, mesh.size, mesh.devices.flat[0].device_kind, model.dtype or model.param_dtype)
 
     def is_acceptable(self, metrics: dict[str, float]) -> bool:
         """Tells if the run may continue after a step with these metrics: finite, or not too many skipped steps in a row."""
@@ -310,8 +311,8 @@ class _Loop:
 
     def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
         """Writes and returns summary.json."""
-        rates = {"tokens_per_second": self.clock.tokens_per_second(), "mfu": self.mfu(self.clock.flops_per_second())}
-        return self.metrics.summarise(finished, self.step, **rates, seconds=self.clock.phases(), **more)
+        rate, mfu = self.clock.tokens_per_second(), self.mfu(self.clock.flops_per_second())
+        return self.metrics.summarise(finished, self.step, rate, mfu=mfu, seconds=self.clock.phases(), **more)
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -17,7 +17,7 @@ def norms(tree: dict[str, Any]) -> dict[str, Any]:
     def stacked(pattern, axes):
         return {place: {name: _norm(part, axes) for name, part in block.items()} for place, block in pattern.items()}
 
-    found = {name: _norm(part) for name, part in tree.items() if name != "stack"}
+    found: dict[str, Any] = {name: _norm(part) for name, part in tree.items() if name != "stack"}
     found["stack"] = {name: stacked(pattern, int(name == "scanned")) for name, pattern in tree["stack"].items()}
     return found
 

@@ -51,4 +51,4 @@ def evaluate_run(
     with jax.set_mesh(setup.mesh):
         results = evaluator(setup)(state.get("ema", state["params"]))
     parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in setup.task.eval_sets()}
-    return int(state["step"]), {name: {**result, **parts[name]} for name, result in results.items()}
+    return int(state["step"]), {name: {**result, **parts[name]} for name, result in (results or {}).items()}

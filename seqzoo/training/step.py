@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding
+from jax.stages import Wrapped
 
 from seqzoo.model import ModelState
 from seqzoo.tasks.base import EvalSet
@@ -19,7 +20,7 @@ from seqzoo.training.loss import TokenLosses, token_losses
 from seqzoo.training.optim.gradient_accumulation import accumulation_metrics, over_micro_batches
 from seqzoo.training.optim.optimizer import make_schedule
 from seqzoo.training.optim.skip_nonfinite import skip_counts
-from seqzoo.training.state import State, TrainSetup
+from seqzoo.training.state import TrainSetup
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, float32 scalars
@@ -41,7 +42,7 @@ def sums(batch: Batch, found: TokenLosses) -> Sums:
     return {"loss": jnp.sum(weights * found.cross_entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
 
 
-def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]]]:
+def train_step(setup: TrainSetup) -> Wrapped:
     """The jitted training step, (state, spec, batch=None) -> (next state, metrics). The state is donated; each spec compiles once.
 
     Without a batch the task makes it on the devices, from the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
@@ -56,6 +57,7 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
     def step(state, spec, batch=None):
         batch = input_pipeline.on_device(setup, spec, state["step"]) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
+        metrics: dict[str, Any]
         gradient, metrics, carry = gradients(setup, state["params"], batch, state.get("carry"), key)
         about = {"value": metrics["loss"], "weight": jnp.sum(batch["weights"]), "step": state["step"]}
         updates, opt_state = setup.tx.update(gradient, state["opt_state"], state["params"], **about)
@@ -74,7 +76,8 @@ def train_step(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Array]
         after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
         if carry is not None:
             after["carry"] = carry
-        if "ema" in state:  # by steps, not updates: its horizon in tokens stays as batches grow (Busbridge et al. 2023, 2307.13813)
+        # The average goes by steps, not updates: its horizon in tokens stays as batches grow (Busbridge et al. 2023, 2307.13813).
+        if settings.training.ema is not None:
             after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
         return after, metrics
 
@@ -150,7 +153,7 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | No
 def _numbers(part: EvalSet, total: dict[str, Any], by_position: dict[str, Any]) -> dict[str, Any]:
     """{"loss", "accuracy"}; for text also "bits_per_byte", and "position_loss": {"from": [...], "loss": [...]}, by octave."""
     weight = float(total["weight"]) or 1.0
-    numbers = {"loss": float(total["loss"]) / weight, "accuracy": float(total["correct"]) / weight}
+    numbers: dict[str, Any] = {"loss": float(total["loss"]) / weight, "accuracy": float(total["correct"]) / weight}
     if part.bytes_per_target is None:
         return numbers
     starts = [0, *(2**i for i in range(math.ceil(math.log2(max(part.spec.length, 2)))))]

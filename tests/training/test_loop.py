@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, what they refuse, and diverging."""
 
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,10 @@ from seqzoo.training.run import metric_writers, metrics
 class Poisoned(tasks.Task):
     """Copying, with loss weights that are infinite in steps `at` to `until`."""
 
-    def __init__(self, *, at: int = 5, until: int = 1000):
-        self.at, self.until, self.vocab_size, self.max_length = at, until, 8, 4
+    at: int = 5
+    until: int = 1000
+    vocab_size: ClassVar[int] = 8
+    max_length: ClassVar[int] = 4
 
     def spec(self, step):
         return BatchSpec("train", 0, 4, 4)

@@ -31,10 +31,10 @@ def scale_by_adamp(b1: float, b2: float, epsilon: float, views: Any) -> optax.Gr
     """
     adam = optax.scale_by_adam(b1, b2, epsilon)
 
-    def update(gradient, state, parameters=None):
-        direction, state = adam.update(gradient, state)
-        projected = lambda *leaves: _projected(*leaves, epsilon)
-        return jax.tree.map(projected, direction, gradient, parameters, views), state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        direction, state = adam.update(updates, state)
+        projected = lambda p, g, w, views: _projected(p, g, w, views, epsilon)
+        return jax.tree.map(projected, direction, updates, params, views), state
 
     return optax.GradientTransformation(adam.init, update)
 

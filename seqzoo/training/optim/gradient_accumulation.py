@@ -97,7 +97,7 @@ class AccumulationState(NamedTuple):
 
     updates: Array  # made so far
     wanted: Array  # batches of the update that the last batch belongs to
-    count: Array  # batches so far in the unfinished update; 0 after an update
+    batches: Array  # so far in the unfinished update; 0 after an update
     weight: Array  # the sum of their weights
     mean: optax.Updates  # of their gradients, float32 or better
     norm_test: Any  # () or a NormTestState
@@ -144,18 +144,17 @@ def accumulate_gradients(inner: optax.GradientTransformation, steps: AccumulateS
         first, numbers = (jnp.array(column, jnp.int32) for column in zip(*steps.schedule, strict=True))
         return numbers[jnp.searchsorted(first, step, side="right") - 1]
 
-    def init(parameters: Any) -> AccumulationState:
+    def init(params: Any) -> AccumulationState:
         wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
         test = () if rule is None else NormTestState(no_weight(), scheduled(0))
-        mean = jax.tree.map(wide, parameters)
-        return AccumulationState(no_count(), scheduled(0), no_count(), no_weight(), mean, test, inner.init(parameters))
+        mean = jax.tree.map(wide, params)
+        return AccumulationState(no_count(), scheduled(0), no_count(), no_weight(), mean, test, inner.init(params))
 
-    def update(
-        gradient: Any, state: AccumulationState, parameters: Any = None, *, weight: Array, step: Array, **extra: Any
-    ) -> tuple[Any, AccumulationState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, AccumulationState]:
+        gradient, weight, step = updates, extra.pop("weight"), extra.pop("step")
         next_wanted = scheduled(step) if rule is None else state.norm_test.wanted
-        wanted = jnp.where(state.count == 0, next_wanted, state.wanted)
-        count = state.count + (weight > 0)
+        wanted = jnp.where(state.batches == 0, next_wanted, state.wanted)
+        count = state.batches + (weight > 0)
         total = state.weight + weight
         fraction = jnp.where(weight > 0, weight / total, 0)
         deviation = jax.tree.map(jnp.subtract, gradient, state.mean)
@@ -167,7 +166,7 @@ def accumulate_gradients(inner: optax.GradientTransformation, steps: AccumulateS
 
         def make_update():
             like = jax.tree.map(lambda leaf, as_given: leaf.astype(as_given.dtype), mean, gradient)
-            updates, after = inner.update(like, state.inner, parameters, **extra)
+            updates, after = inner.update(like, state.inner, params, **extra)
             next_test = ()
             if rule is not None:
                 variance = count / total * test.squares / (count - 1)

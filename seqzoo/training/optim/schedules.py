@@ -44,10 +44,8 @@ def register_schedule(name: str) -> Callable[[Made], Made]:
     """
 
     def enrol(made: Made) -> Made:
-        if isinstance(made, type):
-            registry.register(name)(made)
-        else:
-            registry.register(name)(settings_of_function(made, FunctionSchedule))
+        owner: Any = made
+        registry.register(name)(owner if isinstance(owner, type) else settings_of_function(owner, FunctionSchedule))
         return made
 
     return enrol

@@ -39,13 +39,11 @@ def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = N
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(parameters: Any) -> SkipState:
+    def init(params: Any) -> SkipState:
         zero = jnp.zeros((), jnp.int32)
-        return SkipState(zero, zero, zero, jnp.zeros((), jnp.float32), inner.init(parameters))
+        return SkipState(zero, zero, zero, jnp.zeros((), jnp.float32), inner.init(params))
 
-    def update(
-        updates: Any, state: SkipState, parameters: Any = None, *, value: Array | None = None, **extra: Any
-    ) -> tuple[Any, SkipState]:
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any) -> tuple[Any, SkipState]:
         norm = optax.tree.norm(optax.tree.cast(updates, jnp.float32))
         good = jnp.isfinite(norm)
         if value is not None:
@@ -53,7 +51,7 @@ def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = N
         if spikes is not None:
             good &= (state.accepted < MEMORY) | (norm <= spikes * state.norm)
         if_good = lambda new, old: optax.tree.where(good, new, old)
-        new, after = inner.update(updates, state.inner, parameters, **extra)
+        new, after = inner.update(updates, state.inner, params, **extra)
         accepted = state.accepted + 1
         mean = state.norm + (norm - state.norm) / jnp.minimum(accepted, MEMORY)
         return if_good(new, optax.tree.zeros_like(new)), SkipState(

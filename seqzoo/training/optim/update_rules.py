@@ -21,7 +21,7 @@ state per parameter. A rule of your own is a function:
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import jax
@@ -51,10 +51,8 @@ def register(name: str) -> Callable[[Rule], Rule]:
     """
 
     def enrol(rule: Rule) -> Rule:
-        if isinstance(rule, type):
-            registry.register(name)(rule)
-        else:
-            registry.register(name)(settings_of_function(rule, FunctionRule))
+        owner: Any = rule
+        registry.register(name)(owner if isinstance(owner, type) else settings_of_function(owner, FunctionRule))
         return rule
 
     return enrol
@@ -130,7 +128,7 @@ class AdamP(_Adam):
     """
 
     def transformation(self, parameters):
-        views = params.map_variables(_adamp_views, parameters)
+        views = params.map_variables(lambda path, variable: _adamp_views(params.own_axes(path, variable)), parameters)
         return optax.chain(scale_by_adamp(self.b1, self.b2, self.eps, views), self.decay(parameters))
 
 
@@ -216,7 +214,7 @@ class Muon(_Adam):
 
     def transformation(self, parameters):
         labels = jax.tree.map(lambda matrix: "muon" if matrix else "adam", params.matrices(parameters))
-        parts = {"muon": scale_by_muon(self.momentum), "adam": self.adam()}
+        parts: dict[Hashable, optax.GradientTransformation] = {"muon": scale_by_muon(self.momentum), "adam": self.adam()}
         return optax.chain(optax.partition(parts, labels), self.decay(parameters))
 
 
@@ -224,12 +222,12 @@ def per_layer(tx: optax.GradientTransformation, parameters: nnx.State) -> optax.
     """A stateless transformation of each parameter by itself, applied to every layer of stacked parameters by itself."""
     layers = params.map_variables(lambda path, variable: params.axes(path, variable).count("layers"), parameters)
 
-    def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
-        def one(update: Array, parameter: Array, depth: int) -> Array:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def one(update: Array, parameter: Array, depth: int) -> Any:
             alone = lambda u, w: tx.update(u, state, w)[0]
             return functools.reduce(lambda f, _: jax.vmap(f), range(depth), alone)(update, parameter)
 
-        return jax.tree.map(one, updates, parameters, layers), state
+        return jax.tree.map(one, updates, params, layers), state
 
     return optax.GradientTransformation(tx.init, update)
 
@@ -244,9 +242,8 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
     )
 
 
-def _adamp_views(path: str, variable: nnx.Param) -> tuple[tuple[int, ...], ...]:
+def _adamp_views(own: tuple[str | None, ...]) -> tuple[tuple[int, ...], ...]:
     """Axes of one weight vector for AdamP: those of an output channel, or of a token's embedding; then those of the matrix."""
-    own = params.own_axes(path, variable)
     if len(own) < 2:
         return ()
     return (-1,) if own[0] == "vocab" else (-2,), tuple(range(-len(own), 0))

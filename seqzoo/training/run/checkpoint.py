@@ -123,9 +123,9 @@ class Checkpoints:
         for name in distributed.from_main_process(self._clear):
             report(f"removed {name}: its process ended while writing it")
         state, bad = self._latest(abstract, report)
-        for step, aside in distributed.from_main_process(lambda: self._set_aside(bad)):
-            report(f"going back to step {int(state['step'])}; the checkpoint of step {step} is kept as {aside}")
         self.latest = self.complete = None if state is None else int(state["step"])
+        for step, aside in distributed.from_main_process(lambda: self._set_aside(bad)):
+            report(f"going back to step {self.latest}; the checkpoint of step {step} is kept as {aside}")
         return state
 
     def _latest(
@@ -169,6 +169,8 @@ class Checkpoints:
 
     def _digest(self) -> None:
         """Writes the digests. Orbax calls it in process 0 when all files are complete, before they become a checkpoint."""
+        if self._saving is None:
+            return
         (path,) = self.folder.glob(f"{self._saving.name}{TEMPORARY[1:]}")
         write_json(path / ABOUT, self.about)
         write_json(path / DIGESTS, {name: _sha256(path / name) for name in _files(path)})

@@ -64,8 +64,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes its classes at import)
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
@@ -116,7 +116,7 @@ class Wandb:
     """
 
     def __init__(self, folder: Path, experiment: config.Experiment, held: Sequence[Line]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (an extra)
 
         self.path = folder / "wandb.json"
         self._given = json.loads(self.path.read_text()) if self.path.exists() else {"id": uuid.uuid4().hex[:12]}

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from seqzoo.tasks.base import BatchSpec
@@ -73,16 +72,16 @@ def training_flops(forward: Callable[[int, int], int]) -> Callable[[BatchSpec], 
     return functools.cache(lambda spec: TRAINING * forward(spec.batch, spec.length))
 
 
-def mfu(flops_per_second: float | None, devices: int, device: jax.Device, dtype: Any) -> float | None:
+def mfu(flops_per_second: float | None, devices: int, device_kind: str, dtype: Any) -> float | None:
     """Model FLOPs utilisation, 1 at the peak; None if no step was timed, or the device's peak is not known.
 
     Args:
       flops_per_second: of all devices together.
       devices: how many.
-      device: any of them.
+      device_kind: as in `peak`.
       dtype: of the computation.
     """
-    most = peak(device.device_kind, dtype)
+    most = peak(device_kind, dtype)
     return None if flops_per_second is None or most is None else flops_per_second / (devices * most)
 
 

@@ -60,7 +60,7 @@ def dump_hlo(lowered: Lowered, compiled: Compiled, folder: Path, name: str = "tr
     with write_errors(folder):
         folder.mkdir(exist_ok=True)
     write_text(folder / f"{name}.stablehlo.txt", lowered.as_text())
-    write_text(folder / f"{name}.hlo.txt", compiled.as_text())
+    write_text(folder / f"{name}.hlo.txt", compiled.as_text() or "")
 
 
 class Memory(NamedTuple):
@@ -101,6 +101,5 @@ def enable_compilation_cache(path: str | None) -> None:
     folder = Path(path).expanduser().absolute()
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if jax.config.jax_compilation_cache_dir != str(folder):
-        compilation_cache.set_cache_dir(str(folder))
-        compilation_cache.reset_cache()  # JAX decides at a process's first compilation whether it has a cache
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()  # JAX decides at a process's first compilation whether it has a cache
