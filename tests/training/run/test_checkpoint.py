@@ -99,7 +99,7 @@ def test_a_directory_that_is_not_complete_is_no_checkpoint_and_goes_at_the_next_
     assert half.exists() and said == []  # a reader may look while a run writes
     with Checkpoints(tmp_path) as writer:
         writer.resume(abstract(state_at(1)), said.append)
-    assert said == ["removed 2.orbax-checkpoint-tmp: it was being written when its process ended"]
+    assert said == ["removed 2.orbax-checkpoint-tmp: its process ended while writing it"]
     assert writer.steps() == [1] and not half.exists()
 
 
