@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.law import dots
 from helpers.published import sigmoid, wide
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo import channels
 from seqzoo.kernels.common import sharding
 from seqzoo.model import LanguageModel
+from seqzoo.testing import matmul_flops
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 IDS = np.array([[0, 1, 1, 1, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 0], [1] * 14 + [2] * 10], np.int32)
@@ -111,7 +111,7 @@ def test_rwkv_gates_a_squared_network_by_two_tokens(gated):
     gate = sigmoid(mixed(mixer.mix_receptance) @ wide(mixer.receptance.w)) if gated else 1
     assert_close(y, gate * (np.maximum(mixed(mixer.mix_key) @ wide(mixer.key.w), 0) ** 2 @ wide(mixer.value.w)))
     assert_close(state.tail[:, 0], x[:, -1])
-    assert mixer.flops(2, LENGTH) == dots(jax.make_jaxpr(lambda x: mixer(x)[0])(x.astype(np.float32)).jaxpr)
+    assert mixer.flops(2, LENGTH) == matmul_flops(jax.make_jaxpr(lambda x: mixer(x)[0])(x.astype(np.float32)).jaxpr)
 
 
 @pytest.mark.parametrize("name", [name for name in channels.registry.names() if name != "none"])

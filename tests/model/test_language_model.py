@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.law import dots
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.model import LanguageModel
+from seqzoo.testing import matmul_flops
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}
@@ -171,7 +171,7 @@ def test_flops_count_every_layer_and_the_head():
     model = LanguageModel(
         VOCAB, 32, layers=("linear(implementation='reference')",), depth=3, channel="gelu", stack="loop", rngs=nnx.Rngs(0)
     )
-    counted = dots(jax.make_jaxpr(lambda tokens: model(tokens)[0])(TOKENS).jaxpr)
+    counted = matmul_flops(jax.make_jaxpr(lambda tokens: model(tokens)[0])(TOKENS).jaxpr)
     assert abs(model.flops(*TOKENS.shape) / counted - 1) < 0.02
 
 
