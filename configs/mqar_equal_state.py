@@ -48,7 +48,7 @@ config = Comparison(
         run=Run(name="mqar-equal-state"),
     ),
     axes={
-        "mixer": {mixer: {"model.layers": ("base_conv(width=3)", mixer)} for mixer in MIXERS},
+        "mixer": {mixer: {"model.layers": ("base_conv(conv_size=3)", mixer)} for mixer in MIXERS},
         "optimizer.learning_rate": (2e-3, 6e-3),
     },
 )

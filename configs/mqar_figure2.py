@@ -22,7 +22,7 @@ EXAMPLES, EPOCHS = 100_000, 64
 POINTS = ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))  # tokens, pairs, rows of a batch
 
 ATTENTION = ("softmax(heads=1, rope_theta=None, bias=True, dropout=0.1)",)
-BASED = ("base_conv(width=3)", "based(heads=1, feature_dim=8)")
+BASED = ("base_conv(conv_size=3)", "based(heads=1, feature_dim=8)")
 MAMBA = ("mamba",)
 
 

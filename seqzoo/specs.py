@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from seqzoo import plugins
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
-"""A number of heads, channels, states, taps ..."""
+"""A number of heads, channels, states ..."""
 Length = Annotated[int, Field(ge=1, lt=2**31)]
 """A number of tokens, of batches, of examples ..."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

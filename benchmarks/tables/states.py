@@ -37,7 +37,7 @@ ACCOUNTS = (
     Account("softmax", "2 d L", lambda d, length: 2 * d * length, CACHE),
     Account("softmax(window=64)", "2 d w", lambda d, length: 2 * d * 64, CACHE),
     Account(
-        "base_conv(width=3)",
+        "base_conv(conv_size=3)",
         "d k",
         lambda d, length: 3 * d,
         DOCUMENT | {"the present input, which a tail need not hold": lambda d, _: -d},

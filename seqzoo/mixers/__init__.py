@@ -25,24 +25,24 @@ from seqzoo.mixers.linear_attention.gsa import GatedSlotAttention
 from seqzoo.mixers.linear_attention.hgrn2 import HGRN2
 from seqzoo.mixers.linear_attention.lightning import LightningAttention
 from seqzoo.mixers.linear_attention.linear import LinearAttention
-from seqzoo.mixers.linear_attention.mamba2 import Mamba2
 from seqzoo.mixers.linear_attention.mlstm import MLSTM
 from seqzoo.mixers.linear_attention.norm_attention import NormAttention
 from seqzoo.mixers.linear_attention.retnet import RetNet
 from seqzoo.mixers.linear_attention.simple_gla import SimpleGatedLinearAttention
-from seqzoo.mixers.linear_recurrence.hgrn import HGRN
-from seqzoo.mixers.linear_recurrence.lru import LRU
-from seqzoo.mixers.linear_recurrence.mega_ema import MegaEMA
-from seqzoo.mixers.linear_recurrence.min_gru import MinGRU
-from seqzoo.mixers.linear_recurrence.min_lstm import MinLSTM
-from seqzoo.mixers.linear_recurrence.qlstm import QLSTM
-from seqzoo.mixers.linear_recurrence.rg_lru import RGLRU
-from seqzoo.mixers.linear_recurrence.s4d import S4D
-from seqzoo.mixers.linear_recurrence.s5 import S5
+from seqzoo.mixers.recurrent.hgrn import HGRN
+from seqzoo.mixers.recurrent.min_gru import MinGRU
+from seqzoo.mixers.recurrent.min_lstm import MinLSTM
+from seqzoo.mixers.recurrent.qlstm import QLSTM
+from seqzoo.mixers.recurrent.rg_lru import RGLRU
 from seqzoo.mixers.rwkv.rwkv4 import RWKV4
 from seqzoo.mixers.rwkv.rwkv6 import RWKV6
 from seqzoo.mixers.rwkv.rwkv7 import RWKV7
-from seqzoo.mixers.selective_scan.mamba import Mamba
+from seqzoo.mixers.state_space.lru import LRU
+from seqzoo.mixers.state_space.mamba import Mamba
+from seqzoo.mixers.state_space.mamba2 import Mamba2
+from seqzoo.mixers.state_space.mega_ema import MegaEMA
+from seqzoo.mixers.state_space.s4d import S4D
+from seqzoo.mixers.state_space.s5 import S5
 from seqzoo.nn.layer import Depth
 from seqzoo.specs import Settings, Spec
 

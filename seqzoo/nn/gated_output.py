@@ -1,4 +1,4 @@
-"""What follows a state-space model, which is linear and mixes no channels or few: an activation and a gate."""
+"""Output of a state-space layer: an activation and a gated linear unit, because the model itself is linear."""
 
 from typing import Any, Literal
 
@@ -8,10 +8,9 @@ from flax import nnx
 from jax import Array
 
 from seqzoo.nn.linear import Linear
-from seqzoo.specs import choice
 
 Glu = Literal["full", "half", "none"]
-PROJECTIONS = {"full": 2, "half": 1, "none": 0}
+"""Which parts of a gated linear unit there are."""
 
 
 class GatedOutput(nnx.Module):
@@ -21,8 +20,8 @@ class GatedOutput(nnx.Module):
       width: of y and the output.
       glu: which of the three.
       approximate: whether gelu is the tanh formula.
-    Raises:
-      ValueError: glu is none of the three.
+      dtype: of the projections; None promotes y and their weights.
+      param_dtype: of the parameters.
     """
 
     def __init__(
@@ -31,7 +30,8 @@ class GatedOutput(nnx.Module):
         make = lambda: Linear(width, width, axes=("embed", "heads"), bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.value = make() if glu == "full" else None
         self.gate = None if glu == "none" else make()
-        self.approximate, self.flops_per_token = approximate, 2 * width * width * PROJECTIONS[choice("glu", glu, PROJECTIONS)]
+        projections = [projection for projection in (self.value, self.gate) if projection is not None]
+        self.approximate, self.flops_per_token = approximate, 2 * width * width * len(projections)
 
     def __call__(self, y: Array) -> Array:
         """[..., width] -> [..., width]."""

@@ -94,3 +94,11 @@ class Layer(_Declared):
     def cache_dtype(self, dtype: Any = None) -> Any:
         """The dtype of activations that a state keeps: the one given, else that of the computation."""
         return next(each for each in (dtype, self.dtype, self.param_dtype) if each is not None)
+
+
+def inner_width(d_model: int, expand: float, setting: str = "expand") -> int:
+    """d_model * expand, rounded: the width inside a layer; ValueError if that is 0, which names the setting."""
+    width = round(d_model * expand)
+    if width < 1:
+        raise ValueError(f"{setting}={expand:g} makes an inner width of {width} of d_model={d_model}, wanted at least 1: raise it")
+    return width

@@ -22,8 +22,6 @@ class LowerBoundedGate(nnx.Module):
     """
 
     def __init__(self, width: int, lower_bound: float | None, *, depth: tuple[Any, int] | None, param_dtype: Any):
-        if lower_bound is not None and not 0 <= lower_bound < 1:  # TRANSITION: hgrn declares it
-            raise ValueError(f"lower_bound={lower_bound}: wanted None or a number in [0, 1)")
         index, count = (0, 1) if depth is None else depth
         start = jax.scipy.special.logit(jnp.maximum(jnp.asarray(index, jnp.float32) / count, LOWEST))
         logit = jnp.broadcast_to(start, (width,)).astype(param_dtype)

@@ -1,4 +1,4 @@
-"""Time-invariant state-space models h' = A h + B x with diagonal A: how they start, and how they are sampled."""
+"""Time-invariant state-space models h' = A h + B x with diagonal A: initial values, discretisation, output."""
 
 import numpy as np
 from jax import Array, lax
@@ -6,13 +6,13 @@ from jax import numpy as jnp
 
 
 def zero_order_hold(real: Array, imaginary: Array, dt: Array) -> tuple[Array, Array]:
-    """(exp(dt A), (exp(dt A) - 1) / A): what a step of dt does to a state, and to an input that is held for as long.
+    """(exp(dt A), (exp(dt A) - 1) / A): factors on the state and on the input, which is held constant for a step of dt.
 
     Args:
-      real, imaginary: A's planes, [...] float32 or wider.
+      real, imaginary: parts of A, [...] float32 or wider.
       dt: > 0, of a shape that broadcasts to theirs.
     Returns:
-      Two complex [...]. The second is dt where A is 0, and no difference of near numbers though steps are short.
+      Two complex [...]. The second is dt where A is 0, and no difference of nearly equal numbers, however short the step.
     """
     x, y = dt * real, dt * imaginary
     grown, cos, sin = jnp.exp(x), jnp.cos(y), jnp.sin(y)
@@ -27,8 +27,8 @@ def zero_order_hold(real: Array, imaginary: Array, dt: Array) -> tuple[Array, Ar
 def read_out(c: Array, h: Array) -> Array:
     """y_d = sum_n c_dn h_dn: c [d, n], h [b, t, d, n] -> [b, t, d].
 
-    Both sides of the product have one shape, and so XLA makes a sum of it while h is read. Of a matrix-vector product per channel
-    a CPU would make a transposed h first.
+    Both factors are given one shape, so that XLA multiplies and sums while it reads h. For a matrix-vector product per channel, XLA
+    on CPUs would first transpose h.
     """
     return jnp.einsum("btdn,btdn->btd", h, jnp.broadcast_to(c[None, None], h.shape))
 

@@ -1,4 +1,4 @@
-"""The step size of state-space models: its bias, and how that is drawn."""
+"""Step sizes of state-space models, and the biases that make them."""
 
 import math
 

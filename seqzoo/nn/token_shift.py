@@ -1,4 +1,4 @@
-"""Token shift: what was seen one real token ago, which RWKV mixes into the present."""
+"""Token shift: the previous real token, which RWKV mixes into the present one."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def token_shift(
 ) -> tuple[Array, Array]:
     """x_{t-1}: the real (non-padding) token before each, in the same document; zero at a document's start.
 
-    It is a convolution of two taps, 1 and 0, so that documents, padding, the state and a mesh that cuts time are the op's affair.
+    A short convolution with kernel (1, 0), whose op handles documents, padding, the state and a mesh that cuts time.
 
     Args:
       x: [b, t, d] float, finite.
@@ -24,8 +24,8 @@ def token_shift(
       (x_{t-1} [b, t, d] in x's dtype, exactly 0 at padding; the tail after the last token, in tail's dtype).
     Cost: O(t d); state d numbers per row.
     """
-    taps = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
-    return short_convolution(x, taps, initial_state=tail, initial_segment=segment, segment_ids=segment_ids)
+    kernel = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
+    return short_convolution(x, kernel, initial_state=tail, initial_segment=segment, segment_ids=segment_ids)
 
 
 def lerp(x: Array, previous: Array, mix: Array) -> Array:

@@ -31,7 +31,7 @@ def test_the_published_bytes_of_based_are_ours_with_every_difference_named(d_mod
     """Figure 2 of arXiv:2402.18668 counts a BaseConv layer of three taps and a Based layer: 4 ((d D + D) + 3 d)."""
     features = 1 + f + f * (f + 1) // 2
     assert published == 4 * ((d_model * features + features) + 3 * d_model)
-    layers = ("base_conv(width=3)", f"based(heads=1, feature_dim={f})")
+    layers = ("base_conv(conv_size=3)", f"based(heads=1, feature_dim={f})")
     model = nnx.eval_shape(lambda: LanguageModel(16, d_model, layers=layers, depth=2, channel="none", rngs=nnx.Rngs(0)))
     present_input = 4 * d_model  # a convolution of three taps has to remember two inputs
     counters = 4 * (1 + 1 + 2)  # each layer's document id, the model's own and its position

@@ -26,7 +26,7 @@ VARIANTS = (
     "mamba2(groups=2, head_dim=16, state=8, norm_before_gate=True)",
     "aaren(heads=1)",
     "based(heads=1, feature_dim=8)",
-    "base_conv(width=1)",
+    "base_conv(conv_size=1)",
     "retnet(heads=2, expand_v=1, rope_theta=None)",
     "lightning(heads=2, head_dim=8)",
     "simple_gla(heads=2, conv_size=None)",

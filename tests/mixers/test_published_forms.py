@@ -24,10 +24,10 @@ def test_based_is_attention_with_the_exponential_cut_after_the_square(heads, f):
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_base_conv_is_a_convolution_times_a_projection_and_the_input(width):
-    mixer, x, y = built(f"base_conv(width={width})")
+    mixer, x, y = built(f"base_conv(conv_size={width})")
     padded = np.concatenate([np.zeros((B, width - 1, D)), x], axis=1)
-    taps = wide(mixer.convolution.w)  # the last one is the present token's
-    convolved = sum(taps[j] * padded[:, j : j + T] for j in range(width)) + wide(mixer.convolution.b)
+    kernel = wide(mixer.convolution.w)  # the last one is the present token's
+    convolved = sum(kernel[j] * padded[:, j : j + T] for j in range(width)) + wide(mixer.convolution.b)
     assert_close(y, convolved * (x @ wide(mixer.gate.w) + wide(mixer.gate.b)) + x)
 
 
@@ -137,7 +137,7 @@ def test_lightning_layers_of_a_stack_have_their_own_slopes_and_training_leaves_t
     [
         ("based(heads=3)", "heads=3 does not divide d_model=32"),
         ("based(feature_dim=0)", r"based: feature_dim=0, wanted int in \[1, 1024\]"),
-        ("base_conv(width=0)", "width=0: wanted at least 1 tap"),
+        ("base_conv(conv_size=0)", "base_conv: conv_size=0, wanted int in"),
         ("retnet(heads=3)", "heads=3 does not divide key width 32 and value width 64"),
         ("retnet(heads=32)", "even key width, found 1"),
         ("lightning(heads=5)", "heads=5 does not divide d_model=32"),

@@ -1,1 +1,1 @@
-"""Mixers that see a few tokens back; they stand on `seqzoo.kernels.convolution`."""
+"""Convolution mixers, which see a few tokens back; they stand on `seqzoo.kernels.convolution`."""

@@ -203,7 +203,7 @@ def test_muons_directions_have_singular_values_near_each_other_and_the_size_of_a
 
 @pytest.mark.parametrize("spec", mixers.names())
 def test_the_matrices_of_a_model_are_the_projections_of_its_blocks(spec):
-    """Muon's. Not embedding and head; not the taps of convolutions; nothing with one axis; nothing that decay must not touch."""
+    """Muon's. Not embedding and head; not the kernels of convolutions; nothing with one axis; nothing that decay must not touch."""
     build = lambda: LanguageModel(32, 64, layers=(spec,), depth=3, tie_embeddings=False, learned_positions=8, rngs=nnx.Rngs(0))
     model = nnx.eval_shape(build)
     _, state = params.split(model)

@@ -1,0 +1,1 @@
+"""Recurrent mixers: gated hidden units that decay elementwise; they stand on `seqzoo.kernels.linear_recurrence`."""

@@ -1,1 +1,0 @@
-"""Mixers on Mamba's fused scan, `seqzoo.kernels.selective_scan`."""
