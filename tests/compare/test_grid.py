@@ -300,6 +300,7 @@ RENAMED_SETTINGS = {
     "head_width=": "head_dim=",
     "conv_width=": "conv_size=",
     "base_conv(width=": "base_conv(conv_size=",
+    '"tied":': '"tie_embeddings":',
 }
 
 
