@@ -11,6 +11,7 @@ import seqzoo.linen
 from helpers.tiny import TINY, tiny
 from seqzoo import channels, cli, config, mixers, plugins, tasks
 from seqzoo.config import Comparison, ConfigError, Experiment, Model, Optimizer
+from seqzoo.testing import check_mixer
 from seqzoo.training import optim
 
 MODULE = """
@@ -153,6 +154,11 @@ def test_the_settings_of_their_mixers_are_checked_as_ours_are(module):
         Experiment(imports=module, optimizer={"rule": "my_momentum(decy=0.5)"})
     with pytest.raises(ConfigError, match=r"optimizer: schedule: my_ramp: start='x', wanted number"):
         Experiment(imports=module, optimizer={"schedule": "my_ramp(start='x')"})
+
+
+def test_their_mixer_is_held_to_the_law(module):
+    plugins.import_modules([module])
+    check_mixer("my_average(decay=0.75)")
 
 
 def test_a_config_with_imports_survives_json(module, tmp_path):

@@ -24,7 +24,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py train [CONFIG.py]: the same, in full
 - train.py [CONFIG.py] --dry-run: list the runs with parameters, state bytes, steps and tokens; nothing is written
 - train.py [CONFIG.py] --sweep optimizer.learning_rate=1e-3,3e-3 --sweep model.layers=gla,softmax: every combination, in one table
-- train.py help [NAME]: names of mixers, channel mixers and tasks; the settings of one, with types, ranges and defaults
+- train.py help [NAME]: names of mixers, channel mixers, tasks, update rules and schedules; the settings of one, with types, ranges
+  and defaults
 - train.py resume RUN [--mesh...]: continue a stopped run, on other devices if necessary; other settings may change too, and with
   --changed also settings that change the numbers
 - train.py eval RUN [--mesh...] [--step N]: evaluate the latest checkpoint of a run, or checkpoint N, on its evaluation sets
