@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from helpers.tiny import tiny
-from seqzoo import config, training
+from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
+from helpers.tiny import quiet, tiny
+from seqzoo import config, convert, training
 from seqzoo.training.run import metrics
 
 TRAIN = Path(__file__).parents[3] / "train.py"
@@ -131,6 +132,28 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on_bitwise_as_if_it_ha
     code, out, err = ended(start("resume", two, devices=2))
     assert code == 0 and f"at step {step}" in out, (out, err)
     assert numbers(two) == numbers(one)
+    assert digest(experiment, two) == digest(experiment, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["run", "checkpoint"])
+def test_two_processes_start_from_another_model_as_one_does(kind, start, digest, tmp_path):
+    source = tmp_path / "source"
+    model = {}
+    if kind == "run":
+        training.train(tiny(training__seed=7), source, console=quiet())
+    else:
+        tensors = mamba_tensors() | {"backbone.embeddings.weight": np.ones((32, 16), np.float32)}
+        write(source, tensors, MAMBA | {"vocab_size": 32})
+        model = {f"model__{name}": value for name, value in convert.settings(source).items() if name != "vocab_size"}
+    experiment = tiny(**model, model__init_from=str(source), mesh__fsdp=2)
+    write_config(tmp_path, experiment)
+    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    code, out, err = ended(start("my.py", "--run.name", "one", devices=2))
+    assert code == 0 and f"initial parameters from {source}" in out, (out, err)
+    for process in pair(start, "my.py", "--run.name", "two", devices=1):
+        code, out, err = ended(process)
+        assert code == 0, (out, err)
     assert digest(experiment, two) == digest(experiment, one)
 
 
