@@ -123,7 +123,7 @@ def test_a_stream_in_windows_gives_the_losses_of_one_long_row():
 
 
 def test_a_stream_refuses_mixers_whose_state_grows():
-    with pytest.raises(ValueError, match=r"go on from batch to batch need a state of fixed size.*max_length"):
+    with pytest.raises(ValueError, match=r"continue from batch to batch need a state of fixed size.*max_length"):
         setup_of(task="counting(stream=True)", model__layers=("softmax(heads=2)",))
 
 
