@@ -43,35 +43,6 @@ def _backward(spec, precision, arguments, d):
 _product.defvjp(_forward, _backward)
 
 
-def einsum_in_parts(einsum: Callable) -> Callable:
-    """`einsum` with its sum over the last axis of both arguments taken in four parts.
-
-    XLA:CPU adds up a product's terms one after the other, and a long sum's rounding limits the digits of a delta rule whose keys
-    resemble each other: at cosine 0.8, beta 2 and chunks of 128 only sums in parts stay within 1e-5 (test_delta_rule.py).
-    """
-    if not implementations.on_cpu():
-        return einsum
-
-    def in_parts(spec, x, y):
-        cuts = [i * x.shape[-1] // 4 for i in (1, 2, 3)]
-        a, b, c, d = (einsum(spec, *part) for part in zip(jnp.split(x, cuts, axis=-1), jnp.split(y, cuts, axis=-1), strict=True))
-        return (a + b) + (c + d)
-
-    return in_parts
-
-
-def matmul(x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
-    """`jnp.matmul` of square matrices [..., n, n].
-
-    XLA:CPU calls a library for each matrix of a batch; up to n = 4 outer products are faster (1.8 -> 0.2 ms of the 94 that the
-    gradient of a delta rule took, decays per channel, B2 T2048 H4 K64).
-    """
-    n = x.shape[-1]
-    if n > 4 or not implementations.on_cpu():
-        return jnp.matmul(x, y, precision=precision)
-    return functools.reduce(jnp.add, (x[..., :, i : i + 1] * y[..., i : i + 1, :] for i in range(n)))
-
-
 def sum_keepdims(x: Array, axis: int) -> Array:
     """`jnp.sum(x, axis, keepdims=True)` over one of the last two axes.
 

@@ -121,4 +121,4 @@ def inverse(m: Array) -> Array:
     return t + _matmul(t, jnp.eye(m.shape[-1], dtype=m.dtype)[None] - t + _matmul(m, t))
 
 
-_matmul = functools.partial(xla_cpu.matmul, precision=lax.Precision.HIGHEST)
+_matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)

@@ -108,9 +108,7 @@ def channel_decay(einsum, q, k, v, transition: Transition, read_before_write: bo
 def low_rank(einsum, q, k, v, transition: Transition, read_before_write: bool) -> IntraChunk:
     """Chunks with a and b [z, c, k] (b None: k) and key_decay None, [z, c, 1] or [z, c, k]; v is [z, c, v]."""
     keys = [k] if transition.b is None else [transition.b, k]
-    # Rounding in these scores limits the digits of a delta rule whose keys resemble each other.
-    careful = xla_cpu.einsum_in_parts(einsum) if q.shape[1] > 32 else einsum
-    queries = [(einsum, q, read_before_write), (careful, transition.a, True)]
+    queries = [(einsum, q, read_before_write), (sum_in_parts(einsum) if q.shape[1] > 32 else einsum, transition.a, True)]
     scores, (decayed_q, decayed_a), decayed_keys, decay = intra_chunk_scores(queries, keys, transition.key_decay)
     (q_b, *q_k), (a_b, *a_k) = scores
     local_values = v if transition.b is None else einsum("zij,zjv->ziv", a_k[0], v)
@@ -149,6 +147,22 @@ def intra_chunk_scores(queries, keys, g):
         decayed_k = [times(decay_to_end, k) for k in keys]
     scores = [[einsum("zik,zjk->zij", q, k) * mask for k in keys] for (einsum, q, _), mask in zip(queries, masks, strict=True)]
     return scores, decayed_q, decayed_k, chunk_decay
+
+
+def sum_in_parts(einsum):
+    """`einsum` with its sum over the last axis of both arguments taken in four parts.
+
+    The rounding of one long sum in M is what limits the digits of a delta rule whose keys resemble each other. At cosine 0.8,
+    beta 2 and 4096 tokens the largest error is 7e-6 in chunks of 64, in one sum 1.3e-5; in chunks of 128 1.1e-5 and 2.0e-5
+    (`tests/kernels/test_delta_rule.py`; jax 0.11.2 on a CPU).
+    """
+
+    def in_parts(spec, x, y):
+        cuts = [i * x.shape[-1] // 4 for i in (1, 2, 3)]
+        a, b, c, d = (einsum(spec, *part) for part in zip(jnp.split(x, cuts, axis=-1), jnp.split(y, cuts, axis=-1), strict=True))
+        return (a + b) + (c + d)
+
+    return in_parts
 
 
 def causal_mask(q, read_before_write):
