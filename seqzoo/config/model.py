@@ -63,7 +63,7 @@ class Model(Section):
     stack: StackMode = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
     remat: Remat = "none"
-    """What the backward pass recomputes instead of saving: nothing, all of a block, or all but its matrix products."""
+    """Recomputation in the backward pass instead of saving: of nothing, of whole blocks, or of all but matrix products."""
     dtype: DType | None = None
     """Of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
     residual_dtype: DType | None = None

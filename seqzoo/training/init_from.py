@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was taken from where; `environment.json` keeps it as "init_from"."""
+    """Report of the parameters taken over; `environment.json` keeps it as "init_from"."""
 
     path: str
     step: int | None  # of the run's checkpoint
