@@ -1,5 +1,7 @@
 """Pairwise attention: softmax and sigmoid scores, windows, packed documents, grouped heads, and a cache."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -29,7 +31,7 @@ def attention(
     initial_state: Cache | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Cache | None]:
     r"""Causal attention.
 

@@ -8,7 +8,7 @@ Cost: O(t s) time less what the bounds skip; memory O(t + s) plus a few [b, h, b
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ CELLS = 2**20  # largest b h block block: 4 MiB of float32 scores; twice as many
 
 
 class Plan(NamedTuple):
-    """What is fixed when a call is traced."""
+    """Settings and block sizes of a call, static when it is traced."""
 
     settings: Settings
     rows: int  # queries per block
@@ -54,7 +54,8 @@ def attend(settings: Settings, q: Array, pieces: list[tuple[Array, Array, Tokens
     words = None if words is None else pad(words, rows, 2)
     cells = Cells(queries, keys, *bounds(settings, queries, keys, rows, columns, carried), words)
     q, k, v = (pad(jnp.moveaxis(x, 1, 2), n, 2) for x, n in ((q, rows), (k, columns), (v, columns)))
-    return jnp.moveaxis(_attend(Plan(settings, rows, columns), *match_vma((q, k, v, cells)))[:, :, :t], 1, 2)
+    o = cast(Array, _attend(Plan(settings, rows, columns), *match_vma((q, k, v, cells))))
+    return jnp.moveaxis(o[:, :, :t], 1, 2)
 
 
 def block_length(tokens: int, rows: int) -> int:
@@ -147,13 +148,13 @@ def _save(plan, q, k, v, cells):
 
 
 def row_statistics(o: Array, log_sum: Array | None) -> tuple[Array, Array] | None:
-    """What the backward pass needs of softmax's rows: the outputs and finite logarithms of the denominators."""
+    """Residuals of softmax's rows: the outputs and finite logarithms of the denominators."""
     return None if log_sum is None else (o, jnp.where(log_sum == -jnp.inf, 0, log_sum))
 
 
 def _backward(plan, saved, do):
-    q, k, v, *_ = saved
-    gradients = backward(plan, *saved, do)
+    q, k, v, cells, statistics = saved
+    gradients = backward(plan, q, k, v, cells, statistics, do)
     return *(x.astype(like.dtype) for x, like in zip(gradients, (q, k, v), strict=True)), None
 
 
@@ -161,6 +162,7 @@ def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics:
     """(dq, dk, dv) in the state's dtype, from the gradient of all of o, of which these keys may be a part."""
     settings, dtype, t = plan.settings, state_dtype(q), q.shape[2]
     softmax = statistics is not None
+    log_sum = row_term = None
     if softmax:
         o, log_sum = statistics
         # sum_j w_ij dw_ij, which softmax takes off every dw_ij, is do_i . o_i.
@@ -170,6 +172,7 @@ def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics:
         dq, dk, dv = gradients
         q_i, queries, words = _rows(plan, i, q, cells)
         do_i = _cut(do, i, plan.rows)
+        log_sum_i = row_term_i = None
         if softmax:
             log_sum_i, row_term_i = _cut(log_sum, i, plan.rows), _cut(row_term, i, plan.rows)
 
@@ -242,7 +245,7 @@ def _over_queries(w: Array, x: Array, like: Array) -> Array:
 
 def whole_blocks(tokens: Tokens, length: int, absent: int) -> Tokens:
     """Filled up with tokens that nobody sees."""
-    return Tokens(pad(tokens.document, length, 1, absent), pad(tokens.index, length, 1))
+    return Tokens(pad(tokens.document, length, 1, absent), pad(tokens.position, length, 1))
 
 
 def pad(x: Array, multiple: int, axis: int, value: int = 0) -> Array:

@@ -41,7 +41,7 @@ def empty_cache(batch: int, capacity: int, kv_heads: int | tuple[int, int], key_
 
 
 def cached_tokens(cache: Cache, window: int | None) -> Tokens:
-    """Where the cached tokens stand: all in document 0 of the call, the carried one."""
+    """Document and index of the cached tokens: all are in document 0 of the call, the carried one."""
     slots = lax.broadcasted_iota(jnp.int32, cache.keys.shape[:2], 1)
     newest = cache.length[:, None] - 1
     # The largest index up to the newest that falls on each slot; below 0 where the slot was never used.
@@ -52,7 +52,7 @@ def cached_tokens(cache: Cache, window: int | None) -> Tokens:
 
 def overflown(cache: Cache, tokens: Tokens, window: int | None) -> Array | None:
     """[b, t] bool: the real tokens that have no slot; None where that cannot happen."""
-    return None if window is not None else (tokens.document >= 0) & (tokens.index >= cache.keys.shape[1])
+    return None if window is not None else (tokens.document >= 0) & (tokens.position >= cache.keys.shape[1])
 
 
 def behind(o: Array, tokens: Tokens) -> Tokens:
@@ -63,7 +63,7 @@ def behind(o: Array, tokens: Tokens) -> Tokens:
     """
     bits = lax.bitcast_convert_type(lax.stop_gradient(o[:, :, 0, 0]).astype(jnp.float32), jnp.int32)
     below = -1 - lax.shift_right_logical(bits, jnp.int32(1))  # less than any index, whatever o is, NaN included
-    return tokens._replace(index=jnp.maximum(tokens.index, below))
+    return tokens._replace(position=jnp.maximum(tokens.position, below))
 
 
 def written(cache: Cache, k: Array, v: Array, tokens: Tokens, length: Array, window: int | None, whole: bool) -> Cache:
@@ -77,10 +77,10 @@ def written(cache: Cache, k: Array, v: Array, tokens: Tokens, length: Array, win
     """
     capacity, t = cache.keys.shape[1], k.shape[1]
     current = jnp.maximum(jnp.max(tokens.document, axis=1, keepdims=True), 0)
-    fits = tokens.index < capacity if window is None else tokens.index >= length[:, None] - capacity
+    fits = tokens.position < capacity if window is None else tokens.position >= length[:, None] - capacity
     # Tokens that are not kept get slots beyond the end, all different: no two writes ever meet.
-    beyond = capacity + lax.broadcasted_iota(jnp.int32, tokens.index.shape, 1)
-    slots = jnp.where((tokens.document == current) & fits, tokens.index % jnp.int32(capacity), beyond)
+    beyond = capacity + lax.broadcasted_iota(jnp.int32, tokens.position.shape, 1)
+    slots = jnp.where((tokens.document == current) & fits, tokens.position % jnp.int32(capacity), beyond)
     slots = jnp.broadcast_to(slots, (cache.keys.shape[0], t))
 
     def write(old, new):

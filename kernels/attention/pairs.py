@@ -1,4 +1,4 @@
-"""What one query and one key are to each other: who sees whom, and which weights dropout removes. For all implementations."""
+"""Relation of one query and one key: visibility, and weights that dropout removes. For all implementations."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ ABSENT_KEY, ABSENT_QUERY = -1, -2  # two documents that equal nothing, each othe
 
 
 class Tokens(NamedTuple):
-    """Where tokens stand. The leading axis is the batch, or 1 when all rows agree."""
+    """Document and index of tokens. The leading axis is the batch, or 1 when all rows agree."""
 
     document: Array  # [b, n] int32, number of the document; ABSENT_KEY and ABSENT_QUERY mark padding
-    index: Array  # [b, n] int32, index inside that document, counting real tokens only
+    position: Array  # [b, n] int32, index inside that document, counting real tokens only
 
 
 class Settings(NamedTuple):
-    """What is fixed when a call is traced."""
+    """Settings of a call, static when it is traced."""
 
     scores: str
     bias: float
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 def visible(settings: Settings, queries: Tokens, keys: Tokens) -> Array:
     """[b, 1, t, s] bool: the same document, not later, and inside the window."""
-    age = queries.index[:, :, None] - keys.index[:, None, :]
+    age = queries.position[:, :, None] - keys.position[:, None, :]
     seen = (queries.document[:, :, None] == keys.document[:, None, :]) & (age >= 0)
     if settings.window is not None:
         seen &= age < settings.window
@@ -41,7 +41,7 @@ def dropout_words(key: Array, queries: Tokens, batch: int, heads: int) -> Array:
     Drawing by counters that name the pair, not by its place in some block, makes the draw independent of block sizes and of cuts.
     """
     key = random.wrap_key_data(random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
-    shape = (batch, heads, queries.index.shape[1])
+    shape = (batch, heads, queries.position.shape[1])
     keys = jax.vmap(random.fold_in, (None, 0))(key, jnp.arange(batch * heads, dtype=jnp.uint32))
     keys = jnp.broadcast_to(keys.reshape(batch, heads, 1), shape)
     for counter in queries:
@@ -53,7 +53,7 @@ def dropout_words(key: Array, queries: Tokens, batch: int, heads: int) -> Array:
 def kept(settings: Settings, words: Array, keys: Tokens) -> Array:
     """[b, h, t, s], the factor of each weight: 0 with probability `dropout`, else 1 / (1 - dropout)."""
     b, h, t, _ = words.shape
-    index = jnp.broadcast_to(keys.index, (b, keys.index.shape[1])).astype(jnp.uint32)
+    index = jnp.broadcast_to(keys.position, (b, keys.position.shape[1])).astype(jnp.uint32)
     rows = random.wrap_key_data(words.reshape(b, h * t, 2), impl="threefry2x32")
     along_keys = jax.vmap(random.fold_in, (None, 0))
     drawn = random.key_data(jax.vmap(jax.vmap(along_keys, (0, None)))(rows, index))[..., 0].reshape(b, h, t, -1)

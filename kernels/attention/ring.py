@@ -8,7 +8,7 @@ Cost: as `blocks`, on the last device t / pieces queries over all keys; 2 x piec
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
 
 
 class Round(NamedTuple):
-    """What is fixed when a call is traced."""
+    """Settings and block sizes of a call, static when it is traced."""
 
     settings: Settings
     axis: str
@@ -58,7 +58,8 @@ def attend(
         blocked(cache[0], cached) if cache else None,
         (queries, words),
     )
-    return jnp.moveaxis(_attend(plan, *match_vma(arguments, over=(axis,)))[:, :, :t], 1, 2)
+    o = cast(Array, _attend(plan, *match_vma(arguments, over=(axis,))))
+    return jnp.moveaxis(o[:, :, :t], 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -124,7 +125,7 @@ def _cells(plan, q, piece, side, columns):
 
 def _merged(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
     """The attention over two sets of keys from that over each."""
-    if one[1] is None:
+    if one[1] is None or other[1] is None:
         return one[0] + other[0], None
     top = jnp.maximum(one[1], other[1])
     base = jnp.where(top == -jnp.inf, 0, top)

@@ -51,7 +51,7 @@ def state_dtype(*arrays):
 
 def platform() -> str:
     """Platform that a computation traced now will run on, as far as is known before it runs: "cpu", "gpu" or "tpu"."""
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)
     return getattr(device, "platform", device) or jax.default_backend()
 
 
@@ -110,13 +110,17 @@ def choose_pair(
     raise NotImplementedError(f"{op}: {'; '.join(refusals) or 'implementation=() is empty, wanted a name, several, or None'}")
 
 
-def choose(op: str, implementation: str | None, table: Mapping[str, Callable], default: str) -> Callable:
-    """The callable that `implementation` names in `table`; None takes `default`.
+def choose(op: str, implementation: str | Sequence[str] | None, table: Mapping[str, Callable], default: str) -> Callable:
+    """The callable that `implementation` names in `table`, for an op whose implementations take all inputs; None takes `default`.
 
-    Raises ValueError with the nearest name for an unknown one.
+    Of several names the first is taken, as none is refused. Raises ValueError with the nearest name for an unknown one.
     """
-    name = default if implementation is None else implementation
-    _check_known(op, name, table)
+    names = (implementation,) if isinstance(implementation, str) else (default,) if implementation is None else implementation
+    for name in names:
+        _check_known(op, name, table)
+    if not names:
+        raise ValueError(f"{op}: implementation={implementation!r} is empty, wanted a name, several, or None")
+    name = names[0]
     record(op, f"implementation={name!r}")
     return table[name]
 

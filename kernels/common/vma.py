@@ -4,7 +4,7 @@ JAX makes them a part of a value's type. The carry of a loop and both sides of a
 coming out. Outside `shard_map` these functions change nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     return frozenset().union(*(jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(trees)))
 
 
-def match_vma(tree: Any, over: Sequence[str] = ()) -> Any:
+def match_vma(tree: Any, over: Collection[str] = ()) -> Any:
     """Casts all arrays to vary over every axis that one of them varies over, and over the axes given."""
     union = varying_axes(tree) | frozenset(over)
 

@@ -1,5 +1,7 @@
 """Short causal depthwise convolution, the local mixing in front of most recurrences."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -19,7 +21,7 @@ def short_convolution(
     initial_state: Array | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Array]:
     """y_t = bias + sum_j weight[width - 1 - j] * x_{t-j}, elementwise over channels, j = 0 ... width - 1.
 

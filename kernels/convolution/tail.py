@@ -1,4 +1,4 @@
-"""What a piece of the sequence does to the tail: it may forget it, and puts its own last tokens behind it. Pieces compose."""
+"""Transition of the convolution's tail over a shard: it may forget the tail, and appends its own last tokens. Shards compose."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ class Pushed(NamedTuple):
     """A piece's last real tokens of its last document."""
 
     rows: Array  # [b, width - 1, d], the latest last; what lies before the first of them means nothing
-    count: Array  # [b] int32, how many of them there are
+    number: Array  # [b] int32, how many of them there are
     forgets: Array  # [b] bool, whether a document starts in the piece
 
 
 def pushed(x: Array, real: Array | None, start: Array | None, slots: int) -> Pushed:
     """That of x [b, t, d]; `real` and `start` [b, t] bool, or None for one document without padding."""
     batch, length = x.shape[:2]
-    if real is None:
+    if real is None or start is None:
         rows = jnp.pad(x, [(0, 0), (max(0, slots - length), 0), (0, 0)])[:, max(length - slots, 0) :]
         return Pushed(rows, jnp.full((batch,), min(length, slots), jnp.int32), jnp.zeros((batch,), bool))
     after = jnp.cumsum(start[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1] - start
@@ -33,6 +33,6 @@ def compose(tail: Array, piece: Pushed) -> Array:
     """The tail after a piece."""
     slot = lax.broadcasted_iota(jnp.int32, tail.shape[:2], 1)
     before = jnp.where(piece.forgets[:, None, None], 0, tail)
-    count = piece.count[:, None]
+    count = piece.number[:, None]
     moved = jnp.take_along_axis(before, jnp.minimum(slot + count, tail.shape[1] - 1)[:, :, None], axis=1, mode="clip")
     return jnp.where((slot >= tail.shape[1] - count)[:, :, None], piece.rows, moved)

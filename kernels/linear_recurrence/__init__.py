@@ -1,6 +1,7 @@
 """Elementwise linear recurrence: the memory of RG-LRU, HGRN, minGRU, qLSTM, LRU, S4D, S5 and MEGA."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +28,7 @@ def linear_recurrence(
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
     reverse: bool = False,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Array]:
     """h_t = a_t * h_{t-1} + b_t, elementwise.
 

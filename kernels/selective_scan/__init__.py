@@ -1,5 +1,6 @@
 """Mamba's selective scan (S6): a diagonal state space model whose step, input and output maps depend on the token."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -24,7 +25,7 @@ def selective_scan(
     initial_state: Array | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Array]:
     """h_t = exp(dt_t A) h_{t-1} + (dt_t x_t) B_t,  y_t = h_t C_t + D x_t: each of d channels has n states of its own.
 

@@ -13,10 +13,9 @@ from seqzoo.kernels.selective_scan import loop
 
 def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) -> tuple[Array, Array, Array]:
     """As `loop.forward`; the saved states are those of the chunks' rows, [b chunks, chunk / 16, n, d]."""
-    rows = [fold(x, _chunk(g.shape[1])) for x in (g, u, B, C)]
-    g_rows, u_rows, b_rows, _ = rows
+    g_rows, u_rows, b_rows, c_rows = (fold(x, _chunk(g.shape[1])) for x in (g, u, B, C))
     starts = compose(*loop.summary(g_rows, u_rows, A, b_rows), initial)
-    y, last, saved = loop.forward(g_rows, u_rows, A, *rows[2:], starts)
+    y, last, saved = loop.forward(g_rows, u_rows, A, b_rows, c_rows, starts)
     return unfold(y, u.shape), last.reshape(initial.shape[0], -1, *initial.shape[1:])[:, -1], saved
 
 

@@ -46,15 +46,18 @@ class RWKVChannelMix(ChannelMixer):
         self.value = Linear(hidden, d_model, axes=("mlp", "embed"), init=zero, **kwargs)
         self.receptance = Linear(d_model, d_model, axes=("embed", None), init=zero, **kwargs) if self.gated else None
         mix = lambda: nnx.Param(mixes(d_model, depth).astype(self.param_dtype), axes=("embed",))
-        self.mix_key, self.mix_receptance = mix(), mix() if self.gated else None
+        self.mix_key = mix()
+        self.mix_receptance = mix() if self.gated else None
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         tail, segment = (None, None) if state is None else state
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         y = self.value(jnp.square(jax.nn.relu(self.key(lerp(x, previous, self.mix_key[...])))))
-        if self.receptance is not None:
+        if self.receptance is not None and self.mix_receptance is not None:
             y = jax.nn.sigmoid(self.receptance(lerp(x, previous, self.mix_receptance[...]))) * y
-        return y, None if state is None else RWKVChannelState(tail, segments.last_segment(segment_ids, segment))
+        if state is None:
+            return y, None
+        return y, RWKVChannelState(tail, segments.last_segment(segment_ids, state.segment))
 
     def init_state(self, batch, max_length=None, dtype=None):
         """No token before the first; `max_length` has no influence on its size."""

@@ -3,6 +3,7 @@
 import itertools
 import shlex
 import signal
+from typing import Annotated
 
 import tyro
 from pydantic import Field
@@ -13,6 +14,7 @@ from rich.text import Text
 from seqzoo import config
 from seqzoo.cli.runs import one_experiment
 from seqzoo.cli.shared import FLAGS, UsageError, checked, fail, take_run_folder
+from seqzoo.specs import Length
 
 
 class Prepare(config.Section):
@@ -24,9 +26,9 @@ class Prepare(config.Section):
     """Token of that tokenizer before every document; None: "<|endoftext|>". "bytes" has its own."""
     field: str = "text"
     """The field of .jsonl and column of .parquet files that holds the text."""
-    held_out: float = Field(0.05, ge=0, lt=1)
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the documents held out for evaluation; a hash of each file name decides."""
-    shard_tokens: int = Field(2**26, ge=1)
+    shard_tokens: Length = 2**26
     """Largest number of tokens in a shard; a longer document has its own shard."""
 
 

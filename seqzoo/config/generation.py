@@ -1,8 +1,11 @@
 """The settings of `train.py generate`."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from seqzoo.config.base import Section
+from seqzoo.specs import Length, NonNegative
 
 
 class Generation(Section):
@@ -10,19 +13,19 @@ class Generation(Section):
 
     prompt: str = ""
     """Text to continue, from the start of a document; may be empty. For a task without text, token ids: "1 2 3"."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: Length = 256
     """Largest number of new tokens; the end of the document comes first if it is generated."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: NonNegative = 1.0
     """Divisor of the logits before a token is drawn; 0: greedy decoding, the most probable token."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: Length | None = None
     """Draw from this many most probable tokens; None: from all."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw from the fewest most probable tokens whose probabilities add up to this; None: from all."""
     seed: int | None = None
     """Seed of the draws; None: 0."""
-    prefill_chunk: int = Field(512, ge=1)
+    prefill_chunk: Length = 512
     """Tokens of the prompt per prefill call; fewer need less memory."""
-    block: int = Field(4, ge=1)
+    block: Length = 4
     """Tokens generated between two writes; more are faster, and appear in bursts."""
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
 """The section `optimizer`: how parameters change."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from seqzoo.config.base import Section, as_text, check_if_registered
+from seqzoo.specs import Length, NonNegative, Positive
 from seqzoo.training.optim import schedules, update_rules
 from seqzoo.training.optim.gradient_accumulation import parse_accumulate_steps
 
@@ -16,25 +17,25 @@ class Optimizer(Section):
     """Update rule with settings: "adamw(weight_decay=0.1, b2=0.999)"; adamw, adamp, lamb, lion, sgd, adafactor, muon, or a
     registered one. "muon" acts on the matrices of the blocks, and AdamW on all else; "adafactor" takes the learning rate as
     relative to the size of each parameter. Formulas: seqzoo/training/optim/update_rules.py."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Positive = 1e-3
     """Largest learning rate, reached at the end of the warm-up."""
     schedule: str = "cosine"
     """Learning rate by step, with settings: "cosine(warmup_steps=100, final_fraction=0.1)"; constant, linear, cosine, wsd, rsqrt,
     or a registered one. Formulas: seqzoo/training/optim/schedules.py."""
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: Positive | None = 1.0
     """Gradient clipping: largest global norm of the gradient; None: no clipping."""
-    noise: float = Field(0.0, ge=0)
+    noise: NonNegative = 0.0
     """Gradient noise: variance, at the first step, of Gaussian noise on each number of the clipped gradient. Published: 0.01 to
     1."""
-    noise_decay: float = Field(0.55, ge=0)
+    noise_decay: NonNegative = 0.55
     """The noise's variance is noise / (1 + step)^noise_decay."""
     accumulate_steps: str = "1"
     """Gradient accumulation: batches of the task, one step each, per update. A number, FROM_STEP:NUMBER as in "0:1, 1000:2,
     3000:4", or "norm_test(threshold=0.5, initial_steps=2, max_steps=16)", which takes more batches the noisier the gradients are.
     An update is that of all its tokens at once, at the step of its last batch. To save memory instead: training.micro_batches."""
-    skip_limit: int | None = Field(None, ge=1)
+    skip_limit: Length | None = None
     """Skip a step whose loss or gradient norm is not finite, and end the run at so many in a row; None: the first ends it."""
-    skip_spikes: float | None = Field(None, gt=1)
+    skip_spikes: Annotated[float, Field(gt=1)] | None = None
     """Skip also a step whose gradient norm is above this many times the mean of about the last 100 steps; None: never."""
 
     @field_validator("rule", "schedule", "accumulate_steps", mode="before")

@@ -1,44 +1,47 @@
 """The section `training`: length of the run, loss, evaluation, early stopping, checkpoints and logging."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from seqzoo.config.base import Section
+from seqzoo.specs import Length, NonNegative, Positive
 
 
 class Training(Section):
     """Length of the run, loss, evaluation, early stopping, checkpoints and logging."""
 
-    steps: int = Field(1000, ge=1)
+    steps: Length = 1000
     """Training steps in all."""
     seed: int = 0
     """Seed of the initial parameters and of dropout. The data have their own seed, in the task."""
-    micro_batches: int = Field(1, ge=1)
+    micro_batches: Length = 1
     """Gradient accumulation to save memory: number of parts into which a batch is cut, one after the other; the gradient is that of
     the whole batch. For updates of several batches: optimizer.accumulate_steps."""
-    loss_chunk: int | None = Field(None, ge=1)
+    loss_chunk: Length | None = None
     """Tokens of a row whose logits exist at once; None: all. Fewer need less memory, and the head's product once more."""
-    z_loss: float = Field(0.0, ge=0)
+    z_loss: NonNegative = 0.0
     """Weight of the mean of log(Z)^2, Z the softmax's denominator, added to the cross-entropy."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay, at every step, of an exponential moving average of the parameters, which is then evaluated and loaded; None: no
     average."""
-    eval_every: int = Field(250, ge=1)
+    eval_every: Length = 250
     """Steps between evaluations; there is one at the end as well."""
-    stop_above: float | None = Field(None, ge=0, lt=1)
+    stop_above: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Early stopping: end as soon as an evaluation's accuracy, averaged over evaluation sets, is above this; None: never. The
     schedule stays that of all steps."""
-    stop_after_steps: int | None = Field(None, ge=1)
+    stop_after_steps: Length | None = None
     """End each start of the run, with a checkpoint, after so many steps; `train.py resume` continues for as many again. The
     schedule stays that of all steps. None: continue to the end."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: Length = 500
     """Steps between checkpoints; there is one at the end as well."""
-    checkpoint_minutes: float | None = Field(None, gt=0)
+    checkpoint_minutes: Positive | None = None
     """Minutes after which there is a checkpoint even before checkpoint_every steps; None: steps alone decide."""
-    keep: int = Field(2, ge=1)
+    keep: Length = 2
     """Number of latest checkpoints to keep."""
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well: highest mean accuracy, or for text fewest bits per byte."""
-    log_every: int = Field(25, ge=1)
+    log_every: Length = 25
     """Steps between training lines in metrics.jsonl and, if the output is no terminal, on the console."""
     module_norms: bool = False
     """Add norms of gradient and parameters by module to these lines: embedding, mixer and channel of every layer, head."""

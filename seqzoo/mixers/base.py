@@ -44,9 +44,19 @@ class Mixer(Layer):
         """
         raise NotImplementedError
 
-    def with_layer_inputs(self, x: Array, layer_inputs: dict[str, Any], **arguments) -> tuple[Array, State | None, dict[str, Any]]:
-        """`__call__` for a mixer that reads values of earlier layers beside x: (y, state, the layer inputs of later layers)."""
-        return *self(x, **arguments), layer_inputs
+    def with_layer_inputs(
+        self,
+        x: Array,
+        layer_inputs: dict[str, Any],
+        *,
+        state: State | None = None,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, State | None, dict[str, Any]]:
+        """`__call__` for a mixer that also reads values of earlier layers: (y, state, the layer inputs of later layers)."""
+        y, state = self(x, state=state, segment_ids=segment_ids, positions=positions, key=key)
+        return y, state, layer_inputs
 
     def init_layer_inputs(self, x: Array) -> dict[str, Any]:
         """Layer inputs of the first layer, by name: arrays per token of x that layers pass on, such as RWKV-7's value residual."""

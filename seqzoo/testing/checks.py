@@ -50,9 +50,11 @@ def check_split(it: MixerUnderTest, cuts: tuple[int, ...] = CUTS) -> None:
         first_at, second_at = (0, cut) if cut % 2 else (LENGTH - cut, 0)
         head = [_pad(a[:, :cut], first_at) for a in (x, SEGMENT_IDS, dy)]
         tail = [_pad(a[:, cut:], second_at) for a in (x, SEGMENT_IDS, dy)]
-        middle = it(it.state, *head, _zeros(dstate)).state
-        second = it(middle, *tail, dstate)
-        first = it(it.state, *head, second.initial_state)
+        head_x, head_ids, head_dy = head
+        tail_x, tail_ids, tail_dy = tail
+        middle = it(it.state, head_x, head_ids, head_dy, _zeros(dstate)).state
+        second = it(middle, tail_x, tail_ids, tail_dy, dstate)
+        first = it(it.state, head_x, head_ids, head_dy, second.initial_state)
         joined = lambda a, b, at=(first_at, second_at), cut=cut: np.concatenate(
             [a[:, at[0] : at[0] + cut], b[:, at[1] : at[1] + LENGTH - cut]], axis=1
         )
@@ -117,7 +119,7 @@ def check_bfloat16(it: MixerUnderTest) -> None:
     x = np.asarray(x, jnp.bfloat16)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: it.create(dtype=jnp.bfloat16)))
     empty = nnx.merge(graphdef, it.params).init_state(BATCH, 2 * LENGTH)
-    run = jax.jit(lambda params, x, state: nnx.merge(graphdef, params)(x, state=state, segment_ids=SEGMENT_IDS))
+    run = jax.jit(lambda params, x, state: nnx.merge(graphdef, params)(x, state=state, segment_ids=jnp.asarray(SEGMENT_IDS)))
     y, _ = run(it.params, x, empty)
     assert y.dtype == jnp.bfloat16, f"{it}: outputs are {y.dtype}, wanted bfloat16"
     wanted = it.definition(it.empty_state(), x.astype(np.float32), SEGMENT_IDS, dy, dstate).y

@@ -120,8 +120,9 @@ class DeltaRuleMixer(Mixer):
         """An empty state; `max_length` has no influence on its size."""
         dtype = self.cache_dtype(dtype)
         matrix, segment = empty_state(batch, self.heads, self.key_dim, self.value_dim, dtype)
-        tails = (x.init_state(batch, dtype) for x in (self.q_convolution, self.k_convolution, self.v_convolution))
-        return DeltaRuleState(matrix, *tails, segment)
+        convolutions = (self.q_convolution, self.k_convolution, self.v_convolution)
+        q_tail, k_tail, v_tail = (convolution.init_state(batch, dtype) for convolution in convolutions)
+        return DeltaRuleState(matrix, q_tail, k_tail, v_tail, segment)
 
     def flops(self, batch: int, length: int) -> int:
         heads, steps, k, v = self.heads, self.steps_per_token, self.key_dim, self.value_dim
