@@ -12,10 +12,11 @@ a vocabulary of 512 for 8,192, with which nine tenths of a step would be the hea
 """
 
 from pathlib import Path
+from typing import Any
 
 from seqzoo.config import Comparison, load_file, replace
 
-figure2 = load_file(Path(__file__).with_name("mqar_figure2.py"))
+figure2: Any = load_file(Path(__file__).with_name("mqar_figure2.py"))  # a Comparison
 
 SHORTENED = {
     "task": "mqar(vocab_size=512, length=64, pairs=4, examples=100000, batch_size=64, eval_examples=512, seed=123)",

@@ -198,15 +198,6 @@ def _range_in_words(metadata: Iterable[Any]) -> str:
 def settings_model(owner: type, bases: Iterable[type]) -> type[Settings]:
     """A model of the annotated fields of a layer and of its bases; a class variable is no setting."""
     fields: dict[str, Any] = {}
-    if any("__init__" in base.__dict__ for base in bases):  # TRANSITION: settings as keyword-only arguments of a constructor
-        given = inspect.signature(owner.__init__).parameters.values()
-        reserved = ("depth", "dtype", "param_dtype", "rngs")
-        fields = {
-            p.name: (Any, ... if p.default is p.empty else p.default)
-            for p in given
-            if p.kind is p.KEYWORD_ONLY and p.name not in reserved
-        }
-        return create_model(owner.__name__, __base__=Settings, **fields)
     for base in bases:
         for name, annotation in inspect.get_annotations(base, eval_str=True).items():
             if get_origin(annotation) is not ClassVar:
@@ -334,11 +325,4 @@ class Registry:
     def create(self, spec: str | Spec | Settings, *args: Any, **others: Any) -> Any:
         """Builds what a spec names; `args` and `others` are what no spec sets, such as widths and keys of initial values."""
         spec = self.check(spec)
-        owner = self.get(spec.name)  # TRANSITION
-        if (
-            isinstance(owner, type)
-            and not issubclass(owner, Settings)
-            and "depth" not in inspect.signature(owner.__init__).parameters
-        ):
-            others.pop("depth", None)
         return self.get(spec.name)(*args, **dict(spec.settings), **others)

@@ -87,7 +87,8 @@ def attention(
     if initial_state is not None:
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
         cache = (old_keys, old_values, cached_tokens(initial_state, window))
-    shards = sharding.plan("attention", b=b, t=1 if implementation in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2]))
+    named = implementation if isinstance(implementation, str) or not implementation else implementation[0]
+    shards = sharding.plan("attention", b=b, t=1 if named in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2]))
     cells = t * (t + (0 if cache is None else cache[0].shape[1]))
     small = shards.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
     decoding = t == 1 and initial_state is not None and implementations.on_cpu()

@@ -71,9 +71,9 @@ class Mixer(Layer):
         raise NotImplementedError
 
 
-def state_kwargs(state: State | None, memory: str = "memory") -> dict[str, Any]:
+def state_kwargs(state: State | None, leaf: str) -> dict[str, Any]:
     """The keyword arguments that hand a state's `memory` leaf to an op."""
-    return {} if state is None else {"initial_state": getattr(state, memory), "initial_segment": state.segment}
+    return {} if state is None else {"initial_state": getattr(state, leaf), "initial_segment": state.segment}
 
 
 def next_state(state: State | None, segment_ids: Array | None, **leaves) -> State | None:

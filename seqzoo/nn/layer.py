@@ -58,6 +58,8 @@ class Layer(_Declared):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} defines __init__; wanted settings as annotated fields, and layers made in setup")
         cls.Settings = settings_model(
             cls, [base for base in reversed(cls.__mro__) if issubclass(base, Layer) and base is not Layer]
         )

@@ -46,7 +46,7 @@ def test_a_command_is_explained_by_the_usage(capsys):
 @pytest.mark.parametrize("each", tuple(entries()), ids=lambda each: f"{each.kind} {each.name}")
 def test_every_name_and_every_setting_is_described(each):
     assert each.summary and each.source.startswith("seqzoo.")
-    silent = [setting.name for setting in each.settings if not setting.text and setting.type != "Any"]  # TRANSITION
+    silent = [setting.name for setting in each.settings if not setting.text]
     assert not silent, f"{each.kind} {each.name}: settings without a line of help: {silent}"
 
 
