@@ -72,7 +72,7 @@ class Mixer(Layer):
 
 
 def state_kwargs(state: State | None, leaf: str) -> dict[str, Any]:
-    """The keyword arguments that hand a state's `memory` leaf to an op."""
+    """The keyword arguments with which an op continues from a leaf of a state; {} for None."""
     return {} if state is None else {"initial_state": getattr(state, leaf), "initial_segment": state.segment}
 
 
