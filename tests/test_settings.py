@@ -77,7 +77,7 @@ def test_a_malformed_spec_is_refused_with_found_and_wanted(spec):
     with pytest.raises(SpecError) as caught:
         mixers.create(spec, WIDTH, rngs=nnx.Rngs(0))
     message = str(caught.value)
-    name, _, setting = spec.rstrip(")").partition("(")
+    name, _, setting = spec.removesuffix(")").partition("(")
     assert message.startswith(f"{name}: {setting}, wanted ") and "\n" not in message
 
 
