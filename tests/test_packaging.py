@@ -69,8 +69,8 @@ NEWLY_IMPORTED = """
 """
 
 
-def test_importing_the_mixers_brings_in_nothing_beyond_jax_flax_and_einops(tmp_path):
-    code = NEWLY_IMPORTED.format(allowed="import jax, flax.nnx, einops", ours="import seqzoo.mixers")
+def test_importing_the_mixers_brings_in_nothing_beyond_jax_flax_einops_and_pydantic(tmp_path):
+    code = NEWLY_IMPORTED.format(allowed="import jax, flax.nnx, einops, pydantic", ours="import seqzoo.mixers")
     assert python(code, cwd=tmp_path, path=(ROOT,)).split() == ["seqzoo"]
 
 

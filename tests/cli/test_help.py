@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.tables import reference
 from seqzoo import channels, cli, mixers, tasks
 from seqzoo.cli.reference import REGISTRIES, default_in_words, entries
 from seqzoo.specs import Spec, parse
@@ -57,3 +58,8 @@ def test_the_defaults_shown_are_a_valid_spec(each):
     assert all(default_in_words(setting) == "..." for setting in each.settings if setting.default is ...)
     if len(given) == len(each.settings):
         REGISTRIES[each.kind].check(each.defaults)
+
+
+def test_the_reference_page_is_current():
+    """Regenerate it with `python -m benchmarks.tables.reference`."""
+    assert reference.PAGE.read_text() == reference.markdown()
