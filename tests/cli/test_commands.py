@@ -169,8 +169,9 @@ def test_help_explains_every_setting(ran, request, kind, capsys):
     assert stopped.value.code == 0 and "eval RUN" in shown
     for path in config.settings(Experiment()):
         assert f"--{path.replace('_', '-')} " in shown
-    for explained in ("Width of the residual stream.", "Where the schedule ends", "How many of the latest checkpoints"):
-        assert explained in shown
+    for section in (config.Model, config.Optimizer, config.Training):
+        for field in section.model_fields.values():
+            assert " ".join(field.description.split())[:30] in shown
 
 
 @pytest.mark.parametrize(

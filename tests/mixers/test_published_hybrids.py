@@ -50,7 +50,7 @@ def test_memories_that_share_a_key_are_those_of_a_mixer_whose_keys_are_copies(ke
     for name in ("q", "k"):
         for part in (name, f"{name}_convolution"):
             getattr(full, part).w[...] = copied(getattr(shared, part).w[...])
-    for name in ("v", "v_convolution", "beta", "decay_in", "decay", "r", "norm", "out"):
+    for name in ("v", "v_convolution", "beta", "decay_in", "decay", "gate", "norm", "out"):
         setattr(full, name, getattr(shared, name))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 32)), jnp.float32)
     run = jax.jit(lambda mixer, x: mixer(x, state=mixer.init_state(2)))
@@ -63,7 +63,7 @@ def test_memories_that_share_a_key_are_those_of_a_mixer_whose_keys_are_copies(ke
     ("settings", "says"),
     [
         ("heads=4, key_heads=3", "key_heads=3 does not divide heads=4: set key_heads to a divisor"),
-        ("heads=4, key_heads=0", "key_heads=0 does not divide heads=4"),
+        ("heads=4, key_heads=0", "key_heads=0, wanted int in"),
         ("heads=3, expand_k=1, expand_v=1", "heads=3 does not divide key width 32 and value width 32"),
         ("heads=6, key_heads=2, expand_v=1", "key_heads=2 and heads=6 do not divide key width 24 and value width 32"),
     ],

@@ -32,7 +32,7 @@ def test_gsa_attends_over_slots_that_are_averages(settings):
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, mix_rank=3, decay_rank=5, eps=1e-5"])
 def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
     mixer, x, y = built(f"rwkv6({settings})")
-    heads, rank = mixer.sizes[1], mixer.blend.up.shape[1]
+    heads, rank = mixer.heads, mixer.blend.up.shape[1]
     back = np.concatenate([np.zeros((B, 1, D)), x[:, :-1]], axis=1) - x
     low = np.tanh(affine(mixer.blend.down, x + back * wide(mixer.blend.base)))
     blend = lambda i: x + back * (wide(mixer.blend.starts)[i] + low[..., i * rank : (i + 1) * rank] @ wide(mixer.blend.up)[i])
