@@ -161,9 +161,8 @@ def _backward(plan, saved, do):
 def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics: Any, do: Array) -> tuple[Array, Array, Array]:
     """(dq, dk, dv) in the state's dtype, from the gradient of all of o, of which these keys may be a part."""
     settings, dtype, t = plan.settings, state_dtype(q), q.shape[2]
-    softmax = statistics is not None
     log_sum = row_term = None
-    if softmax:
+    if statistics is not None:
         o, log_sum = statistics
         # sum_j w_ij dw_ij, which softmax takes off every dw_ij, is do_i . o_i.
         row_term = jnp.sum(do.astype(dtype) * o, axis=-1, keepdims=True)
@@ -173,7 +172,7 @@ def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics:
         q_i, queries, words = _rows(plan, i, q, cells)
         do_i = _cut(do, i, plan.rows)
         log_sum_i = row_term_i = None
-        if softmax:
+        if log_sum is not None and row_term is not None:
             log_sum_i, row_term_i = _cut(log_sum, i, plan.rows), _cut(row_term, i, plan.rows)
 
         def key_block(j, carry):
@@ -181,12 +180,12 @@ def backward(plan: Plan, q: Array, k: Array, v: Array, cells: Cells, statistics:
             k_j, v_j, keys = _columns(plan, j, k, v, cells)
             scores = _scores(plan, q_i, k_j, queries, keys)
             dw = _over_width(do_i, v_j, dtype)
-            w = jnp.exp(scores - log_sum_i) if softmax else jax.nn.sigmoid(scores)
+            w = jax.nn.sigmoid(scores) if log_sum_i is None else jnp.exp(scores - log_sum_i)
             mixed_w = w
             if words is not None:
                 factor = kept(settings, words, keys)
                 mixed_w, dw = w * factor, dw * factor
-            ds = w * (dw - row_term_i) if softmax else w * (1 - w) * dw
+            ds = w * (1 - w) * dw if row_term_i is None else w * (dw - row_term_i)
             # 0 * inf: a huge value in an unseen document must not reach this one.
             ds = jnp.where(scores == -jnp.inf, 0, ds)
             dv = _add(dv, _over_queries(mixed_w, do_i, v_j), j)

@@ -129,9 +129,9 @@ def _merged(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) 
         return one[0] + other[0], None
     top = jnp.maximum(one[1], other[1])
     base = jnp.where(top == -jnp.inf, 0, top)
-    shares = [jnp.exp(sums - base) for _, sums in (one, other)]
-    total = shares[0] + shares[1]
-    o = (one[0] * shares[0] + other[0] * shares[1]) / jnp.where(total == 0, 1, total)
+    weights = jnp.exp(one[1] - base), jnp.exp(other[1] - base)
+    total = weights[0] + weights[1]
+    o = (one[0] * weights[0] + other[0] * weights[1]) / jnp.where(total == 0, 1, total)
     return o, jnp.where(total == 0, -jnp.inf, base + jnp.log(jnp.where(total == 0, 1, total)))
 
 
