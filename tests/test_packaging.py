@@ -101,7 +101,7 @@ def test_the_installed_wheel_imports_whole_from_elsewhere_beside_a_foreign_kerne
     source, dist, elsewhere = tmp_path / "source", tmp_path / "dist", tmp_path / "elsewhere"
     source.mkdir()
     elsewhere.mkdir()
-    for name in ("seqzoo", "kernels"):
+    for name in ("seqzoo", "kernels", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
