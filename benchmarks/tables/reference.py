@@ -14,9 +14,9 @@ from the declarations in the code: `python -m benchmarks.tables.reference` write
 
 def markdown() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts, ours = [HEAD], [each for each in entries() if each.source.startswith("seqzoo.")]  # not those of plugins
     for kind in REGISTRIES:
-        parts += [f"## {kind.capitalize()}s\n", *(_entry(each) for each in entries() if each.kind == kind)]
+        parts += [f"## {kind.capitalize()}s\n", *(_entry(each) for each in ours if each.kind == kind)]
     return "\n".join(parts)
 
 
