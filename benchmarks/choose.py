@@ -31,7 +31,7 @@ class Settings:
     """Settings: ops to time, and repeats."""
 
     ops: tuple[str, ...] = ("linear_attention", "linear_recurrence")
-    """Whose tables to write."""
+    """Ops whose tables are written."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N>=3")] = 5
     """Timed rounds; each round calls every form once."""
     tokens: int = 1024

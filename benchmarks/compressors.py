@@ -38,7 +38,7 @@ class Settings:
     run: Annotated[Path, tyro.conf.Positional]
     """Its folder."""
     out: Path | None = None
-    """Where the JSON goes; default benchmarks/results/NAME-OF-RUN.json."""
+    """Path of the JSON; default benchmarks/results/NAME-OF-RUN.json."""
 
 
 def documents(task) -> list[bytes]:

@@ -51,7 +51,7 @@ class Settings:
     channel: str = "none"
     """Channel mixer of every block."""
     vocab_size: int = 256
-    """Of embedding and head."""
+    """Vocabulary size."""
     batch: int = 1
     """Rows."""
     steps: int = 32
@@ -61,9 +61,9 @@ class Settings:
     repeats: int = 7
     """Timed rounds."""
     out: Path | None = None
-    """Where the JSON goes; default benchmarks/results/decode_BACKEND.json."""
+    """Path of the JSON; default benchmarks/results/decode_BACKEND.json."""
     picture: Path | None = None
-    """Where the picture goes; default docs/results/decode_BACKEND.png."""
+    """Path of the figure; default docs/results/decode_BACKEND.png."""
 
 
 def prepared(spec: str, context: int, settings: Settings):

@@ -37,7 +37,7 @@ class Settings:
     turns: int = 15
     """Turns of each."""
     out: Path = measure.ROOT / "benchmarks" / "results" / "host_time_cpu.json"
-    """Where the JSON goes."""
+    """Path of the JSON."""
 
 
 def experiment(leaves: int, steps: int) -> Experiment:

@@ -44,9 +44,9 @@ class Settings:
     precision: str = "highest"
     """jax_default_matmul_precision, for all candidates alike: with less, accelerators round float32 inputs."""
     seed: int = 0
-    """Of the inputs."""
+    """Seed of the inputs."""
     out: Path | None = None
-    """Where the JSON goes; default benchmarks/results/kernels_BACKEND[_quick].json."""
+    """Path of the JSON; default benchmarks/results/kernels_BACKEND[_quick].json."""
 
 
 def run_pass(case: Case, arrays, which: str, repeats: int) -> dict[str, dict]:

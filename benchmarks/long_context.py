@@ -42,7 +42,7 @@ class Settings:
     step_layers: tuple[str, ...] = ("gla(heads=2)",)
     """Its mixers, over two blocks."""
     out: Path = measure.ROOT / "benchmarks" / "results" / "long_context_cpu.json"
-    """Where the JSON goes."""
+    """Path of the JSON."""
 
 
 def run(spec: str, settings: Settings) -> dict:

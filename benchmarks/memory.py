@@ -41,11 +41,11 @@ class Settings:
     d_model: int = 256
     """Width."""
     task: str = "mqar(vocab_size=8192, length=2048, pairs=64, batch_size=8, eval_pairs=64, eval_length=2048, eval_batch_size=8)"
-    """Where the shape of a batch comes from."""
+    """Task whose first batch gives the shapes."""
     remat: str = "full"
-    """What the backward pass of a block recomputes."""
+    """Rematerialisation of a block in the backward pass, as in `model.remat`."""
     out: Path = measure.ROOT / "benchmarks" / "results" / "memory_cpu.json"
-    """Where the JSON goes."""
+    """Path of the JSON."""
 
 
 def main(settings: Settings) -> None:

@@ -50,9 +50,9 @@ class Settings:
     patience: float = 300.0
     """Seconds for the rounds of one pair: slower ones get fewer, one at least."""
     seed: int = 0
-    """Of weights and tokens."""
+    """Seed of weights and tokens."""
     out: Path | None = None
-    """Where the JSON goes; default benchmarks/results/peers_BACKEND.json."""
+    """Path of the JSON; default benchmarks/results/peers_BACKEND.json."""
 
 
 def selected(names: tuple[str, ...]) -> list[str]:

@@ -64,7 +64,7 @@ class Peer(NamedTuple):
     wanted: str = ""  # why it is built only when named
 
     def version(self) -> str | None:
-        """Of the installed package."""
+        """Version of the installed package."""
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:

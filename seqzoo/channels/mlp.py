@@ -22,7 +22,7 @@ class SwiGLU(ChannelMixer):
     hidden: Size | None = None
     """Hidden width, exactly; None: from expansion."""
     bias: bool = False
-    """Whether the projections have biases."""
+    """Adds biases to the projections."""
 
     activation = staticmethod(jax.nn.silu)
 

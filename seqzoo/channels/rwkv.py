@@ -35,7 +35,7 @@ class RWKVChannelMix(ChannelMixer):
     expansion: Expansion = 4.0
     """Hidden width over d_model, rounded."""
     gated: bool = True
-    """Whether the sigmoid is there; else y_t = W_v relu(W_k x^k_t)^2 (Peng et al. 2025, arXiv:2503.14456)."""
+    """Multiplies by the sigmoid. If False, y_t = W_v relu(W_k x^k_t)^2 (RWKV-7, Peng et al. 2025, arXiv:2503.14456)."""
 
     def setup(self, rngs, depth):
         d_model = self.d_model

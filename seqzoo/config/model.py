@@ -38,7 +38,7 @@ class Model(Section):
     norm: Norm = "rms"
     """Normalisation in each half of a block, and before the head."""
     norm_eps: Positive = 1e-5
-    """Added to the mean square (the variance) in these norms."""
+    """Epsilon that these norms add to the mean square (layer norm: the variance)."""
     norm_position: NormPositions = "pre"
     """Norms on the input ("pre") or on the output ("post") of each half of a block; one for all layers, or one for each of
     `layers`: "pre, post"."""
@@ -65,11 +65,11 @@ class Model(Section):
     remat: Remat = "none"
     """Recomputation in the backward pass instead of saving: of nothing, of whole blocks, or of all but matrix products."""
     dtype: DType | None = None
-    """Of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
+    """Dtype of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
     residual_dtype: DType | None = None
-    """Of the residual stream, if wider than the computation's; None: that of the computation."""
+    """Dtype of the residual stream, if wider than the computation's; None: that of the computation."""
     param_dtype: DType = "float32"
-    """Of the parameters, and so of the optimizer's moments."""
+    """Dtype of the parameters, and so of the optimizer's moments."""
     init_from: str | None = Field(default=None, min_length=1)
     """Folder of a model to start from, instead of random parameters: of a run, or of a checkpoint that seqzoo.convert reads.
     Parameters are matched by name. Read once, before the first step; None: random."""

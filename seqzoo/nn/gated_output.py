@@ -10,7 +10,7 @@ from jax import Array
 from seqzoo.nn.linear import Linear
 
 Glu = Literal["full", "half", "none"]
-"""Which parts of a gated linear unit there are."""
+"""Parts of the gated linear unit: both projections, the gate alone, or none."""
 
 
 class GatedOutput(nnx.Module):

@@ -50,9 +50,9 @@ class Layer(_Declared):
     depth: Depth | None = None
     """(index, count) of the layer, for initial values that depend on it. Not kept."""
     dtype: Any = None
-    """Of the computation; None promotes inputs and parameters."""
+    """Dtype of the computation; None promotes inputs and parameters."""
     param_dtype: Any = jnp.float32
-    """Of the parameters."""
+    """Dtype of the parameters."""
     rngs: nnx.Rngs
     """Source of the initial parameters. Not kept."""
 

@@ -38,7 +38,7 @@ def lerp(x: Array, previous: Array, mix: Array) -> Array:
 
 
 def mixes(d: int, depth: tuple[Any, int] | None, power: float = 1.0) -> Array:
-    """Where a mix [d] starts in RWKV-4: (i / d)^(power (1 - index / count)), so that upper layers look back less.
+    """Initial mix [d] of RWKV-4: (i / d)^(power (1 - index / count)); later layers use the previous token less.
 
     depth: (index, count) of the layer; None is (0, 1).
     """

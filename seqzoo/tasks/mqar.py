@@ -78,11 +78,11 @@ class MQAR(Task):
     power: Positive = 0.01
     """Exponent a of the slots' power law: towards 0 queries come early (weights 1/i), at 1 they are uniform."""
     noise: bool = False
-    """Whether every filler is replaced by an id uniform in {0, ..., V - 1}, which may be a key or a value of the example."""
+    """Replaces every filler by an id drawn uniformly from {0, ..., V - 1}, which may be a key or a value of the example."""
     passes: Length = 1
-    """How often the block of pairs is repeated (Arora et al., 2024b, arXiv:2407.05483, "just read twice")."""
+    """Number of times that the block of pairs is shown (Arora et al. 2024, arXiv:2407.05483, "just read twice")."""
     seed: Seed = 0
-    """Of all examples."""
+    """Seed of all examples."""
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self):

@@ -29,7 +29,7 @@ class Parity(Task):
     eval_length: Length | tuple[Length, ...] = (40, 256)
     """Tokens of the evaluation sets, one or several."""
     prefixes: bool = True
-    """Whether a training example scores every token; else its last one."""
+    """Scores every token of a training example. If False, only the last one."""
     batch_size: Length = 64
     """Training examples in a batch."""
     eval_batch_size: Length | None = None
@@ -37,7 +37,7 @@ class Parity(Task):
     eval_examples: Length = 512
     """Examples of each evaluation set; rows that fill up its last batch weigh 0."""
     seed: Seed = 0
-    """Of all examples."""
+    """Seed of all examples."""
 
     @field_validator("eval_length")
     @classmethod

@@ -48,7 +48,7 @@ class Text(Task):
     batch_size: Length = 8
     """Rows of a batch."""
     stream: bool = False
-    """Whether batches continue each other."""
+    """Continues each row from batch to batch, with the model's state. If False, rows are separate windows."""
     held_out: Rate | None = None
     """Fraction of the documents that is held out; None: 0.05, or what the corpus was prepared with."""
     eval_lengths: Length | tuple[Length, ...] | None = None
@@ -63,9 +63,9 @@ class Text(Task):
     field: Annotated[str, Field(min_length=1)] | None = None
     """The field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with."""
     verify: bool = True
-    """Whether the shards of a prepared corpus are compared with their hashes when they are opened; if not, their sizes only."""
+    """Compares the shards of a prepared corpus with their recorded hashes when they are opened. If False, only their sizes."""
     seed: Seed = 0
-    """Of the order."""
+    """Seed of the order of rows."""
 
     on_host: ClassVar[bool] = True  # batches come from `rows`, not from `batch`
 
@@ -99,7 +99,7 @@ class Text(Task):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """From text to tokens and back. The corpus is not read for it."""
+        """The tokenizer of the corpus. Does not read the corpus."""
         return data.tokenizer_of(self.source)
 
     @property
@@ -109,7 +109,7 @@ class Text(Task):
 
     @cached_property
     def vocab_size(self) -> int:
-        """Of the tokenizer, the separator included. The corpus is not read for it."""
+        """Vocabulary size of the tokenizer, the separator included. Does not read the corpus."""
         manifest = data.manifest_of(self.source)
         return data.Bytes.vocab_size if manifest is None else manifest.settings.vocab_size
 

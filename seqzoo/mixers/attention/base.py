@@ -47,19 +47,19 @@ class AttentionMixer(Mixer):
     qk_norm: Norm | None = None
     """Norm of the queries and keys of each head (Dehghani et al. 2023, arXiv:2302.05442)."""
     joint_qk_norm: bool = False
-    """Whether all heads are normalised together, with a scale per channel, as in OLMo 2 (OLMo team 2025, arXiv:2501.00656)."""
+    """Normalises all heads together, with a scale per channel, as in OLMo 2 (OLMo team 2025, arXiv:2501.00656)."""
     qk_norm_eps: Positive = 1e-6
-    """Added to the mean square by those norms."""
+    """Epsilon that those norms add to the mean square."""
     output_gate: bool = False
-    """Whether W_o reads sigmoid(W_g x) * o, as in Qwen3-Next (Qiu et al. 2025, arXiv:2505.06708)."""
+    """Multiplies o by sigmoid(W_g x) before W_o, as in Qwen3-Next (Qiu et al. 2025, arXiv:2505.06708)."""
     bias: bool = False
-    """Whether the projections have biases."""
+    """Adds biases to the projections."""
     out_bias: bool | None = None
-    """Whether the last projection has a bias; None: as `bias`."""
+    """Adds a bias to the output projection W_o; None: as `bias`."""
     dropout: Rate = 0.0
     """Dropout rate of the attention weights, active when a key is given."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.attention`; None: the fastest for platform and shape."""
 
     scores: ClassVar[Literal["softmax", "sigmoid"]]
 

@@ -36,7 +36,7 @@ class BaseConv(Mixer):
     conv_size: Size = 3
     """Kernel size of the convolution."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.convolution`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.convolution`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         kwargs = self.factory_kwargs(rngs)

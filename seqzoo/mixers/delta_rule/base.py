@@ -39,9 +39,9 @@ class DeltaRuleMixer(Mixer):
     conv_size: Size = 4
     """Kernel size of the short convolutions of q, k and v; 1 is only a scale per channel."""
     norm_eps: Positive = 1e-5
-    """Added to the mean square by the norm of the output."""
+    """Epsilon that the norm of the output adds to the mean square."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
     def make_layers(
         self,

@@ -36,7 +36,7 @@ class Comba(GatedDeltaRuleMixer):
     expand_v: Expansion = 1.5
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     feedback: bool = True
-    """Whether f is learned; else it is 1. flash-linear-attention's kernel takes its own f out again."""
+    """Learns f. If False, f is 1, as in effect in flash-linear-attention, whose kernel cancels its own f."""
     correction: Number = 1.0
     """D at initialisation; its authors suggest 1, and 0.02 for small models."""
     output_gate: Literal["sigmoid", "silu"] = "sigmoid"

@@ -25,8 +25,8 @@ class DeltaNet(DeltaRuleMixer):
     expand_v: Expansion = 1.0
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     negative_eigenvalues: bool = False
-    """Whether beta is twice as large, in (0, 2): a token can then mirror what its key finds, which counting modulo 2 needs
-    (Grazzi et al. 2024, arXiv:2411.12537)."""
+    """Doubles beta, to the range (0, 2). A token can then reflect the state along its key (eigenvalue 1 - beta < 0), which parity
+    needs (Grazzi et al. 2024, arXiv:2411.12537)."""
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, negative_eigenvalues=self.negative_eigenvalues)

@@ -29,7 +29,7 @@ class GatedDeltaNet(GatedDeltaRuleMixer):
     expand_v: Expansion = 1.5
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     negative_eigenvalues: bool = False
-    """Whether beta is twice as large, in (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
+    """Doubles beta, to the range (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
 
     def setup(self, rngs, depth):
         choices = {"key_heads": self.key_heads, "negative_eigenvalues": self.negative_eigenvalues}

@@ -35,9 +35,9 @@ class GatedDeltaProduct(GatedDeltaRuleMixer):
     steps: Annotated[int, Field(ge=1, le=256)] = 2
     """n, steps of the delta rule per token."""
     negative_eigenvalues: bool = True
-    """Whether beta has the factor 2; without it nothing is mirrored."""
+    """Gives beta the factor 2. If False, beta is in (0, 1) and no token can reflect the state."""
     forget: bool = True
-    """Whether there is a decay; without it g_t is 0."""
+    """Decays the state. If False, g_t is 0."""
 
     def setup(self, rngs, depth):
         choices = {"steps": self.steps, "negative_eigenvalues": self.negative_eigenvalues}

@@ -33,9 +33,9 @@ class KimiDeltaAttention(DeltaRuleMixer):
     gate_rank: Size | None = None
     """Inner width of W_2 W_1 and of W_4 W_3; None: v, as in the released models."""
     gate_bias: bool = False
-    """Whether there is a c: not in Kimi-Linear's layers, but in flash-linear-attention's."""
+    """Adds the bias c to the output gate: absent in Kimi-Linear's layers, present in flash-linear-attention's."""
     negative_eigenvalues: bool = False
-    """Whether beta is twice as large, in (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
+    """Doubles beta, to the range (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, negative_eigenvalues=self.negative_eigenvalues)

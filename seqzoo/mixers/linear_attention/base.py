@@ -33,7 +33,7 @@ class MatrixStateMixer(Mixer):
     heads: Size = 4
     """Number of heads; the state of each is a matrix [k, v]."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
     def split_heads(self, x: Array) -> Array:
         """[b, t, h n] -> [b, t, h, n]."""

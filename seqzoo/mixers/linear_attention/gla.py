@@ -33,7 +33,7 @@ class GatedLinearAttention(LinearAttentionMixer):
     scale: Number | None = None
     """Factor on the queries; None: k^-0.5."""
     norm_eps: Positive = 1e-5
-    """Added to the mean square by the norm of the output."""
+    """Epsilon that the norm of the output adds to the mean square."""
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, scale=self.scale, qk_init=XAVIER_SMALL, norm_eps=self.norm_eps)

@@ -48,7 +48,7 @@ class RetNet(LinearAttentionMixer):
     rope_theta: Positive | None = 10000.0
     """Wavelengths run from 2 pi to 2 pi times this; None: no rotation."""
     norm_eps: Positive = 1e-6
-    """Added to the mean square by the norm of the output."""
+    """Epsilon that the norm of the output adds to the mean square."""
 
     def setup(self, rngs, depth):
         self.make_layers(

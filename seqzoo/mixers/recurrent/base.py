@@ -31,7 +31,7 @@ class RecurrentMixer(Mixer):
     """h_t = a_t * h_{t-1} + b_t,  y_t = output(x_t, h_t), over real hidden units; subclasses choose a, b and the output."""
 
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
 
     log_decay: ClassVar[bool] = False  # whether `decay_and_input` gives log a for a
 
@@ -72,10 +72,10 @@ class MinimalMixer(RecurrentMixer):
     expand: Expansion = 1.0
     """Number e of hidden units over d_model."""
     positive: bool = True
-    """Whether candidates pass through g, which makes them positive: the paper's form in logarithms (appendix B), and that of the
-    public code; False is the form of the paper's text, c_t = W_h x_t + b_h."""
+    """Applies g to the candidates, which makes them positive: the log-space form of the paper (appendix B) and of the public code.
+    If False, c_t = W_h x_t + b_h, the form of the paper's main text."""
     bias: bool = True
-    """Whether gates and candidates have biases, zero at the start."""
+    """Adds biases to gates and candidates, zero at initialisation."""
 
     gate_count: ClassVar[int]  # projections of x that make the gates; part of the FLOPs
 
@@ -127,7 +127,7 @@ class RecurrentBlockMixer(Mixer):
     conv_size: Size = 4
     """Kernel size of the short convolution, which no activation follows."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
 
     approximate_gelu: ClassVar[bool]  # whether gelu is the tanh formula
 

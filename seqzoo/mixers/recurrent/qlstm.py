@@ -30,7 +30,7 @@ class QLSTM(RecurrentBlockMixer):
     expand: Expansion = 2.0
     """Number e of hidden units over d_model."""
     reversed: bool = True
-    """Whether the forget gate is the reversed sigmoid, with alpha learned from 1: in form, the decay of Mamba."""
+    """Uses the reversed sigmoid as forget gate, with a learned alpha that starts at 1: the form of Mamba's decay."""
 
     approximate_gelu = False
 

@@ -44,7 +44,7 @@ class RWKV4(Mixer):
     """
 
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         d_model, kwargs = self.d_model, self.factory_kwargs(rngs)

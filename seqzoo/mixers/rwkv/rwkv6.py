@@ -51,9 +51,9 @@ class RWKV6(Mixer):
     decay_rank: Size = 64
     """Inner width of the low-rank map A B."""
     eps: Positive = 64e-5
-    """Added to the variance by the norm over each head; released models have 1e-5 times 8^2."""
+    """Epsilon that the norm over each head adds to the variance; released models have 1e-5 times 8^2."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         d_model, heads = self.d_model, self.heads

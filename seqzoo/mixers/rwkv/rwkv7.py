@@ -62,7 +62,7 @@ class RWKV7(Mixer):
     expand_v: Expansion = 1.0
     """Width of all values over d_model; a head has v = d_model expand_v / heads."""
     first_value: bool = True
-    """Whether there is an f_v, the value residual; a layer by itself has no use for it. Without it v~ = v."""
+    """Adds f_v, the value residual. If False, v~ = v. It has no effect on a layer that is used alone."""
     decay_rank: Size = 32
     """Inner width of f_w."""
     rate_rank: Size = 32
@@ -72,11 +72,11 @@ class RWKV7(Mixer):
     gate_rank: Size = 64
     """Inner width of A B in g."""
     eps: Positive = 64e-5
-    """Added to the variance by the norm over each head; released models have 1e-5 times 64."""
+    """Epsilon that the norm over each head adds to the variance; released models have 1e-5 times 64."""
     key_eps: Positive = 1e-12
-    """Added to the square of the length that makes u_t; flash-linear-attention adds 1e-6."""
+    """Epsilon added to the squared length that normalises u_t; flash-linear-attention adds 1e-6."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         d_model, heads = self.d_model, self.heads

@@ -22,7 +22,7 @@ class TimeInvariantMixer(Mixer):
     """h_t = a * h_{t-1} + b_t,  y_t = output(x_t, h_t), with h, a, b complex; subclasses choose a, b and the output."""
 
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
 
     def state_shape(self) -> tuple[int, ...]:
         """Shape of h_t in one row."""

@@ -58,7 +58,7 @@ class Mamba(Mixer):
     dt_max: Positive = DT_MAX
     """Largest step size at the start."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.selective_scan`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.selective_scan`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         d_model, n, dtype, kwargs = self.d_model, self.state, self.param_dtype, self.factory_kwargs(rngs)

@@ -55,13 +55,13 @@ class Mamba2(Mixer):
     norm_before_gate: bool = False
     """Order at the output: False (released models): gate, then norm; True: norm, then gate."""
     norm_eps: Positive = 1e-5
-    """Added to the mean square by the norm of the output."""
+    """Epsilon that the norm of the output adds to the mean square."""
     dt_min: Positive = DT_MIN
     """Smallest step size dt at the start, where dt is log-uniform."""
     dt_max: Positive = DT_MAX
     """Largest step size at the start."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
-    """Of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+    """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
     def setup(self, rngs, depth):
         d_model, groups, dtype, kwargs = self.d_model, self.groups, self.param_dtype, self.factory_kwargs(rngs)

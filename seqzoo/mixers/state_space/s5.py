@@ -40,8 +40,8 @@ class S5(TimeInvariantMixer):
     """Number of blocks of the block-diagonal matrix whose eigenvalues A starts at, each the normal part of a HiPPO-LegS matrix of
     n / blocks, which must be even."""
     stable: bool = True
-    """Whether A's real parts are kept at or below -1e-4, so that no state grows: the released code's `clip_eigs`, which it
-    recommends for unbounded rows. It may be False where rows are short."""
+    """Keeps the real parts of A at or below -1e-4, so that no state grows: `clip_eigs` of the released code, which recommends it
+    for rows of unbounded length. False is safe only for short rows."""
     dt_min: Positive = DT_MIN
     """Smallest dt at the start, where dt is log-uniform."""
     dt_max: Positive = DT_MAX

@@ -97,7 +97,7 @@ class _Adam(UpdateRule):
     b2: Rate = 0.95
     """Decay of the running mean of its square. Published for Adam: 0.999; usual for language models: 0.95."""
     eps: Positive = 1e-8
-    """Added to the root of the mean square."""
+    """Epsilon added to the root of the mean square."""
 
     def adam(self) -> optax.GradientTransformation:
         """m^ / (sqrt(v^) + eps)."""
