@@ -1,4 +1,4 @@
-"""Products of matrices whose gradients are plain products too."""
+"""Workarounds for XLA's CPU compiler. On other devices each function is the plain operation that its docstring names."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,9 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import AxisType
 
 from seqzoo.kernels.common import implementations
 from seqzoo.kernels.common.vma import match_vma
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """`x @ w` for x [..., i] and w [i, j].
+
+    The gradient to w sums over all leading axes of x. XLA:CPU is slow where those are several; here they are one. On a mesh they
+    stay apart, since a joint axis cannot be sharded as two were.
+    """
+    if not implementations.on_cpu() or _on_mesh():
+        return x @ w
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _on_mesh() -> bool:
+    """True if the ambient mesh has several devices that no enclosing `shard_map` has taken over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(size > 1 for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
 
 
 def product(spec: str, x: Array, y: Array, precision: lax.Precision | None = None) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from seqzoo.kernels.common.xla_cpu import product
+from seqzoo.kernels.common.xla_cpu import matmul
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what "the framework's default" means in most released code.
 torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -23,14 +23,14 @@ def output_init(depth: tuple[Any, int] | None) -> Callable:
 
 
 class Linear(nnx.Module):
-    """y = x W + b, for reverse-mode differentiation.
+    """y = x W + b.
 
     Args:
       d_in, d_out: widths.
       axes: names of W's two axes, read by the sharding rules.
-      bias: whether there is a b (zero at the start).
+      bias: adds b, zero at the start.
       init: initialiser of W.
-      decay: whether weight decay acts on W.
+      decay: applies weight decay to W.
       dtype: of the computation; None promotes x and W.
       param_dtype: of W and b.
     """
@@ -55,7 +55,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """[..., d_in] -> [..., d_out]."""
         dtype = self.dtype or jnp.result_type(x, self.w[...])
-        y = product("...i,ij->...j", x.astype(dtype), self.w[...].astype(dtype))
+        y = matmul(x.astype(dtype), self.w[...].astype(dtype))
         if self.b is not None:
             y = y + jnp.expand_dims(self.b[...].astype(dtype), range(y.ndim - 1))
         return y

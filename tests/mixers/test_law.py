@@ -46,7 +46,7 @@ VARIANTS = (
     "qlstm(expand=1, conv_size=2, reversed=False)",
     "mega_ema(state=1)",
     "mlstm(heads=2, expand_k=1, input_bias=0.5, gate_cap=None)",
-    "mlstm(input_gate='sigmoid', input_bias=-1.0)",
+    "mlstm(input_gate='sigmoid', input_bias=0.0)",
     "mlstm(heads=2, input_gate='sigmoid', input_bias=1.0, normalised=False)",
     "flow(heads=2)",
     "norm_attention(heads=1, expand_k=2)",

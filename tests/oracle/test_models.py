@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from helpers.tolerances import assert_close, error
+from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import convert
 
 from .models import ARCHITECTURES, Pair, advance, gradients, greedy, pair, saved, tokens
@@ -33,7 +33,8 @@ def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_p
     if hasattr(module, "torch_chunk_gated_delta_rule"):
         monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", module.torch_recurrent_gated_delta_rule)
     got, wanted, _ = gradients(torch, models, tokens(2, 41), tmp_path)
-    assert_close(got, wanted)
+    # Against float64, OLMo-hybrid's worst gradient is off by 1.1e-5 in their float32 and by 2.3e-5 in ours.
+    assert_close(got, wanted, tolerance=3 * RELATIVE["float32"])
 
 
 def test_the_greedy_continuation_is_theirs(torch, models):
