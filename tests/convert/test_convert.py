@@ -294,5 +294,5 @@ def test_the_page_runs_and_names_every_architecture(tmp_path, monkeypatch):
     names = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
     assert names["model"](TOKENS)[0].shape == (2, 9, 11) and names["layer"](jnp.ones((1, 3, 16)))[0].shape == (1, 3, 16)
-    which = page.split("## Compared")[0]
+    which = page.split("## Comparison")[0]
     assert set(re.findall(r"^\| `(\w+)` \| `\w+ForCausalLM`", which, flags=re.MULTILINE)) == set(convert.names())
