@@ -1,4 +1,4 @@
-"""Forward mode: `jax.jvp`, `jacfwd`, `hessian` and Hessian-vector products of layers, of mixers with the reference, and of models."""
+"""Forward mode: `jax.jvp`, `jacfwd`, `hessian`, Hessian-vector products of layers, mixers with the reference, and models."""
 
 import jax
 import jax.numpy as jnp
