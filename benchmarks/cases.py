@@ -15,7 +15,7 @@ from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.kernels.selective_scan import selective_scan
 
-LOOPS = ("loop", "chunked")
+SCANS = ("recurrent", "chunkwise")
 LINEAR_ATTENTION = ("recurrent", "chunkwise", "recurrent_forward_chunkwise_backward")
 
 
@@ -45,7 +45,7 @@ def _recurrence(b, t, d):
         return lambda a, b: linear_recurrence(a, b, implementation=implementation)[0]
 
     others = {"associative_scan": plain.recurrence_associative, "lax.scan": plain.recurrence_scan}
-    return _case("linear_recurrence", f"B{b} T{t} D{d}", inputs, call, LOOPS, others)
+    return _case("linear_recurrence", f"B{b} T{t} D{d}", inputs, call, SCANS, others)
 
 
 def _selective(b, t, d, n):
@@ -59,7 +59,7 @@ def _selective(b, t, d, n):
         return lambda *arrays: selective_scan(*arrays, implementation=implementation)[0]
 
     others = {"associative_scan": plain.selective_associative, "lax.scan": plain.selective_scan}
-    return _case("selective_scan", f"B{b} T{t} D{d} N{n}", inputs, call, ("loop",), others)
+    return _case("selective_scan", f"B{b} T{t} D{d} N{n}", inputs, call, ("recurrent",), others)
 
 
 def _linear_attention(b, t, h, width, decay):
@@ -120,7 +120,7 @@ def _attention(b, t, h, width, scores):
         others = {"dot_product_attention": plain.softmax_dot_product}
     else:
         others = {"whole matrix": lambda q, k, v: plain.sigmoid_matrix(q, k, v, bias)}
-    return _case("attention", f"{scores} B{b} T{t} H{h} D{width}", inputs, call, ("blocks",), others)
+    return _case("attention", f"{scores} B{b} T{t} H{h} D{width}", inputs, call, ("blockwise",), others)
 
 
 def _convolution(b, t, d, width):

@@ -148,11 +148,11 @@ def _call_local(a, ids, implementation):
     return short_convolution(a["x"], a["weight"], a["bias"], implementation=implementation, **rest)
 
 
-LOOPS = ("reference", "loop", "chunked")
+SCANS = ("reference", "recurrent", "chunkwise")
 LINEAR_ATTENTION = ("reference", "recurrent", "chunkwise", "recurrent_forward_chunkwise_backward")
 OPS = (
-    Op("linear_recurrence", LOOPS, _recurrence, _call_recurrence, True),
-    Op("selective_scan", ("reference", "loop"), _selective, _call_selective, True),
+    Op("linear_recurrence", SCANS, _recurrence, _call_recurrence, True),
+    Op("selective_scan", ("reference", "recurrent"), _selective, _call_selective, True),
     Op("linear_attention, decay per head", LINEAR_ATTENTION, _linear(False), _call_linear, True),
     Op("linear_attention, decay per channel", LINEAR_ATTENTION, _linear(True), _call_linear, True),
     Op(
@@ -164,9 +164,9 @@ OPS = (
     ),
     Op("linear_attention, low rank, decay per head", LINEAR_ATTENTION, _low_rank(False), _call_linear, True),
     Op("linear_attention, low rank, decay per channel", LINEAR_ATTENTION, _low_rank(True), _call_linear, True),
-    Op("attention, softmax", ("reference", "blocks"), _pairs, _attend(), False),
-    Op("attention, softmax, window 31", ("reference", "blocks"), _pairs, _attend(window=31), False),
-    Op("attention, sigmoid", ("reference", "blocks"), _pairs, _attend(scores="sigmoid", bias=-3.0), False),
+    Op("attention, softmax", ("reference", "blockwise"), _pairs, _attend(), False),
+    Op("attention, softmax, window 31", ("reference", "blockwise"), _pairs, _attend(window=31), False),
+    Op("attention, sigmoid", ("reference", "blockwise"), _pairs, _attend(scores="sigmoid", bias=-3.0), False),
     Op("short_convolution", ("reference", "xla"), _local, _call_local, False),
 )
 

@@ -23,7 +23,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 
 LINEAR_ATTENTION = ("recurrent", "chunkwise")
-LINEAR_RECURRENCE = ("loop", "chunked")
+LINEAR_RECURRENCE = ("recurrent", "chunkwise")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.attention import blocks, reference, ring, spread
+from seqzoo.kernels.attention import blockwise, decode, reference, ring
 from seqzoo.kernels.attention.cache import Cache, behind, cached_tokens, empty_cache, overflown, written
 from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
 from seqzoo.kernels.common import implementations, segments, sharding
 
 __all__ = ["Cache", "attention", "empty_cache"]
 
-IMPLEMENTATIONS = {"reference": reference.attend, "blocks": blocks.attend, "spread": spread.attend}
+IMPLEMENTATIONS = {"reference": reference.attend, "blockwise": blockwise.attend, "decode": decode.attend}
 WHOLE_MATRIX = 2**20  # cells of the matrix of scores up to which it is the fastest form; measured on CPU
 FEW_QUERIES = 16  # so few queries read each key once: no block would be reused
 
@@ -57,16 +57,18 @@ def attention(
         no state. Its capacity s is at least the window; without a window s is the longest document that fits.
       initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
       segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
-      implementation: "reference" (the whole matrix of scores), "spread" (the same, of keys and values that stay as they lie, at
-        hk and hv times the products), "blocks" (memory linear in t, own backward), or None: on CPUs "spread" for one query behind
-        a cache (decoding), "reference" for few queries and small matrices, else "blocks". A mesh that cuts time asks for "blocks",
-        which then go round a ring of devices (`ring.py`); the others gather time.
+      implementation: None, a name, or several names of which the first is used:
+        "reference": the whole matrix of scores; the definition.
+        "blockwise": block by block, memory linear in t, own backward pass; with sharded time a ring of devices (`ring.py`).
+        "decode": the whole matrix of scores without transposing the cache; costs hk (hv) times the multiplications.
+        None takes "decode" on CPUs for one query after a cache, "reference" for few queries and small matrices, else
+        "blockwise". Only "blockwise" can shard time, and a mesh that does gets it from None.
     Returns:
       (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
       window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
     Raises:
       ValueError: shapes, dtypes or settings that do not fit; the message names what was found and what was wanted.
-    Cost: time O(b h t (s + t) (k + v)), with "blocks" less those that nobody sees (causality, window, documents); memory then
+    Cost: time O(b h t (s + t) (k + v)), with "blockwise" less those that nobody sees (causality, window, documents); memory then
       O(b h (s + t) (k + v)), backward included. State: see `Cache`.
     """
     _check(q, k, v, scores, bias, window, dropout, initial_state)
@@ -88,11 +90,11 @@ def attention(
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
         cache = (old_keys, old_values, cached_tokens(initial_state, window))
     named = implementation if isinstance(implementation, str) or not implementation else implementation[0]
-    shards = sharding.plan("attention", b=b, t=1 if named in ("reference", "spread") else t, h=(h, k.shape[2], v.shape[2]))
+    shards = sharding.plan("attention", b=b, t=1 if named in ("reference", "decode") else t, h=(h, k.shape[2], v.shape[2]))
     cells = t * (t + (0 if cache is None else cache[0].shape[1]))
     small = shards.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
     decoding = t == 1 and initial_state is not None and implementations.on_cpu()
-    default = "spread" if decoding else "reference" if small else "blocks"
+    default = "decode" if decoding else "reference" if small else "blockwise"
     attend = implementations.choose("attention", implementation, IMPLEMENTATIONS, default)
     words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
     # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.

@@ -1,10 +1,10 @@
 """Attention with time cut over devices: queries stay, keys and values go round (Liu et al. 2023, arXiv:2310.01889).
 
-Every device runs `blocks` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of the
+Every device runs `blockwise` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of the
 partial softmaxes. In the backward pass the gradients of keys and values travel with them and are home after a whole round. Keys
-that lie later, and with a window those too far back, cost no work: the bounds of `blocks` are empty there.
-Cost: as `blocks`, on the last device t / pieces queries over all keys; 2 x pieces messages of one piece's keys and values (backward
-4 x), and memory for one piece's.
+that lie later, and with a window those too far back, cost no work: the bounds of `blockwise` are empty there.
+Cost: as `blockwise`, on the last device t / pieces queries over all keys; 2 x pieces messages of one piece's keys and values
+(backward 4 x), and memory for one piece's.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from seqzoo.kernels.attention import blocks
+from seqzoo.kernels.attention import blockwise
 from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens
 from seqzoo.kernels.common.implementations import state_dtype
 from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
@@ -40,20 +40,20 @@ def attend(
     axis: str,
     steps: int,
 ) -> Array:
-    """`blocks.attend` for one piece of time: the last of `pieces` is this device's, one before it is a cache, the same on all."""
+    """`blockwise.attend` for one piece of time: the last of `pieces` is this device's; one before it is a cache, equal on all."""
     b, t, h, _ = q.shape
     *cache, own = pieces
-    rows = columns = blocks.block_length(t, b * h)
-    cached = blocks.block_length(cache[0][0].shape[1], b * h) if cache else 0
+    rows = columns = blockwise.block_length(t, b * h)
+    cached = blockwise.block_length(cache[0][0].shape[1], b * h) if cache else 0
     plan = Round(settings, axis, steps, rows, columns, cached)
     blocked = lambda piece, length: (
-        *(blocks.pad(jnp.moveaxis(x, 1, 2), length, 2) for x in piece[:2]),
-        blocks.whole_blocks(piece[2], length, ABSENT_KEY),
+        *(blockwise.pad(jnp.moveaxis(x, 1, 2), length, 2) for x in piece[:2]),
+        blockwise.whole_blocks(piece[2], length, ABSENT_KEY),
     )
-    queries = blocks.whole_blocks(queries, rows, ABSENT_QUERY)
-    words = None if words is None else blocks.pad(words, rows, 2)
+    queries = blockwise.whole_blocks(queries, rows, ABSENT_QUERY)
+    words = None if words is None else blockwise.pad(words, rows, 2)
     arguments = (
-        blocks.pad(jnp.moveaxis(q, 1, 2), rows, 2),
+        blockwise.pad(jnp.moveaxis(q, 1, 2), rows, 2),
         blocked(own, columns),
         blocked(cache[0], cached) if cache else None,
         (queries, words),
@@ -74,11 +74,11 @@ def _forward(plan, q, own, cache, side):
     sums = zeros_like_vma(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
     so_far = (o, sums)
     if cache is not None:
-        so_far = blocks.forward(*_cells(plan, q, cache, side, plan.cached), dtype)
+        so_far = blockwise.forward(*_cells(plan, q, cache, side, plan.cached), dtype)
 
     def step(_, carry):
         so_far, held = carry
-        here = blocks.forward(*_cells(plan, q, held, side, plan.columns), dtype)
+        here = blockwise.forward(*_cells(plan, q, held, side, plan.columns), dtype)
         return _merged(so_far, here), _pass_on(plan, held)
 
     (o, sums), _ = lax.fori_loop(0, plan.steps, step, (so_far, own))
@@ -87,13 +87,13 @@ def _forward(plan, q, own, cache, side):
 
 def _save(plan, q, own, cache, side):
     o, sums = _forward(plan, q, own, cache, side)
-    return o, (q, own, cache, side, blocks.row_statistics(o, sums))
+    return o, (q, own, cache, side, blockwise.row_statistics(o, sums))
 
 
 def _backward(plan, saved, do):
     q, own, cache, side, statistics = saved
     dtype = state_dtype(q)
-    back = lambda piece, columns: blocks.backward(*_cells(plan, q, piece, side, columns), statistics, do)
+    back = lambda piece, columns: blockwise.backward(*_cells(plan, q, piece, side, columns), statistics, do)
     cast = lambda gradients, like: tuple(g.astype(x.dtype) for g, x in zip(gradients, like, strict=True))
 
     def step(_, carry):
@@ -116,11 +116,11 @@ _attend.defvjp(_save, _backward)
 
 
 def _cells(plan, q, piece, side, columns):
-    """(plan, q, k, v, cells) of one piece's keys, for `blocks`."""
+    """(plan, q, k, v, cells) of one piece's keys, for `blockwise`."""
     k, v, keys = piece
     queries, words = side
-    ends = blocks.bounds(plan.settings, queries, keys, plan.rows, columns, carried=k.shape[2])
-    return blocks.Plan(plan.settings, plan.rows, columns), q, k, v, blocks.Cells(queries, keys, *ends, words)
+    ends = blockwise.bounds(plan.settings, queries, keys, plan.rows, columns, carried=k.shape[2])
+    return blockwise.Plan(plan.settings, plan.rows, columns), q, k, v, blockwise.Cells(queries, keys, *ends, words)
 
 
 def _merged(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) -> tuple[Array, Array | None]:

@@ -12,7 +12,7 @@ from jax import Array
 
 from seqzoo.kernels.common import implementations, segments, sharding
 from seqzoo.kernels.common.vma import match_vma
-from seqzoo.kernels.linear_recurrence import chunked, loop, reference
+from seqzoo.kernels.linear_recurrence import chunkwise, recurrent, reference
 from seqzoo.kernels.linear_recurrence.decay import Decay, rules
 from seqzoo.kernels.linear_recurrence.measured import MEASURED
 
@@ -45,8 +45,11 @@ def linear_recurrence(
         is. None: all tokens continue the initial state.
       reverse: run from the last token to the first, h_t = a_t * h_{t+1} + b_t. Then a document starts at its last token, the
         initial state and segment are those behind the last token, and the state returned is that at the first token.
-      implementation: "loop" (in place, token by token; best on CPU), "chunked" (all chunks at once, 2.8 sqrt(t) steps), "reference"
-        (lax.scan), or None: what was fastest with gradients at the nearest sizes of `measured.py`, "chunked" where none was timed.
+      implementation: None, a name, or several names of which the first is used:
+        "reference": `lax.scan`; the definition.
+        "recurrent": token by token, in place.
+        "chunkwise": all chunks at once, 2.8 sqrt(t) steps.
+        None takes the fastest with gradients at the nearest sizes of `measured.py`, "chunkwise" where none was timed.
 
     Returns:
       (h, last): h [b, t, ...] in b's dtype, exactly 0 at padding; last [b, ...] in promote(float32, b.dtype), the state to
@@ -56,13 +59,13 @@ def linear_recurrence(
       ValueError: shapes or dtypes that differ (both named), complex logarithms, or an unknown implementation.
 
     Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d); documents add one byte per token. A decay with
-    a first axis of 1 alone, the same for all rows but not for all tokens, is written out. "chunked" needs the product of |a| over
+    a first axis of 1 alone, the same for all rows but not for all tokens, is written out. "chunkwise" needs the product of |a| over
     sqrt(t / 2) tokens not to overflow, and a mesh that cuts time that over a piece. For the uses of it see Martin & Cundy, 2018,
     arXiv:1709.04057.
     """
     _check(a, b, log, initial_state, initial_segment, segment_ids)
     kind = "complex" if jnp.iscomplexobj(b) else "real"
-    default = implementations.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunked")
+    default = implementations.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunkwise")
     form = implementations.choose("linear_recurrence", implementation, _FORMS, default.backward)
     shards = sharding.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
 
@@ -109,7 +112,8 @@ def _recurrence(form, time, decay, b, initial):
 
 def _forward(form, time, decay, b, initial):
     if time.axis is not None:
-        initial = sharding.prefix_over_shards(_compose, loop.summary(decay, b, initial.dtype), initial, time.axis, time.reverse)
+        summary = recurrent.summary(decay, b, initial.dtype)
+        initial = sharding.prefix_over_shards(_compose, summary, initial, time.axis, time.reverse)
     h, last = form.forward(decay, b, initial)
     return (h, last), (decay, h, initial)
 
@@ -118,7 +122,7 @@ def _backward(form, time, residuals, cotangents):
     decay, h, initial = residuals
     dh, dlast = cotangents
     if time.axis is not None:
-        product, added = loop.summary_back(decay, dh, dlast.dtype)
+        product, added = recurrent.summary_back(decay, dh, dlast.dtype)
         behind = sharding.prefix_over_shards(
             _compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse
         )
@@ -135,7 +139,7 @@ def _compose(h, summary):
 
 
 _recurrence.defvjp(_forward, _backward)
-_FORMS = {"loop": partial(_recurrence, loop), "chunked": partial(_recurrence, chunked), "reference": _reference}
+_FORMS = {"recurrent": partial(_recurrence, recurrent), "chunkwise": partial(_recurrence, chunkwise), "reference": _reference}
 
 
 def _check(a, b, log, initial_state, initial_segment, segment_ids) -> None:

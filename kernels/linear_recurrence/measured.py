@@ -6,20 +6,20 @@ Written by `python -m benchmarks.choose`, which says how.
 MEASURED = {
     "cpu": {
         "complex": {
-            (1, 64): ("loop", "loop"),
-            (1, 512): ("loop", "loop"),
-            (1, 2048): ("loop", "loop"),
-            (8, 64): ("loop", "loop"),
-            (8, 512): ("loop", "loop"),
-            (8, 2048): ("loop", "loop"),
+            (1, 64): ("recurrent", "recurrent"),
+            (1, 512): ("recurrent", "recurrent"),
+            (1, 2048): ("recurrent", "recurrent"),
+            (8, 64): ("recurrent", "recurrent"),
+            (8, 512): ("recurrent", "recurrent"),
+            (8, 2048): ("recurrent", "recurrent"),
         },
         "real": {
-            (1, 64): ("loop", "loop"),
-            (1, 512): ("loop", "loop"),
-            (1, 2048): ("loop", "loop"),
-            (8, 64): ("loop", "loop"),
-            (8, 512): ("loop", "loop"),
-            (8, 2048): ("loop", "loop"),
+            (1, 64): ("recurrent", "recurrent"),
+            (1, 512): ("recurrent", "recurrent"),
+            (1, 2048): ("recurrent", "recurrent"),
+            (8, 64): ("recurrent", "recurrent"),
+            (8, 512): ("recurrent", "recurrent"),
+            (8, 2048): ("recurrent", "recurrent"),
         },
     },
 }

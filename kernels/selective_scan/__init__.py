@@ -9,7 +9,7 @@ from jax import Array
 
 from seqzoo.kernels.common import implementations, segments, sharding
 from seqzoo.kernels.common.vma import match_vma
-from seqzoo.kernels.selective_scan import chunked, loop, reference
+from seqzoo.kernels.selective_scan import chunkwise, recurrent, reference
 
 __all__ = ["selective_scan"]
 
@@ -43,8 +43,11 @@ def selective_scan(
         document.
       segment_ids: [b, t] int32, ids of packed documents, which forget what came before them; 0 is padding, which leaves h as it
         is. None: all tokens continue the initial state.
-      implementation: None (the best for the platform), "loop" (in place, token by token; best on CPU), "chunked" (all chunks at
-        once, about 2.8 sqrt(t) steps; best elsewhere) or "reference" (lax.scan).
+      implementation: None, a name, or several names of which the first is used:
+        "reference": `lax.scan`; the definition.
+        "recurrent": token by token, in place.
+        "chunkwise": all chunks at once, about 2.8 sqrt(t) steps.
+        None takes "recurrent" on CPUs, else "chunkwise".
 
     Returns:
       (y, last): y [b, t, d] in x's dtype, exactly 0 at padding; last [b, d, n] in promote(float32, inputs), the state to carry on.
@@ -57,7 +60,8 @@ def selective_scan(
     Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
-    form = implementations.choose("selective_scan", implementation, _FORMS, "loop" if implementations.on_cpu() else "chunked")
+    default = "recurrent" if implementations.on_cpu() else "chunkwise"
+    form = implementations.choose("selective_scan", implementation, _FORMS, default)
     shards = sharding.plan("selective_scan", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
     floats = [a for a in (x, dt, A, B, C, D, initial_state) if a is not None]
     dtype, out_dtype = implementations.state_dtype(*floats), x.dtype
@@ -94,7 +98,7 @@ def _scan(form, time, decay_dt, written, A, B, C, initial):
 def _forward(form, time, decay_dt, written, A, B, C, initial):
     initial = jnp.swapaxes(initial, 1, 2)
     if time is not None:
-        initial = sharding.prefix_over_shards(_compose, loop.summary(decay_dt, written, A.T, B), initial, time)
+        initial = sharding.prefix_over_shards(_compose, recurrent.summary(decay_dt, written, A.T, B), initial, time)
     y, last, saved = form.forward(decay_dt, written, A.T, B, C, initial)
     return (y, jnp.swapaxes(last, 1, 2)), (decay_dt, written, A, B, C, saved)
 
@@ -104,7 +108,7 @@ def _backward(form, time, residuals, cotangents):
     dy, dlast = cotangents
     dlast = jnp.swapaxes(dlast, 1, 2)
     if time is not None:
-        decay, added = loop.summary_back(decay_dt, A.T, C, dy)
+        decay, added = recurrent.summary_back(decay_dt, A.T, C, dy)
         through = (decay, decay * dlast + added)
         dlast = dlast + sharding.prefix_over_shards(_compose, through, jnp.zeros_like(dlast), time, reverse=True)
     dg, du, dA, dB, dC, dinitial = form.backward(decay_dt, written, A.T, B, C, saved, dy, dlast)
@@ -117,7 +121,7 @@ def _compose(h, summary):
 
 
 _scan.defvjp(_forward, _backward)
-_FORMS = {"loop": partial(_scan, loop), "chunked": partial(_scan, chunked), "reference": _reference}
+_FORMS = {"recurrent": partial(_scan, recurrent), "chunkwise": partial(_scan, chunkwise), "reference": _reference}
 
 
 def _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 
 from seqzoo.kernels.attention import attention
 
-IMPLEMENTATIONS = ("reference", "blocks")
+IMPLEMENTATIONS = ("reference", "blockwise")
 SCORES = (("softmax", 0.0), ("sigmoid", -2.0))
 HEADS = (4, 2, 1)  # h, hk, hv
 

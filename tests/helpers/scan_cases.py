@@ -12,7 +12,7 @@ import numpy as np
 
 from helpers.tolerances import RELATIVE, assert_close, rms
 
-FORMS = ["loop", "chunked"]
+FORMS = ["recurrent", "chunkwise"]
 VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token
 # With chunks of 4: documents of 1, 2, 3, 4, 5, 6 and 9 tokens, ids that return, padding in front, inside, behind and everywhere.
 IDS = np.array(

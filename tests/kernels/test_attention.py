@@ -20,13 +20,13 @@ def test_each_document_gives_what_a_loop_over_it_alone_gives(scores, bias, ids, 
     cotangent = np.random.default_rng(1).normal(size=wanted.shape)
     with jax.enable_x64(True):
         exact = value_and_gradients(q, k, v, cotangent, implementation="reference", **settings)
-        wide = value_and_gradients(q, k, v, cotangent, implementation="blocks", **settings)
+        wide = value_and_gradients(q, k, v, cotangent, implementation="blockwise", **settings)
         assert {x.dtype.name for x in jax.tree.leaves((exact, wide))} == {"float64"}
         exact, wide = jax.tree.map(np.asarray, (exact, wide))
     assert_close(exact[0], wanted, tolerance=RELATIVE["float64"], what="reference")
-    assert_close(wide, exact, tolerance=RELATIVE["float64"], what="blocks in float64")
+    assert_close(wide, exact, tolerance=RELATIVE["float64"], what="blockwise in float64")
     narrow = [x.astype(np.float32) for x in (q, k, v, cotangent)]
-    assert_close(value_and_gradients(*narrow, implementation="blocks", **settings), exact, what="blocks in float32")
+    assert_close(value_and_gradients(*narrow, implementation="blockwise", **settings), exact, what="blockwise in float32")
     assert_close(value_and_gradients(*narrow, implementation="reference", **settings), exact, what="reference in float32")
 
 
@@ -36,7 +36,7 @@ def test_bfloat16_stays_within_its_tolerance(scores, bias):
     cotangent = np.random.default_rng(1).normal(size=(2, 70, 4, 5)).astype(np.float32)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, cotangent)]
     exact = value_and_gradients(*(x.astype(jnp.float32) for x in rounded), scores=scores, bias=bias, implementation="reference")
-    for implementation in (*IMPLEMENTATIONS, "spread"):
+    for implementation in (*IMPLEMENTATIONS, "decode"):
         results = value_and_gradients(*rounded, scores=scores, bias=bias, implementation=implementation)
         assert {x.dtype.name for x in jax.tree.leaves(results)} == {"bfloat16"}
         assert_close(results, exact, tolerance=RELATIVE["bfloat16"], what=implementation)
@@ -46,7 +46,7 @@ def test_bfloat16_stays_within_its_tolerance(scores, bias):
 def test_plain_softmax_is_that_of_jax(t):
     q, k, v = inputs(t=t, heads=(4, 2, 2), widths=(8, 8), dtype=np.float32)
     wanted = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    for implementation in (*IMPLEMENTATIONS, "spread", None):
+    for implementation in (*IMPLEMENTATIONS, "decode", None):
         assert_close(attention(q, k, v, implementation=implementation)[0], wanted, what=f"{implementation}")
 
 
@@ -60,7 +60,8 @@ def test_long_rows_of_many_documents_agree_with_the_definition(t, scores, bias):
     cotangent = rng.normal(size=(2, t, 4, 5)).astype(np.float32)
     for window in (None, 100):
         settings = {"scores": scores, "bias": bias, "window": window, "segment_ids": ids}
-        results, wanted = (value_and_gradients(q, k, v, cotangent, implementation=i, **settings) for i in ("blocks", "reference"))
+        results = value_and_gradients(q, k, v, cotangent, implementation="blockwise", **settings)
+        wanted = value_and_gradients(q, k, v, cotangent, implementation="reference", **settings)
         assert_close(results, wanted)
 
 
@@ -125,7 +126,7 @@ BAD = {
     "no effect on softmax": lambda q, k, v: attention(q, k, v, bias=-1.0),
     "window=0": lambda q, k, v: attention(q, k, v, window=0),
     "dropout=1": lambda q, k, v: attention(q, k, v, dropout=1.0),
-    "Did you mean 'blocks'": lambda q, k, v: attention(q, k, v, implementation="block"),
+    "Did you mean 'blockwise'": lambda q, k, v: attention(q, k, v, implementation="blockwis"),
     "segment_ids has shape": lambda q, k, v: attention(q, k, v, segment_ids=np.ones((2, 3), np.int32)),
     "fewer than window=4": lambda q, k, v: attention(q, k, v, window=4, initial_state=empty_cache(2, 3, (2, 1), 6, 5, np.float32)),
     "the cache's keys have shape": lambda q, k, v: attention(q, k, v, initial_state=empty_cache(2, 9, 2, 7, 5, np.float32)),

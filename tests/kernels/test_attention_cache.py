@@ -49,11 +49,11 @@ def continued(q, k, v, cache, last, ids, *, window, scores, implementation):
     "scores,window,capacity,implementation",
     [
         ("softmax", None, 40, "reference"),
-        ("softmax", 7, 10, "blocks"),
-        ("sigmoid", 7, 7, "blocks"),
+        ("softmax", 7, 10, "blockwise"),
+        ("sigmoid", 7, 7, "blockwise"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("softmax", None, 40, "blocks"), ("softmax", 7, 10, "reference"), ("sigmoid", 7, 7, "reference"))
+            for case in (("softmax", None, 40, "blockwise"), ("softmax", 7, 10, "reference"), ("sigmoid", 7, 7, "reference"))
         ),
     ],
 )

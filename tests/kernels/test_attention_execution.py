@@ -9,14 +9,14 @@ import pytest
 
 from helpers.attention_cases import IMPLEMENTATIONS, PACKED, inputs, value_and_gradients
 from helpers.tolerances import assert_close
-from seqzoo.kernels.attention import attention, blocks, empty_cache
+from seqzoo.kernels.attention import attention, blockwise, empty_cache
 from seqzoo.kernels.attention.pairs import Settings, Tokens, dropout_words, kept
 
 
 def visited(document, index, window=None, carried=0, block=32):
     tokens = Tokens(jnp.asarray(document, jnp.int32), jnp.asarray(index, jnp.int32))
     settings = Settings("softmax", 0.0, 1.0, window, 0.0)
-    first, end = blocks.bounds(settings, tokens, tokens, block, block, carried)
+    first, end = blockwise.bounds(settings, tokens, tokens, block, block, carried)
     return np.asarray(first).tolist(), np.asarray(end).tolist()
 
 
@@ -35,7 +35,7 @@ def test_blocks_never_hold_the_matrix_of_scores():
     q, k, v = (jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32) for _ in range(3))
 
     def loss(q, k, v):
-        return jnp.sum(attention(q, k, v, implementation="blocks")[0] ** 2)
+        return jnp.sum(attention(q, k, v, implementation="blockwise")[0] ** 2)
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, v).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * 2048 * 2048 * 4 / 2
@@ -87,11 +87,11 @@ def test_a_batch_sharded_over_a_mesh_gives_equal_numbers(implementation):
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_dropout_does_not_depend_on_blocks(scores, monkeypatch):
-    monkeypatch.setattr(blocks, "SMALLEST", 8)
+    monkeypatch.setattr(blockwise, "SMALLEST", 8)
     q, k, v = inputs(b=2, t=20, heads=(2, 1, 2), dtype=np.float32)
     cotangent = np.random.default_rng(1).normal(size=(2, 20, 2, 5)).astype(np.float32)
     settings = {"scores": scores, "dropout": 0.4, "key": jax.random.key(3), "segment_ids": PACKED[:, 25:45]}
-    results, wanted = (value_and_gradients(q, k, v, cotangent, implementation=i, **settings) for i in ("blocks", "reference"))
+    results, wanted = (value_and_gradients(q, k, v, cotangent, implementation=i, **settings) for i in ("blockwise", "reference"))
     assert_close(results, wanted)
 
 

@@ -12,7 +12,7 @@ from helpers.scan_cases import FORMS, IDS, VIOLENT
 from helpers.tolerances import assert_close
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 
-LENGTH = 53  # chunked: 11 chunks of 5, the last one short
+LENGTH = 53  # chunkwise: 11 chunks of 5, the last one short
 PER_TOKEN = ("a", "b")
 
 everything = functools.partial(scan_cases.everything, linear_recurrence)
@@ -226,7 +226,7 @@ def test_trailing_dimensions_are_free_and_the_state_starts_at_zero(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["chunked", "loop"])
+@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
 def test_vmap_checkpoint_and_scan_compose(form):
     op = functools.partial(linear_recurrence, implementation=form)
     scan_cases.assert_vmap_checkpoint_and_scan_compose(op, draw(length=11), "b")
@@ -249,7 +249,7 @@ def test_batch_sharded_inputs_give_the_same_numbers(form):
         ({"a": jnp.ones((2, 0, 5)), "b": jnp.ones((2, 0, 5))}, "t >= 1"),
         ({"initial_state": jnp.ones((2, 4))}, r"wanted \(2, 5\)"),
         ({"segment_ids": jnp.ones((2, 8), jnp.int32)}, r"wanted \(2, 9\)"),
-        ({"implementation": "lop"}, "Did you mean 'loop'"),
+        ({"implementation": "recurent"}, "Did you mean 'recurrent'"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_wanted(change, message):

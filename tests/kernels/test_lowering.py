@@ -62,11 +62,11 @@ def _convolution(x, weight, bias, initial, ids, implementation):
     return short_convolution(x, weight, bias, initial_state=initial, segment_ids=ids, implementation=implementation)
 
 
-LOOPS = ("reference", "loop", "chunked", None)
+SCANS = ("reference", "recurrent", "chunkwise", None)
 LINEAR_ATTENTION = ("reference", "recurrent", "chunkwise", None)
 OPS = {
-    "attention, softmax": (*_attention(), ("reference", "blocks", None)),
-    "attention, sigmoid, window": (*_attention(scores="sigmoid", bias=-3.0, window=40), ("reference", "blocks", None)),
+    "attention, softmax": (*_attention(), ("reference", "blockwise", None)),
+    "attention, sigmoid, window": (*_attention(scores="sigmoid", bias=-3.0, window=40), ("reference", "blockwise", None)),
     "linear_attention, head": (*_linear_attention(), LINEAR_ATTENTION),
     "linear_attention, channel": (*_linear_attention(K), LINEAR_ATTENTION),
     "linear_attention, read before write, both decays": (
@@ -79,11 +79,11 @@ OPS = {
         [(B, T, H, K)] * 2 + [(B, T, H, V), (B, T, H)] + [(B, T, H, K)] * 2 + [(B, H, K, V)],
         LINEAR_ATTENTION,
     ),
-    "linear_recurrence": (_recurrence, [(B, T, D), (B, T, D), (B, D)], LOOPS),
+    "linear_recurrence": (_recurrence, [(B, T, D), (B, T, D), (B, D)], SCANS),
     "selective_scan": (
         _selective,
         [(B, T, D), (B, T, D), (D, N), (B, T, N), (B, T, N), (D,), (B, D, N)],
-        ("reference", "loop", None),
+        ("reference", "recurrent", None),
     ),
     "short_convolution": (_convolution, [(B, T, D), (4, D), (D,), (B, 3, D)], ("reference", "xla", None)),
 }

@@ -11,7 +11,7 @@ from helpers.scan_cases import FORMS, IDS, VIOLENT
 from helpers.tolerances import assert_close
 from seqzoo.kernels.selective_scan import selective_scan
 
-LENGTH = 53  # loop: 4 blocks of 16; chunked: 11 chunks of 5; neither divides
+LENGTH = 53  # recurrent: 4 blocks of 16; chunkwise: 11 chunks of 5; neither divides
 PER_TOKEN = ("x", "dt", "B", "C")
 
 everything = functools.partial(scan_cases.everything, selective_scan)
@@ -122,7 +122,7 @@ def test_leaving_out_the_skip_and_the_state_means_zeros():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["chunked", "loop"])
+@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
 def test_vmap_checkpoint_and_scan_compose(form):
     op = functools.partial(selective_scan, implementation=form)
     scan_cases.assert_vmap_checkpoint_and_scan_compose(op, draw(length=18), "x")
@@ -145,7 +145,7 @@ def test_batch_sharded_inputs_give_the_same_numbers(form):
         ({"D": jnp.ones(3)}, r"wanted float\[5\]"),
         ({"initial_state": jnp.ones((2, 3, 5))}, r"wanted float\[2, 5, 3\]"),
         ({"segment_ids": jnp.ones((2, 8), jnp.int32)}, r"wanted \(2, 9\)"),
-        ({"implementation": "chunk"}, "Did you mean 'chunked'"),
+        ({"implementation": "chunk"}, "Did you mean 'chunkwise'"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_wanted(change, message):

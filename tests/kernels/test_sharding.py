@@ -37,9 +37,9 @@ def turning(a, b, **settings):
 
 # name: (op, the shapes of its arguments for t tokens and b rows, which of them are decays)
 OPS = {
-    "attention": (lambda q, k, v, **s: attention(q, k, v, implementation="blocks", **s)[0], [heads] * 3),
+    "attention": (lambda q, k, v, **s: attention(q, k, v, implementation="blockwise", **s)[0], [heads] * 3),
     "attention, one kv head": (
-        lambda q, k, v, **s: attention(q, k[:, :, :1], v[:, :, :1], implementation="blocks", **s)[0],
+        lambda q, k, v, **s: attention(q, k[:, :, :1], v[:, :, :1], implementation="blockwise", **s)[0],
         [heads] * 3,
     ),
     "linear_attention": (lambda q, k, v, g, **s: linear_attention(q, k, v, log_decay=-(g[..., 0] ** 2), **s), [heads] * 4),
@@ -187,5 +187,5 @@ def test_foreign_mesh_axes_are_left_to_the_partitioner():
 
 
 def test_explain_names_the_implementation():
-    said = explain(functools.partial(linear_recurrence, implementation="chunked"), *arrays("linear_recurrence"))
-    assert said == ["linear_recurrence: implementation='chunked'", "linear_recurrence: not sharded"]
+    said = explain(functools.partial(linear_recurrence, implementation="chunkwise"), *arrays("linear_recurrence"))
+    assert said == ["linear_recurrence: implementation='chunkwise'", "linear_recurrence: not sharded"]

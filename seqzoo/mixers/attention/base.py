@@ -17,7 +17,7 @@ from seqzoo.specs import Length, Positive, Rate, Size
 Norm = Literal["rms", "layer"]
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
-Implementation = Literal["reference", "spread", "blocks"]
+Implementation = Literal["reference", "decode", "blockwise"]
 """Name of an implementation of `seqzoo.kernels.attention`."""
 
 

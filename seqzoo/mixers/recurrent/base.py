@@ -16,7 +16,7 @@ from seqzoo.specs import Expansion, Size
 
 NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
-Implementation = Literal["reference", "loop", "chunked"]
+Implementation = Literal["reference", "recurrent", "chunkwise"]
 """Name of an implementation of `seqzoo.kernels.linear_recurrence`."""
 
 

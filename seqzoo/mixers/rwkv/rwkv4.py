@@ -12,7 +12,7 @@ from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.nn import Linear, exponential_gates, lerp, mixes, subtract_maximum, token_shift
 
-Implementation = Literal["reference", "loop", "chunked"]
+Implementation = Literal["reference", "recurrent", "chunkwise"]
 
 
 class RWKV4State(NamedTuple):

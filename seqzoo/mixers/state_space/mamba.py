@@ -16,7 +16,7 @@ from seqzoo.nn.linear import output_init
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, timestep_bias
 from seqzoo.specs import Expansion, Positive, Size
 
-Implementation = Literal["reference", "loop", "chunked"]
+Implementation = Literal["reference", "recurrent", "chunkwise"]
 """Name of an implementation of `seqzoo.kernels.selective_scan`."""
 
 

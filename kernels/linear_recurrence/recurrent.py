@@ -1,4 +1,4 @@
-"""One token after the other, written in place: the fastest form on CPUs (benchmarks/results/kernels_cpu_linear_recurrence.json).
+"""One token after the other, written in place: the fastest form on CPUs (benchmarks/results/kernels_cpu.json).
 
 Inputs stay [b, t, d]; every step reads row t of axis 1 and writes row t of a preallocated output, so nothing is transposed and no
 history is kept beyond the output. The backward loop makes both gradients in one pass; that of a decay which all tokens share is a

@@ -13,28 +13,28 @@ from jax import Array, lax
 
 from seqzoo.kernels.common.loops import get_step, set_step
 from seqzoo.kernels.common.vma import zeros_like_vma
-from seqzoo.kernels.linear_recurrence import loop
+from seqzoo.kernels.linear_recurrence import recurrent
 from seqzoo.kernels.linear_recurrence.decay import FOLLOW, KEEP, Decay
 
 
 def forward(decay: Decay, b: Array, initial: Array) -> tuple[Array, Array]:
-    """As `loop.forward`."""
+    """As `recurrent.forward`."""
     chunk = chunk_size(b.shape[1])
     decays, b_rows = fold_decay(decay, chunk, b.shape), fold(b, chunk)
-    product, h = loop.summary(decays, b_rows, initial.dtype)
-    h, last = loop.forward(decays, b_rows, compose(product, h, initial))
+    product, h = recurrent.summary(decays, b_rows, initial.dtype)
+    h, last = recurrent.forward(decays, b_rows, compose(product, h, initial))
     return unfold(h, b.shape), last.reshape(b.shape[0], -1, b.shape[2])[:, -1]
 
 
 def backward(decay: Decay, h: Array, initial: Array, dh: Array, dlast: Array) -> tuple[Array, Array, Array]:
-    """As `loop.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
+    """As `recurrent.backward`; the summaries are of what reaches a chunk's initial state from within it, composed from the end."""
     chunk = chunk_size(h.shape[1])
     decays, h_rows, dh_rows = fold_decay(decay, chunk, h.shape), fold(h, chunk), fold(dh, chunk)
-    product, r = loop.summary_back(decays, dh_rows, dlast.dtype)
+    product, r = recurrent.summary_back(decays, dh_rows, dlast.dtype)
     behind = compose(product, r, dlast, reverse=True)
     ends = h[:, chunk - 1 : h.shape[1] - 1 : chunk].astype(initial.dtype)
     before = jnp.concatenate([initial[:, None], ends], axis=1).reshape(r.shape)
-    da, db, dinitial = loop.backward(decays, h_rows, before, dh_rows, behind)
+    da, db, dinitial = recurrent.backward(decays, h_rows, before, dh_rows, behind)
     if not decay.constant:
         da = unfold(da, h.shape)
     elif decay.values.shape[0] > 1:
