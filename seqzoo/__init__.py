@@ -1,6 +1,6 @@
 """Interchangeable sequence mixers for JAX: kernels, layers, one backbone, one trainer.
 
-Nothing is imported here: whoever takes one layer from `seqzoo.mixers` never pays for the trainer's libraries.
+Nothing is imported here, so that importing one layer from `seqzoo.mixers` does not import the libraries of the trainer.
 """
 
 __version__ = "0.1.0"
@@ -20,10 +20,10 @@ def load(run):
 
 
 def generate(model, prompts, **settings):
-    """Goes on from prompts (sequences of token ids) with a `LanguageModel`: greedily, or by a key; in one compiled loop.
+    """Continues prompts (sequences of token ids) with a `LanguageModel`: greedily, or sampled with a key; in one compiled loop.
 
     `generate(model, [[1, 2, 3], [4]], max_new_tokens=20)` gives (tokens [b, n], lengths [b]). The settings are those of
-    `seqzoo.generation.generate`, which says what each does: max_new_tokens, key, temperature, top_k, top_p, stop, max_length,
+    `seqzoo.generation.generate`, which explains each: max_new_tokens, key, temperature, top_k, top_p, stop, max_length,
     dtype, prefill_chunk, block, on_token.
     """
     from seqzoo.generation import generate

@@ -1,4 +1,4 @@
-"""`python -m seqzoo`: the same command line as train.py, where there is no checkout."""
+"""`python -m seqzoo`: the command line of train.py, for an installed package."""
 
 from seqzoo.cli import main
 

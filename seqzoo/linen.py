@@ -6,8 +6,8 @@
             y, state = seqzoo.linen.GatedLinearAttention(64, heads=2, name="mixer")(x, state=state)
             return nn.Dense(10)(x + y), state
 
-Every class of `seqzoo.mixers` has its namesake here; `create` builds one from a spec string. Parameters are plain arrays under the
-names that the NNX module gives them ("params" / "mixer" / "q" / "w"), so weights move between the two as they are.
+Every class of `seqzoo.mixers` has a class of the same name here; `create` builds one from a spec string. Parameters are plain
+arrays under the names that the NNX module gives them ("params" / "mixer" / "q" / "w"), so weights move between the two as they are.
 """
 
 import functools

@@ -35,15 +35,15 @@ def import_modules(names: Iterable[str]) -> None:
     """Imports the modules that `Experiment.imports` names; does nothing inside `skip_imports`.
 
     Raises:
-      PluginError: a name is no module name, or its module cannot be imported.
+      PluginError: a name is not a module name, or its module cannot be imported.
     """
     for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise PluginError(f"{name!r} is no module name; wanted a dotted name such as 'my_mixers' or 'my_package.mixers'")
+            raise PluginError(f"{name!r} is not a module name; wanted a dotted name such as 'my_mixers' or 'my_package.mixers'")
         if not _skipped.get():
             try:
                 importlib.import_module(name)
-            except Exception as error:  # whatever a module of another project raises
+            except Exception as error:  # a module of another project may raise anything
                 raise PluginError(
                     f"the module {name!r} cannot be imported ({_reason(error)}); wanted a module on the Python path, as by "
                     f"PYTHONPATH=FOLDER; inspect and plot read a run without it with --no-imports"
@@ -55,7 +55,7 @@ def refuse_inside(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         found = None if skipping() else importlib.util.find_spec(str(name).partition(".")[0])
         if found and found.origin and Path(found.origin).resolve().is_relative_to(folder.resolve()):
-            raise PluginError(f"the module {name!r} lies inside the run folder {folder}; wanted one outside of it, or --no-imports")
+            raise PluginError(f"the module {name!r} is inside the run folder {folder}; wanted one outside of it, or --no-imports")
 
 
 def import_entry_points() -> bool:

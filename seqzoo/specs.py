@@ -72,11 +72,11 @@ def parse(text: str) -> Spec:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = error.msg if isinstance(error, SyntaxError) else error
-        raise SpecError(f"{found} is no spec: wanted a name, or a name with settings such as 'gla(heads=4)' ({why})") from None
+        raise SpecError(f"{found} is not a spec: wanted a name, or a name with settings such as 'gla(heads=4)' ({why})") from None
     if isinstance(tree, ast.Name):
         return Spec(tree.id)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
-        raise SpecError(f"{found} is no spec: wanted a name, or a name with keyword settings such as 'gla(heads=4)'")
+        raise SpecError(f"{found} is not a spec: wanted a name, or a name with keyword settings such as 'gla(heads=4)'")
     settings = []
     for keyword in tree.keywords:
         if keyword.arg is None:
@@ -85,7 +85,7 @@ def parse(text: str) -> Spec:
             settings.append((keyword.arg, ast.literal_eval(keyword.value)))
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise SpecError(
-                f"{found}: the value of {keyword.arg!r} is no literal; quote strings, as in window='full' or heads=4"
+                f"{found}: the value of {keyword.arg!r} is not a literal; quote strings, as in window='full' or heads=4"
             ) from None
     return Spec(tree.func.id, tuple(settings))
 
@@ -196,7 +196,7 @@ def _range_in_words(metadata: Iterable[Any]) -> str:
 
 
 def settings_model(owner: type, bases: Iterable[type]) -> type[Settings]:
-    """A model of the annotated fields of a layer and of its bases; a class variable is no setting."""
+    """A model of the annotated fields of a layer and of its bases; a class variable is not a setting."""
     fields: dict[str, Any] = {}
     for base in bases:
         for name, annotation in inspect.get_annotations(base, eval_str=True).items():
@@ -209,7 +209,7 @@ P = ParamSpec("P")
 
 
 def checked(*, skip: Collection[str] = ()) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorator of a constructor that is no layer's: checks its arguments against their annotations, all but those in `skip`.
+    """Decorator of a constructor: checks its arguments against their annotations, except those in `skip`. Layers need no decorator.
 
     Raises SpecError, as `Settings`.
     """

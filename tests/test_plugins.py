@@ -222,7 +222,7 @@ def test_their_mixer_is_compared_with_ours(module, words, file, capsys, tmp_path
             MODULE.replace('"my_average"', '"gla"'),
             "the module 'my_twice' cannot be imported (ValueError: mixer 'gla' is",
         ),
-        ("../elsewhere", None, "'../elsewhere' is no module name; wanted a dotted name"),
+        ("../elsewhere", None, "'../elsewhere' is not a module name; wanted a dotted name"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_refused_in_one_line_before_anything_is_written(
@@ -273,7 +273,7 @@ def test_a_module_inside_a_run_folder_is_never_executed(foreign, capsys, tmp_pat
     (tmp_path / "work" / "theirs" / "my_parts.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(tmp_path / "work" / "theirs")
     assert cli.main(["inspect", foreign]) == 2
-    assert "the module 'my_parts' lies inside the run folder theirs" in capsys.readouterr().err
+    assert "the module 'my_parts' is inside the run folder theirs" in capsys.readouterr().err
 
 
 def test_their_mixer_is_a_linen_module(module):

@@ -90,7 +90,7 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
         if not Path(path).exists() and not path.endswith(".py"):
             near = did_you_mean(path, NAMES)
             known = f"Commands: {', '.join(NAMES)}; a config file ends in .py"
-            raise UsageError(f"{path!r} is no command and no config file.{near} {known}")
+            raise UsageError(f"{path!r} is neither a command nor a config file.{near} {known}")
         if Path(path).is_dir():
             raise UsageError(f"{path} is a folder; wanted a command or a config file: resume {path}, or eval {path}?")
         return config.load_file(path), arguments[1:]

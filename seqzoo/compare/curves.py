@@ -24,7 +24,7 @@ def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
     Returns:
       A matplotlib figure.
     Raises:
-      FileNotFoundError: a folder is no run. ValueError: no run has that metric, or one lacks x; the known names are listed.
+      FileNotFoundError: not a run folder. ValueError: no run has that metric, or one lacks x; the known names are listed.
     """
     from seqzoo.compare import figures
     from seqzoo.training.run import metric_writers, metrics
@@ -37,7 +37,7 @@ def draw(folders: Iterable[str | Path], metric: str = "loss", x: str = "step"):
 
 
 def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
-    """The runs in order; a comparison stands for its runs. Raises FileNotFoundError: no run, or a comparison without runs."""
+    """The run folders in order; a comparison gives its runs. Raises FileNotFoundError: no run, or a comparison without runs."""
     from seqzoo.training import load_config
 
     runs = {}

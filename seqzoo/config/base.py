@@ -35,7 +35,7 @@ def _dict(text: str) -> dict:
     try:
         return dict(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f'{text!r} is no dict; wanted for example \'{{"model.layers": ("gla", "mamba2")}}\'') from None
+        raise ValueError(f'{text!r} is not a dict; wanted for example \'{{"model.layers": ("gla", "mamba2")}}\'') from None
 
 
 def tuples(value):

@@ -1,4 +1,4 @@
-"""The section `optimizer`: how parameters change."""
+"""The section `optimizer`: update rule, learning rate and gradient processing."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from seqzoo.training.optim.gradient_accumulation import parse_accumulate_steps
 
 
 class Optimizer(Section):
-    """The update rule, its learning rate, and what is done to gradients before it. A setting without a use is refused."""
+    """The update rule, its learning rate, and the processing of gradients before it. A setting without an effect is refused."""
 
     rule: str = "adamw"
     """Update rule with settings: "adamw(weight_decay=0.1, b2=0.999)"; adamw, adamp, lamb, lion, sgd, adafactor, muon, or a

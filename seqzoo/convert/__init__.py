@@ -4,7 +4,7 @@
     layer = seqzoo.convert.load_mixer("mamba-130m-hf", layer=1)   # one mixer of it
 
 Each architecture is one function, decorated with `@architecture`: it maps config.json to settings of `LanguageModel`, and each
-tensor of the files to parameters. A setting that cannot be mapped is refused; docs/convert.md lists what was compared with what.
+tensor of the files to parameters. A setting that cannot be mapped is refused. Comparisons with other code: docs/convert.md.
 """
 
 from seqzoo.convert import (  # noqa: F401  (each registers architectures)

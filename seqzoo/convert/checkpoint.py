@@ -113,7 +113,7 @@ class Checkpoint:
         try:
             return json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ConvertError(f"{path} is no JSON: {error}") from None
+            raise ConvertError(f"{path} is not valid JSON: {error}") from None
 
     def _file(self, name):
         try:

@@ -51,7 +51,7 @@ def retnet(config: Config) -> ModelMapping:
 
 @architecture("gsa")
 def gsa(config: Config) -> ModelMapping:
-    """Blocks of gated slot attention. The norm of the output has an epsilon of 1e-5 there, whatever norm_eps is."""
+    """Blocks of gated slot attention. The norm of the output has an epsilon of 1e-5 there, for any norm_eps."""
     _no_convolutions(config)
     config.only("feature_map", "swish")
     config.ignore("clamp_max", "clamp_min", "use_norm", "use_output_gate")  # stored there, and never read

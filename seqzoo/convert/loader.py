@@ -41,7 +41,7 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
     Returns:
       A `LanguageModel`; `model(tokens)` gives the logits of the original project.
     Raises:
-      ConvertError: a tensor or setting is missing, left over, damaged, of another shape, or not supported; the message lists it.
+      ConvertError: a tensor or setting is missing, unused, damaged, of another shape, or not supported; the message lists it.
       ImportError: safetensors is not installed.
     """
     with Checkpoint(folder) as checkpoint:
@@ -144,9 +144,9 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
                 filled.add((prefix + target, layer))
                 arrays[prefix + target][... if layer is None else layer] = 0
     if whole:
-        problems += [f"{name} is left over: no parameter is made of it" for name in sorted(set(checkpoint.names()) - set(places))]
+        problems += [f"{name} is unused: no parameter is made from it" for name in sorted(set(checkpoint.names()) - set(places))]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
-    problems += [f"parameter {path} is filled by no tensor" for path, _ in sorted(slots - filled, key=str)]
+    problems += [f"parameter {path} is not filled by any tensor" for path, _ in sorted(slots - filled, key=str)]
     problems = list(dict.fromkeys(problems))  # a tensor of many layers repeats its problem
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

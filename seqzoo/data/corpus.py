@@ -175,7 +175,7 @@ def load(source: str | tuple[str, ...], *, field: str | None = None, held_out: f
       held_out: fraction of the documents; None: 0.05. For a prepared corpus: None, or its own.
       verify: compare the SHA-256 of shards; False compares sizes only. Other sources are always read.
     Raises:
-      DataError: a file cannot be read; a shard is missing, truncated, changed or foreign; a source is too large. By name.
+      DataError: a file cannot be read; a shard is missing, truncated, changed or of another corpus; a source is too large.
     """
     check(source, field=field, held_out=held_out)
     words, manifest = sources.split_source(source), manifest_of(source)

@@ -54,7 +54,7 @@ def prepare(
     folder = Path(folder).expanduser()
     for word in sources.split_source(source):
         if (inside := sources.folder(word)) is not None and folder.resolve().is_relative_to(inside.resolve()):
-            raise DataError(f"{folder} lies in the source, {inside}; wanted a folder outside of it")
+            raise DataError(f"{folder} is inside the source, {inside}; wanted a folder outside of it")
     files = sources.files(source)
     encoder = tokenizers.load(tokenizer, separator)
     settings = Settings(

@@ -173,7 +173,7 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
     if not path.is_file():
         if name == MANIFEST and path.with_name(UNFINISHED).is_file():
             raise DataError(f"{folder} is not completely prepared; run the same `train.py prepare` again to continue")
-        raise DataError(f"{folder} is no prepared corpus: it has no {name}")
+        raise DataError(f"{folder} is not a prepared corpus: it has no {name}")
     try:
         found = json.loads(path.read_bytes())
         if isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") != 1:
@@ -184,7 +184,9 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{path} is no manifest of ours, or damaged: {where}: {problem['msg']}; prepare the corpus again") from None
+        raise DataError(
+            f"{path} is not a manifest of seqzoo, or damaged: {where}: {problem['msg']}; prepare the corpus again"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged (not JSON: {error}); prepare the corpus again") from None
 
@@ -216,7 +218,9 @@ def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True, alo
             )
     for path in sorted(folder.glob("*.npy")) if alone else ():
         if path.name not in {file.name for file in wanted}:
-            raise DataError(f"{path} is foreign: {folder / MANIFEST} does not name it. Remove it, or prepare the corpus again")
+            raise DataError(
+                f"{path} does not belong to this corpus: {folder / MANIFEST} does not list it. Remove it, or prepare again"
+            )
 
 
 def tokens(folder: str | Path, manifest: Manifest, split: str) -> list[np.ndarray]:
@@ -239,7 +243,7 @@ def _load_mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: 
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no array of numbers: {error}") from None
+        raise DataError(f"{path} is not an array of numbers: {error}") from None
     if array.dtype != wanted or array.shape != (count,):
         raise DataError(f"{path} holds {array.dtype} {list(array.shape)}, wanted {wanted} [{count}]: it belongs to another corpus")
     return array

@@ -216,7 +216,7 @@ class Documents:
                         number += 1
                         yield self._with_text(Document(file, number, b"", row_bytes), value.as_py())
         except pyarrow.ArrowException as error:
-            raise DataError(f"{file.path} is no Parquet file, or damaged: {(str(error).splitlines() or [''])[0]}") from None
+            raise DataError(f"{file.path} is not a Parquet file, or damaged: {(str(error).splitlines() or [''])[0]}") from None
 
     def _with_text(self, document: Document, value: Any) -> Document:
         """The document with the value of the field as its text."""
@@ -224,7 +224,7 @@ class Documents:
             try:
                 value = value.encode()
             except UnicodeEncodeError as error:
-                raise DataError(f"{document.place}: field {self.field!r} is no valid text ({error.reason})") from None
+                raise DataError(f"{document.place}: field {self.field!r} is not valid text ({error.reason})") from None
         if not isinstance(value, bytes):
             raise DataError(f"{document.place}: field {self.field!r} is {_abbreviate(value)}, wanted text")
         return document._replace(text=value)

@@ -82,7 +82,7 @@ class HuggingFace:
         try:
             self._library = Library.from_buffer(contents)
         except ValueError as error:
-            raise DataError(f"{path} is no tokenizer.json that the library tokenizers reads: {error}") from None
+            raise DataError(f"{path} is not a tokenizer.json that the library tokenizers reads: {error}") from None
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True

@@ -1,4 +1,4 @@
-"""The contract of a mixer, and the registry that holds every mixer to it."""
+"""The interface of a mixer, and the registry of mixers."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ register = registry.register
 class Mixer(Layer):
     """A causal map on sequences that carries a state: y, state' = mixer(x, state=state).
 
-    The law: for any split of x along time, running the pieces in turn while passing the state gives the y and the final state of
-    running x whole. `tests/mixers/test_law.py` holds every registered mixer to it, and to causality, packing and precision.
+    The law: for any split of x along time, running the pieces in order while passing the state gives the y and the final state of
+    running x at once. `tests/mixers/test_law.py` checks every registered mixer for this, and for causality, packing and precision.
     """
 
     def __call__(
@@ -35,7 +35,7 @@ class Mixer(Layer):
 
         Args:
           x: [b, t, d_model].
-          state: what went before, from `init_state` or an earlier call; None starts empty and returns no state.
+          state: from `init_state` or an earlier call; None starts empty and returns no state.
           segment_ids: [b, t] int32, the document of each token, 0 for padding; None continues one document.
           positions: [b, t] int32, index inside the own document; None counts on from the state. Mixers without positions ignore it.
           key: PRNG key for dropout and other sampling; None is deterministic.

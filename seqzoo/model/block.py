@@ -52,7 +52,7 @@ class Block(nnx.Module):
     """x + mixer(norm(x)), then x + channel(norm(x)) (pre-norm, Xiong et al. 2020, arXiv:2002.04745).
 
     `norm_position="post"` gives x + norm(mixer(x)); `residual_scale` a gives a x + mixer(norm(x)); `normed_residual` gives
-    n + mixer(n) with n = norm(x), so that nothing passes by a norm. With `channel="none"` the block is its mixer alone.
+    n + mixer(n) with n = norm(x), so that everything passes through a norm. With `channel="none"` the block is its mixer alone.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Block(nnx.Module):
     ) -> tuple[Array, dict[str, Any], BlockState | None]:
         """[b, t, d_model] -> ([b, t, d_model], layer inputs of later blocks, state or None).
 
-        `layer_inputs` holds what mixers hand to later layers beside x (`Mixer.with_layer_inputs`); the rest is as for a mixer.
+        `layer_inputs`: values that mixers pass to later layers besides x (`Mixer.with_layer_inputs`); the rest is as for a mixer.
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         mixer_state, channel_state = (None, None) if state is None else state

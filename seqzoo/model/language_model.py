@@ -35,8 +35,8 @@ class ModelState(NamedTuple):
 class LanguageModel(nnx.Module):
     """Embedding, stack of blocks, norm and head: tokens to logits. `model(tokens, state=...)` obeys the mixers' law.
 
-    Embeddings are drawn from N(0, 1/d_model). So the logits of a tied head start in scale, and the embeddings do not dominate what
-    the blocks add to the residual stream, from which recall over two layers is built.
+    Embeddings are drawn from N(0, 1/d_model). The logits of a tied head then start at a scale of about 1, and the embeddings do not
+    dominate the outputs of the blocks in the residual stream, which recall over two layers needs.
 
     Args:
       vocab_size: number of token ids.

@@ -50,7 +50,7 @@ def matrices(state: nnx.State) -> dict[str, Any]:
     """True for matrices W [..., in, out] that map a block's channels to others by x W, one per head where there are leading axes.
 
     These are the parameters with two or more axes in their own layer, unless marked decay=False; not embeddings, positions and the
-    head, which lie outside the stack of blocks; not the kernels of convolutions nor the coefficients of recurrences, which are per
+    head, which are outside the stack of blocks; not the kernels of convolutions nor the coefficients of recurrences, which are per
     channel.
     """
 

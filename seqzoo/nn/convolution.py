@@ -1,4 +1,4 @@
-"""Short causal convolution, which many recurrent mixers have before their scan."""
+"""Short causal convolution, which many recurrent mixers apply before their recurrence."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,7 +6,7 @@ from jax import Array
 
 
 def complementary(x: Array) -> tuple[Array, Array]:
-    """(sigmoid(x), 1 - sigmoid(x)), with all digits in values and gradients: none of them is a difference.
+    """(sigmoid(x), 1 - sigmoid(x)), without cancellation in values and gradients: neither is computed as a difference.
 
     Args:
       x: [...] float.
@@ -44,7 +44,7 @@ def positive(x: Array) -> Array:
 def normalised_gates(x: Array, y: Array) -> tuple[Array, Array]:
     """(f / (f + i), i / (f + i)) for f = sigmoid(x) and i = sigmoid(y): two gates scaled to add up to one.
 
-    The ratio f / i is taken in logarithms, so that two closed gates, whose quotient would be 0 / 0, are told apart.
+    The ratio f / i is computed from logarithms, so that two gates near 0 give an exact ratio instead of 0 / 0.
 
     Args:
       x, y: [...] float, of one shape.

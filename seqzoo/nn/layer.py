@@ -39,7 +39,7 @@ class Layer(_Declared):
                 self.up = Linear(self.d_model, round(self.expansion * self.d_model), **self.factory_kwargs(rngs))
 
     `Swish(64, expansion=2, rngs=nnx.Rngs(0))` checks the settings, sets them as attributes and calls `setup`.
-    `Swish.Settings(expansion=2)` are the settings alone, for every place where a spec string may stand.
+    `Swish.Settings(expansion=2)` are the settings alone; they can be used wherever a spec string can.
     """
 
     Settings: ClassVar[type[specs.Settings]]

@@ -12,7 +12,7 @@ LOWEST = 0.01  # a learned bound starts no lower; zero is infinitely far from an
 
 
 class LowerBoundedGate(nnx.Module):
-    """f = gamma + (1 - gamma) sigmoid(z), as (log f, 1 - f), neither taken as a difference (Qin et al. 2023, arXiv:2311.04823).
+    """f = gamma + (1 - gamma) sigmoid(z), as (log f, 1 - f), neither computed as a difference (Qin et al. 2023, arXiv:2311.04823).
 
     Args:
       width: of z; there is one gamma per channel.

@@ -1,4 +1,4 @@
-"""Mamba's decay, as gated delta rules have it."""
+"""Decay of Mamba-2 (A_log, dt_bias), also used by gated delta rules."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ def taylor_features(x: Array) -> Array:
 
         phi(x) = [1,  u_i,  u_i^2 / sqrt(2),  u_i u_j (i < j)]        u = x / f^(1/4)
 
-    Each product u_i u_j stands for u_j u_i as well: both halves of u u^T / sqrt(2), in one feature. The published training code
+    Each feature u_i u_j also accounts for u_j u_i: u u^T / sqrt(2) is symmetric. The published training code
     keeps all f^2 products; the inner products are the same.
 
     Args:

@@ -1,4 +1,4 @@
-"""Blends of a token and the one before it, each with shares of its own that depend on the data."""
+"""Data-dependent token shift of RWKV-6: blends of a token and the one before it."""
 
 from typing import Any
 
@@ -42,5 +42,5 @@ class TokenBlend(nnx.Module):
 
 
 def small(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Uniform within 0.01: how RWKV starts the second factor of a low-rank map."""
+    """Uniform within 0.01: RWKV's initialiser of the second factor of a low-rank map."""
     return jax.random.uniform(key, shape, dtype, -0.01, 0.01)

@@ -29,9 +29,9 @@ class EvalSet(NamedTuple):
     name: str
     spec: BatchSpec
     batches: int
-    chance: float | None  # accuracy of a guesser that knows the task but not the example, in [0, 1]; None: nobody could say
+    chance: float | None  # accuracy of a guesser that knows the task but not the example, in [0, 1]; None: not known
     settings: dict[str, Any]  # what sets the evaluation set apart, for tables and plots: {"pairs": 8, "length": 64}
-    bytes_per_target: float | None = None  # of text: how many bytes a target stands for on average
+    bytes_per_target: float | None = None  # of text: average bytes per target
 
 
 class Task(Settings):

@@ -19,7 +19,7 @@ WORD = 2**32 - 1
 
 
 def hashed(*words: Any) -> Any:
-    """A 32-bit hash of integers in [0, 2**32): Python ints, uint32 scalars (traced or not) and arrays of one shape, mixed at will.
+    """A 32-bit hash of integers in [0, 2**32): Python ints, uint32 scalars (traced or not) and arrays of one shape, in any mixture.
 
     Python ints and NumPy's uint32 arrays are hashed on the host and give such; the numbers are the same.
 
@@ -46,8 +46,8 @@ def _wrapped(x):
 def bijection(index: Any, size: int, key: Any) -> Any:
     """A pseudorandom permutation of {0, ..., size - 1} chosen by `key`, evaluated at `index`.
 
-    A Feistel network permutes the next power of two, (l, r) -> (r, l xor f(r)) in halves of unequal width where need be; whoever
-    lands outside walks on along its cycle until inside again, which keeps it a bijection (Black & Rogaway 2002).
+    A Feistel network permutes the next power of two, (l, r) -> (r, l xor f(r)), with halves of unequal width if necessary. An index
+    that lands outside [0, size) is permuted again until it is inside, which keeps the map a bijection (Black & Rogaway 2002).
 
     Args:
       index: in [0, size); a Python int (computed on the host) or a uint32 array (on device, traced or not) with equal results.
@@ -55,7 +55,7 @@ def bijection(index: Any, size: int, key: Any) -> Any:
       key: from `hashed`: a Python int, or on device also a uint32 scalar.
     Returns:
       As `index`.
-    Cost: fewer than two walks on average, independent of size.
+    Cost: fewer than two permutations on average, independent of size.
     """
     bits = (size - 1).bit_length()
     low = bits // 2
@@ -83,7 +83,7 @@ class Epochs:
     """Fixed-size segments: an epoch visits every full batch of every segment exactly once, in an order keyed by (seed, epoch).
 
     Batches never mix segments. Each segment's own order is keyed by (seed, epoch, segment) too; the examples after its last full
-    batch are left out, different ones in each epoch.
+    batch are skipped, different ones in each epoch.
 
     Args:
       sizes: examples of each segment, each at least `batch`.
@@ -126,7 +126,7 @@ class Endless:
     """Segments without end: turns in proportion to `weights`, as even as can be.
 
     The turn at step s is where frac(u + s * golden ratio) falls among the cumulative weights, u from the seed: every stretch of n
-    steps gives each segment its share within O(log n) turns.
+    steps gives each segment its fraction within O(log n) turns.
 
     Args:
       weights: of each segment, positive.

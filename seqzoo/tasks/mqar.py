@@ -37,7 +37,7 @@ class MQAR(Task):
                          targets  .  .  .  .  .  .  7  .  .  .  .  .  8  .
 
     Keys are drawn from {1, ..., V/2 - 1}, values from {V/2, ..., V - 1}, both uniformly without replacement; 0 is the filler. Slots
-    are drawn without replacement with weights i^(power - 1), i = 1, 2, ...: pair j gets the j-th draw. What a batch holds is a pure
+    are drawn without replacement with weights i^(power - 1), i = 1, 2, ...: pair j gets the j-th draw. A batch is a pure
     function of (seed, length, pairs, step); training and evaluation examples come from different keys.
 
     **Several kinds of examples**: `length`, `pairs`, `examples` and `weights` are columns of a table with one row per training
@@ -49,10 +49,10 @@ class MQAR(Task):
     Raises:
       SpecError: a setting outside its range, by name, with the value found and the one wanted.
 
-    The chance level of every evaluation set is 1 / (V/2): a guesser who knows the value alphabet and not the example. (One who
-    answers with any of the values on show reaches 1 / pairs without having learnt which belongs to which key.)
+    The chance level of every evaluation set is 1 / (V/2): guessing among all possible values. (Guessing among the values of the
+    example reaches 1 / pairs, without knowing which value belongs to which key.)
 
-    Cost: O(K^2 + L) time and memory per example, whatever V; no tables are kept.
+    Cost: O(K^2 + L) time and memory per example, independent of V; no tables are kept.
     """
 
     vocab_size: Length = 8192
@@ -148,12 +148,12 @@ class MQAR(Task):
         )
 
     def notes(self) -> tuple[str, ...]:
-        """The examples that an epoch leaves out."""
+        """The examples that an epoch skips."""
         if isinstance(self._order, Endless):
             return ()
         return tuple(
             f"mqar length={shape.length}, pairs={shape.pairs}: {size % self.batch_size} of {size} examples do not fill a batch of "
-            f"{self.batch_size} and are left out, others in each epoch"
+            f"{self.batch_size} and are skipped, different ones in each epoch"
             for shape, size in zip(self._train, self._order.sizes, strict=True)
             if size % self.batch_size
         )

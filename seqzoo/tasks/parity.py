@@ -1,4 +1,4 @@
-"""Parity: whether the ones so far are odd in number, the smallest task that needs a state to be tracked."""
+"""Parity of the bits so far: 1 if the number of ones is odd. The smallest task that needs state tracking."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ class Parity(Task):
         tokens   1  0  1  1  0        targets  1  1  0  1  1
 
     Trained on rows of one length, with every prefix scored, or the last token alone; evaluated on the last token of rows of other
-    lengths, because a model that forgets or that counts up to a bound is right on short ones. A linear recurrence whose transitions
-    have positive eigenvalues cannot do it at all lengths, one with an eigenvalue of -1 can (Grazzi et al. 2024, arXiv:2411.12537).
-    What a batch holds is a pure function of (seed, length, step); training and evaluation examples come from different keys.
+    lengths, because a model that forgets, or that counts up to a bound, is correct on short rows. A linear recurrence whose
+    transitions have only positive eigenvalues cannot compute parity at all lengths; one with an eigenvalue of -1 can (Grazzi et al.
+    2024, arXiv:2411.12537).
+    A batch is a pure function of (seed, length, step); training and evaluation examples come from different keys.
 
     Raises:
       SpecError: a setting outside its range, by name, with the value found and the one wanted.

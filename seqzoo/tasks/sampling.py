@@ -9,7 +9,7 @@ def uniform_without_replacement(key: Array, population: int, count: int) -> Arra
     """`count` distinct members of {0, ..., population - 1}, every ordered choice equally likely.
 
     The first `count` swaps of Fisher and Yates' shuffle a[0..population-1] = identity: at step j swap a[j] with a[r_j],
-    r_j uniform in [j, population). Only swaps are remembered, so nothing of the population's size is made.
+    r_j uniform in [j, population). Only the swaps are stored, so no array has the size of the population.
 
     Args:
       key: PRNG key.
@@ -17,7 +17,7 @@ def uniform_without_replacement(key: Array, population: int, count: int) -> Arra
       count: how many to draw.
     Returns:
       [count] int32, in the order drawn.
-    Cost: O(count^2) time, O(count) memory, whatever the population (4095 choose 64: a sixth of sorting random numbers on CPU).
+    Cost: O(count^2) time, O(count) memory, independent of the population (4095 choose 64: a sixth of a sort, on CPU).
     """
     order = jnp.arange(count, dtype=jnp.int32)
     places = jax.random.randint(key, (count,), order, population, jnp.int32)

@@ -1,4 +1,4 @@
-"""Text: predict the next token of documents, in windows or in streams that go on from batch to batch."""
+"""Text: predict the next token of documents, in windows or in streams that continue from batch to batch."""
 
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -20,17 +20,17 @@ ORDER, PHASE, PHASE_HIGH, DOCUMENTS = range(4)  # what a key is for
 class Text(Task):
     """The next token of a corpus's documents, each of which begins with a separator.
 
-    Documents lie end to end, and the separator after a document, which is its target at the end, is the first token of the next. A
+    Documents are joined end to end. The separator after a document is its last target and the first token of the next document. A
     batch is a pure function of (settings, spec, index), made on the host from files:
 
-    **Windows** (`stream=False`): the training tokens, closed to a ring, are cut into rows of `length` that do not overlap, at
-    places keyed by the epoch, and an epoch shows the rows in a keyed order. What fills no row, and no batch, is left out, something
-    else in each epoch. A row's segment ids count its documents from 1.
+    **Windows** (`stream=False`): the training tokens form a ring that is cut into rows of `length` that do not overlap. The places
+    of the cuts and the order of the rows depend on the epoch. Tokens that do not fill a row or a batch are skipped, different
+    ones in each epoch. A row's segment ids count its documents from 1.
 
-    **Streams** (`stream=True`): the documents, in an order keyed by the epoch, are laid end to end and cut into `batch_size` lanes;
-    batch i holds window i of each lane, so that row r of a batch goes on where row r of the batch before ended. A document keeps
-    its segment id over that border; neighbours have different ones, also where an epoch ends. What does not fill all lanes is left
-    out.
+    **Streams** (`stream=True`): the documents, in an order that depends on the epoch, are joined end to end and cut into
+    `batch_size` lanes. Batch i holds window i of each lane, so that row r of a batch continues where row r of the previous batch
+    ended. A document keeps its segment id over that border; neighbouring documents have different ids, also where an epoch ends.
+    Tokens that do not fill all lanes are skipped.
 
     The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths` that do
     not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths.
@@ -159,11 +159,11 @@ class Text(Task):
         used = self._steps(self.spec(0)) * self.batch_size * self.length
         notes = []
         if self.corpus.skipped:
-            notes.append(f"text: binary files of {', '.join(self.corpus.source)} left out: {self.corpus.skipped}")
+            notes.append(f"text: binary files of {', '.join(self.corpus.source)} skipped: {self.corpus.skipped}")
         if used < train.targets:
             notes.append(
                 f"text: {train.targets - used:,} of {train.targets:,} training tokens do not fill a batch of {self.batch_size} "
-                f"rows of {self.length} and are left out, others in each epoch"
+                f"rows of {self.length} and are skipped, different ones in each epoch"
             )
         if (scored := self._stretches.tokens) < held.targets:
             notes.append(f"text: evaluation is on {scored:,} of {held.targets:,} held-out tokens, spread evenly (eval_tokens)")
@@ -174,7 +174,7 @@ class Text(Task):
 
         Returns:
           "tokens", "targets", "segment_ids", "positions" int32 [r, t] and "weights" float32 [r, t], for the r rows that the slice
-          takes of the batch. In evaluation, what lies beyond the last token has weight 0 and is padding: segment 0.
+          takes of the batch. In evaluation, places after the last token are padding: weight 0, segment 0.
         """
         chosen, index = range(spec.batch)[rows], int(index)
         if spec.split == HELD_OUT:
@@ -293,7 +293,7 @@ class Row(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """The documents of an epoch, end to end."""
+    """The documents of an epoch, joined end to end."""
 
     order: np.ndarray  # [documents] which document comes when
     ends: np.ndarray  # [documents] int64, the token after each, counted from the epoch's first

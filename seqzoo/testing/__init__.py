@@ -1,4 +1,4 @@
-"""The law of mixers as functions: `check_mixer("gla(heads=2)")` holds a mixer to it, one from your own project as well.
+"""The law of mixers as a function: `check_mixer("gla(heads=2)")` checks a mixer, also one from your own project.
 
     from seqzoo.testing import check_mixer
 
@@ -21,14 +21,14 @@ __all__ = ["CHECKS", "RELATIVE", "MixerUnderTest", "assert_close", "check_mixer"
 
 
 def check_mixer(mixer: str | Spec | Settings | type[Mixer], *, d_model: int = 32, seed: int = 0) -> None:
-    """Holds a mixer to the law.
+    """Checks a mixer against the law.
 
     Args:
       mixer: a spec string, typed settings, or a class with its default settings, registered or not.
       d_model: width of the rows.
       seed: of parameters and inputs.
     Raises:
-      AssertionError: what does not hold, with the mixer, the seed, the shape and the errors.
+      AssertionError: a check that fails, with the mixer, the seed, the shape and the errors.
       SpecError: there is no such mixer or setting.
     Cost: three compilations of the mixer, one of them without gradients, and some 40 runs of two rows of 44 tokens: a few seconds.
     """

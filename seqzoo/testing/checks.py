@@ -41,9 +41,9 @@ def check_causality(it: MixerUnderTest) -> None:
 
 
 def check_split(it: MixerUnderTest, cuts: tuple[int, ...] = CUTS) -> None:
-    """Two pieces in turn give the whole: values, final state, and gradients through the state, wherever the cut.
+    """Two pieces, one after the other, give the whole: values, final state, and gradients through the state, at any cut.
 
-    A piece lies at the start or at the end of a padded row; that must make no difference.
+    A piece is at the start or at the end of a padded row; that must make no difference.
     """
     x, dy, dstate = it.inputs(3)
     for cut in cuts:
@@ -98,7 +98,7 @@ def check_state(it: MixerUnderTest) -> None:
 
 
 def check_finite(it: MixerUnderTest) -> None:
-    """Inputs a hundred times too large, and so violent gates, give no NaN, neither do zeros: values, state and gradients."""
+    """Neither inputs a hundred times too large (extreme gates) nor zeros give a NaN: values, state and gradients."""
     x, dy, dstate = it.inputs(6)
     for size in (np.float32(100), np.float32(0)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(it(it.state, size * x, SEGMENT_IDS, dy, dstate)):
@@ -174,5 +174,5 @@ def _pad(tokens, at: int):
 
 
 def _without_padding(run: Run) -> Run:
-    """Outputs mean something at real tokens only."""
+    """Outputs with padding set to zero: only real tokens are compared."""
     return run._replace(y=np.where(REAL, run.y, 0))

@@ -1,8 +1,8 @@
 """Initial parameters taken from another model: `model.init_from`, a run folder or a checkpoint that `seqzoo.convert` reads.
 
 Parameters are matched by name ("stack/scanned/0_gla/mixer/q/w"); two of one name must have the same shape. Of a run, the latest
-checkpoint that loads is read: its parameters, or their running mean (training.ema) if the run kept one. Nothing else is taken over:
-optimizer, step and random keys start fresh.
+checkpoint that loads is read: its parameters, or their moving average (training.ema) if the run kept one. Nothing else is read:
+optimizer, step and random keys start as in a new run.
 """
 
 import json
@@ -42,7 +42,9 @@ class Source(NamedTuple):
     path: Path
     shapes: Shapes
     settings: dict[str, Any]  # of the section `model`, as JSON has them
-    key: str | None = None  # where the parameters lie in a run's state: "params" or "ema"; None: a checkpoint of another project
+    key: str | None = (
+        None  # the part of a run's state that holds the parameters: "params" or "ema"; None: a checkpoint of another project
+    )
 
 
 class Report(NamedTuple):
@@ -51,8 +53,8 @@ class Report(NamedTuple):
     path: str
     step: int | None  # of the run's checkpoint
     loaded: list[str]
-    not_loaded: list[str]  # parameters of this model that the other has not: they keep their own initial values
-    unused: list[str]  # parameters of the other model that this one has not
+    not_loaded: list[str]  # parameters that only this model has: they keep their random initial values
+    unused: list[str]  # parameters that only the other model has
     other_settings: dict[str, tuple[Any, Any]]  # {setting: (there, here)}: settings that change what equal parameters compute
 
     def lines(self) -> list[str]:
@@ -102,7 +104,7 @@ def _open(path: Path) -> Source:
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     if isinstance(found, dict) and "model_type" in found:
         return _open_checkpoint(path)
     if isinstance(found, dict) and "axes" in found:
@@ -132,7 +134,7 @@ def _open_run(path: Path, settings: dict[str, Any]) -> Source:
             key = "ema" if "ema" in held else "params"
             shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), held[key], is_leaf=lambda leaf: hasattr(leaf, "shape"))
             return Source(path, _flat(shapes), settings, key)
-        except Exception as error:  # whatever Orbax raises, this one cannot be read
+        except Exception as error:  # Orbax raises many types of error; each means that this checkpoint cannot be read
             problem = f"checkpoint {step} does not load: {error_reason(error)}"
     raise ValueError(f"{problem}; wanted a run that has saved a checkpoint")
 

@@ -121,7 +121,7 @@ class _Loop:
                 with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
         except WriteError as error:
-            again = f"when that is mended, continue with: train.py resume {self.folder}"
+            again = f"after fixing this, continue with: train.py resume {self.folder}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
 
     def begin(self) -> State:

@@ -1,4 +1,4 @@
-"""Cross-entropy after the head, chunked over time, so that logits [b, t, vocab] are never held whole."""
+"""Cross-entropy after the head, chunked over time, so that the logits [b, t, vocab] are never all in memory."""
 
 from collections.abc import Callable
 from typing import NamedTuple

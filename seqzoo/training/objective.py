@@ -9,7 +9,7 @@ Evaluation = Mapping[str, Mapping[str, Any]]  # {eval set: its numbers}
 
 
 class Objective(NamedTuple):
-    """One number of an evaluation that says how good it is."""
+    """One number of an evaluation by which results are compared."""
 
     name: str  # among an evaluation's numbers
     higher: bool  # more is better

@@ -142,11 +142,11 @@ def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("evl", "runs/a"), "'evl' is no command and no config file. Did you mean 'eval'?"),
+        (("evl", "runs/a"), "'evl' is neither a command nor a config file. Did you mean 'eval'?"),
         (("configs/none.py",), "there is no config file configs/none.py"),
         (("eval",), "eval needs a run folder"),
-        (("eval", "runs/none"), "runs/none is no run folder"),
-        (("resume", "runs/none"), "runs/none is no run folder"),
+        (("eval", "runs/none"), "runs/none is not a run folder"),
+        (("resume", "runs/none"), "runs/none is not a run folder"),
         (("--distributed", "here"), "--distributed is 'here'; wanted off, auto, or ADDRESS:PORT/COUNT/INDEX"),
         (("--distributed=10.0.0.1:1234/2/2",), "with INDEX from 0 to COUNT - 1"),
     ],

@@ -146,7 +146,7 @@ def test_the_command_inspects_runs_and_config_files(run, tmp_path, capsys, monke
     ("words", "says"),
     [
         ((), "inspect needs a run folder"),
-        (("runs/none",), "runs/none is no run folder"),
+        (("runs/none",), "runs/none is not a run folder"),
         (("none.py",), "there is no config file none.py"),
         (("runs/none", "--model.depth", "3"), "takes one run folder and no settings, found --model.depth 3"),
     ],

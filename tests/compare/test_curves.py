@@ -126,7 +126,7 @@ def test_the_command_writes_the_picture_it_names(runs, tmp_path, monkeypatch, ca
     ("words", "code", "says"),
     [
         (["one", "--metric", "los"], 2, "Did you mean 'loss'?"),
-        (["none"], 2, "none is no run folder"),
+        (["none"], 2, "none is not a run folder"),
         ([], 2, "plot needs run folders"),
         (["one", "--out", "nowhere/a.png"], 1, "cannot write nowhere/a.png"),
     ],

@@ -88,7 +88,7 @@ def test_an_untied_head_is_filled(tmp_path):
     ("changes", "message"),
     [
         ({FIRST + "D": None}, r"does not fit its config.json:\s+backbone.layers.0.mixer.D is missing$"),
-        ({"backbone.extra": np.ones(3, np.float32)}, "backbone.extra is left over: no parameter is made of it"),
+        ({"backbone.extra": np.ones(3, np.float32)}, "backbone.extra is unused: no parameter is made from it"),
         (
             {FIRST + "x_proj.weight": np.ones((20, 32), np.float32)},
             r"x_proj.weight has shape \(20, 32\), which makes mixer.select.w \(32, 20\); wanted \(32, 19\)$",
@@ -98,7 +98,7 @@ def test_an_untied_head_is_filled(tmp_path):
             r"in_proj.weight has shape \(63, 16\): wanted 32 \+ 32 = 64",
         ),
         ({FIRST + "conv1d.weight": np.ones(3, np.float32)}, r"conv1d.weight has shape \(3,\): "),
-        ({FIRST + "A_log": None, "left": np.ones(2, np.float32)}, r"A_log is missing\s+left is left over"),
+        ({FIRST + "A_log": None, "left": np.ones(2, np.float32)}, r"A_log is missing\s+left is unused"),
     ],
 )
 def test_tensors_that_do_not_fit_are_listed(tmp_path, changes, message):
@@ -169,7 +169,7 @@ def test_every_parameter_of_an_architecture_has_its_rule(tmp_path, monkeypatch, 
     monkeypatch.setattr(loader, "SHOWN", 1000)
     with pytest.raises(convert.ConvertError, match="is missing") as error:
         convert.load(write(tmp_path, {}, ARCHITECTURES[model_type] | {"model_type": model_type}))
-    assert "filled by no tensor" not in str(error.value)
+    assert "not filled by any tensor" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_what_is_not_there_is_named(folder, tmp_path):
     with pytest.raises(convert.ConvertError, match=r"model.safetensors does not exist; pytorch_model.bin must be converted"):
         convert.load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(convert.ConvertError, match=r"config.json is no JSON"):
+    with pytest.raises(convert.ConvertError, match=r"config.json is not valid JSON"):
         convert.load(folder)
 
 

@@ -121,13 +121,13 @@ def test_a_tensor_with_two_names_is_taken_under_either(tmp_path, monkeypatch, he
     norm = {f"model.layers.2.{held}.weight": np.ones(16, np.float32)}
     with pytest.raises(convert.ConvertError, match=r"layers.2.post_feedforward_layernorm.weight is missing") as error:
         convert.load(write(tmp_path, norm, OLMO))
-    assert "layers.2.post_attention_layernorm" not in str(error.value) and "left over" not in str(error.value)
+    assert "layers.2.post_attention_layernorm" not in str(error.value) and "is unused" not in str(error.value)
 
 
 def test_a_tensor_under_both_its_names_is_left_over(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "SHOWN", 1000)
     both = {f"model.layers.2.{name}.weight": np.ones(16, np.float32) for name in NORMS}
-    with pytest.raises(convert.ConvertError, match=r"layers.2.feedforward_layer_norm.weight is left over"):
+    with pytest.raises(convert.ConvertError, match=r"layers.2.feedforward_layer_norm.weight is unused"):
         convert.load(write(tmp_path, both, OLMO))
 
 

@@ -191,7 +191,7 @@ def test_folders_that_hold_something_else_are_refused(source, tmp_path):
     (other / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="other is not empty and holds no corpus"):
         data.prepare(source, other, **SETTINGS)
-    with pytest.raises(DataError, match="lies in the source"):
+    with pytest.raises(DataError, match="is inside the source"):
         data.prepare(source, f"{source}/corpus", **SETTINGS)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file is a file; wanted a folder"):
@@ -275,11 +275,11 @@ def damage_schema(out, other):
         (damage_longer, r"train-00001\.tokens\.npy is too long: \d+ bytes, wanted \d+"),
         (damage_changed, r"train-00001\.tokens\.npy is not what was prepared: its SHA-256 is \w+, wanted \w+"),
         (damage_starts, r"held_out-00001\.starts\.npy is not what was prepared"),
-        (damage_foreign, r"train-00099\.tokens\.npy is foreign: .*manifest\.json does not name it"),
+        (damage_foreign, r"train-00099\.tokens\.npy does not belong to this corpus: .*manifest\.json does not list it"),
         (damage_swapped, r"train-00001\.tokens\.npy is not what was prepared"),
         (damage_manifest, r"manifest\.json is damaged \(not JSON"),
         (damage_version, r"manifest\.json has version 2, wanted 1"),
-        (damage_schema, r"manifest\.json is no manifest of ours, or damaged: owner: Extra"),
+        (damage_schema, r"manifest\.json is not a manifest of seqzoo, or damaged: owner: Extra"),
     ],
 )
 def test_a_damaged_corpus_is_refused_by_name(folder, prepared, tmp_path, damage, says):

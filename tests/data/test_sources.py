@@ -93,7 +93,7 @@ def test_a_row_of_parquet_is_a_document(tmp_path):
             (f"{name}.parquet", number, text.encode()) for number, text in enumerate(texts, 1)
         ]
     (tmp_path / "d.parquet").write_text("PAR1 this is none")
-    with pytest.raises(DataError, match=r"d\.parquet is no Parquet file, or damaged"):
+    with pytest.raises(DataError, match=r"d\.parquet is not a Parquet file, or damaged"):
         documents(f"{tmp_path}/d.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: no field is called 'txt'. Did you mean 'text'\? Fields: id, text"):
         documents(f"{tmp_path}/a.parquet", field="txt")
@@ -111,7 +111,7 @@ def test_a_row_of_parquet_is_a_document(tmp_path):
         ('["a"]', r"line 2: wanted an object with the field 'text', found \[\"a\"\]"),
         ('{"txt": "a", "id": 1}', r"line 2: no field is called 'text'. Did you mean 'txt'\? Fields: txt, id; `field` chooses"),
         ('{"text": null}', "line 2: field 'text' is null, wanted text"),
-        ('{"text": "\\ud800"}', "line 2: field 'text' is no valid text"),
+        ('{"text": "\\ud800"}', "line 2: field 'text' is not valid text"),
         (b'{"text": "\xff"}', "line 2: not JSON"),
     ],
 )

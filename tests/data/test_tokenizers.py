@@ -57,7 +57,7 @@ def test_a_file_that_is_no_tokenizer_or_has_no_separator_is_refused_by_name(toke
     with pytest.raises(DataError, match="separator='x' with the tokenizer 'bytes'"):
         load("bytes", "x")
     (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(DataError, match=r"t\.json is no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"t\.json is not a tokenizer\.json"):
         load(str(tmp_path / "t.json"))
 
 

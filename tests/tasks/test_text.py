@@ -270,8 +270,8 @@ def test_what_is_left_out_is_said(tmp_path):
     train, held = (10 * task.describe()[split]["documents"] for split in ("train", "held_out"))
     left = train - train // 7 // 4 * 28
     assert task.notes() == (
-        f"text: binary files of {tmp_path} left out: 1",
-        f"text: {left} of {train} training tokens do not fill a batch of 4 rows of 7 and are left out, others in each epoch",
+        f"text: binary files of {tmp_path} skipped: 1",
+        f"text: {left} of {train} training tokens do not fill a batch of 4 rows of 7 and are skipped, different ones in each epoch",
         f"text: evaluation is on 14 of {held} held-out tokens, spread evenly (eval_tokens)",
     )
     (tmp_path / "a.bin").unlink()

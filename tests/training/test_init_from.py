@@ -161,7 +161,7 @@ def test_other_shapes_are_refused_by_name_before_anything_is_written(source, mam
     ("content", "says"),
     [
         (None, "config.json does not exist; wanted a run folder, or a checkpoint folder that seqzoo.convert reads"),
-        ("{", "config.json is no JSON"),
+        ("{", "config.json is not valid JSON"),
         ("[]", "config.json is neither that of a run nor that of a checkpoint"),
         ('{"axes": {}}', "holds a comparison; wanted one of its runs: there is none yet"),
         ('{"model_type": "mambo"}', "model_type='mambo' is not supported.* Did you mean 'mamba'"),

@@ -1,1 +1,1 @@
-"""Attention mixers: a score for every pair of tokens, and a KV cache; they stand on `seqzoo.kernels.attention`."""
+"""Attention mixers: a score for every pair of tokens, and a KV cache; they use `seqzoo.kernels.attention`."""

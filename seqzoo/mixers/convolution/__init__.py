@@ -1,1 +1,1 @@
-"""Convolution mixers, which see a few tokens back; they stand on `seqzoo.kernels.convolution`."""
+"""Convolution mixers, which see the last few tokens; they use `seqzoo.kernels.convolution`."""

@@ -1,1 +1,1 @@
-"""Mixers with a delta rule: a matrix-valued state that replaces what a key finds instead of adding to it."""
+"""Mixers with a delta rule: a matrix-valued state in which a token replaces the value stored under its key."""

@@ -1,4 +1,4 @@
-"""Comba: a gated delta rule that removes only a part of what a key finds, and queries with corrected queries."""
+"""Comba: a gated delta rule that removes a learned fraction of the value stored under a key, and corrects queries."""
 
 from typing import Literal
 

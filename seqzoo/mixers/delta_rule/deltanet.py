@@ -1,4 +1,4 @@
-"""DeltaNet: a matrix-valued state that replaces what a key finds instead of adding to it."""
+"""DeltaNet: a matrix-valued state in which a token replaces the value stored under its key."""
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import DeltaRuleMixer
@@ -12,7 +12,7 @@ class DeltaNet(DeltaRuleMixer):
         S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T        beta_t = sigmoid(W_b x_t)
         y_t = W_o rmsnorm(k^-0.5 S_t^T q_t)        q, k, v = silu(conv(W x)), q and k over their lengths
 
-    Use it where facts are overwritten: a key's old value goes when a new one comes. It forgets nothing else. It is gradient descent
+    Use it where facts are overwritten: a new value of a key replaces the old one. It forgets nothing else. It is gradient descent
     on |S^T k - v|^2 / 2, one step of size beta per token: TTT-Linear (Sun et al. 2024, arXiv:2407.04620) without its norm.
 
     Raises:

@@ -33,7 +33,7 @@ class Aaren(MatrixStateMixer):
         o_t = sum_{j <= t} softmax_j(s_1 .. s_t) v_j        y = W_o [o of all heads]
 
     step by step with a running maximum m_t = max(m_{t-1}, s_t): numerator and denominator decay by exp(m_{t-1} - m_t). Use it where
-    a summary of the past is wanted: scores do not depend on the reading token, so one layer cannot look up what a token asks for.
+    a summary of the past is wanted: scores do not depend on the reading token, so one layer cannot look up a key.
 
     Raises:
       ValueError: heads does not divide d_model.

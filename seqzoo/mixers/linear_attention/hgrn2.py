@@ -28,7 +28,7 @@ class HGRN2(MatrixStateMixer):
     Cost: time O(t d^2); state 4 d^2 / heads bytes per row, independent of t.
     Paper and flash-linear-attention learn one table of bounds for all layers, the sum over layers 1 to i of a softmax over layers:
     exactly zero in layer 0, never falling with depth. A layer here owns its bound, which starts where the table starts (all logits
-    equal: i / count). Initial weights are the framework's (uniform within 1 / sqrt(fan_in)), our choice. The factor k^-0.5, that
+    equal: i / count). Initial weights are PyTorch's default (uniform within 1 / sqrt(fan_in)), our choice. The factor k^-0.5, that
     library's, matters only relative to the norm's 1e-5.
     """
 

@@ -1,4 +1,4 @@
-"""Normalised attention: linear attention whose divisor is not summed up but computed from the token that reads."""
+"""Normalised attention: linear attention with a divisor that is computed from the query token, not summed over keys."""
 
 from typing import Literal
 

@@ -31,7 +31,7 @@ class SimpleGatedLinearAttention(LinearAttentionMixer):
     Raises:
       ValueError: heads does not divide the widths.
     Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and conv_size - 1 inputs per row, independent of t.
-    Settings and the framework's initial weights (uniform within 1 / sqrt(fan_in)) are that layer's.
+    Settings and initial weights (uniform within 1 / sqrt(fan_in), the default of PyTorch) are those of that layer.
     """
 
     expand_k: Expansion = 1.0

@@ -1,1 +1,1 @@
-"""Recurrent mixers: gated hidden units that decay elementwise; they stand on `seqzoo.kernels.linear_recurrence`."""
+"""Recurrent mixers: gated hidden units that decay elementwise; they use `seqzoo.kernels.linear_recurrence`."""

@@ -18,7 +18,7 @@ class MinLSTM(MinimalMixer):
     Raises:
       ValueError: expand leaves no hidden unit.
     Cost: time O(t d e); state 4 e bytes per row, independent of t.
-    What is the paper's, what the public code's and what our choice, is as for minGRU.
+    The differences between paper, public code and this code are those of minGRU.
     """
 
     gate_count = 2

@@ -18,7 +18,7 @@ class QLSTM(RecurrentBlockMixer):
         h_t = a_t * h_{t-1} + sigmoid(i_t) * u_t        y_t = W_out [gelu(W_y x_t) * sigmoid(o_t) * h_t]
 
     with a_t = sigmoid(-f_t)^max(alpha, 0), the reversed sigmoid, or sigmoid(f_t). Use it as the plain gated recurrence to compare
-    state-space models with: it has a gate for forgetting and one for writing, theirs are coupled.
+    state-space models with: its gates for forgetting and writing are separate, theirs are coupled.
 
     Raises:
       ValueError: expand leaves no hidden unit.

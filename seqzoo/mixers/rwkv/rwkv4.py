@@ -33,7 +33,7 @@ class RWKV4(Mixer):
         y_t = W_o [sigmoid(r_t) * wkv_t]        w = -exp(time_decay)
 
     per channel: an average of values, in which the present one has a bonus u. Use it as the baseline of recurrences that attend, in
-    a stack with the channel mixer `rwkv`; what it recalls does not depend on who asks.
+    a stack with the channel mixer `rwkv`. The weights of past tokens do not depend on the token that reads them.
 
     Cost: time O(t d^2), all of it projections; state 16 d bytes per row, independent of t.
     Both sums are recurrences held over exp(m_t), m_t = max(m_{t-1} + w, k_t), so that keys of any size stay in range; wkv_t reads

@@ -29,7 +29,7 @@ class LRU(TimeInvariantMixer):
         y_t = Re(C h_t) + D * x_t
 
     with h, lambda in C^n, B and C complex matrices, and nu, theta, g, D real vectors. Use it for long smooth signals: it is linear
-    and forgets at fixed rates, so whatever depends on content must come from the channel mixers between such layers.
+    and forgets at fixed rates, so only the channel mixers between such layers can depend on the content.
 
     Raises:
       ValueError: radii out of order.

@@ -1,4 +1,4 @@
-"""S4D: a diagonal state-space model per channel, whose states ring at frequencies that HiPPO suggests."""
+"""S4D: a diagonal state-space model per channel, whose states oscillate at frequencies derived from HiPPO."""
 
 import math
 from typing import Literal
@@ -29,7 +29,7 @@ class S4D(TimeInvariantMixer):
         u_t = gelu(2 Re(C^T h_t) + D x_t)        y_t = (W u_t + b) * sigmoid(V u_t + c)
 
     for each channel of x, with h, A, C in C^(n/2), one of each of n / 2 conjugate pairs, dt and D numbers. Use it for long smooth
-    signals: its states span 1 / dt tokens and more, but forget at fixed rates, whatever the content.
+    signals: its states span 1 / dt tokens and more, but forget at fixed rates, independent of the content.
 
     Raises:
       ValueError: state odd; dt_min and dt_max out of order.

@@ -1,19 +1,19 @@
-"""Gradient accumulation: micro-batches to save memory, and updates that are made of several batches.
+"""Gradient accumulation: micro-batches to save memory, and updates from several batches.
 
                       training.micro_batches=k               optimizer.accumulate_steps=k
-    does              cuts each batch into k parts           makes one update of k consecutive batches
-    for               memory: activations of one part        a larger batch than the task's, constant or growing
+    does              splits each batch into k parts         makes one update from k consecutive batches
+    purpose           less memory: activations of one part   a larger batch than the task's, constant or growing
     update            of the whole batch, at every step      of all k batches at once, at the step of the last one
     weights           scored tokens, over the whole batch    scored tokens, over the k batches
-    steps             as without                             still one batch each: data, schedules and evaluations as without
-    memory costs      a float32 gradient during the step     a float32 gradient in the optimizer's state
+    steps             unchanged                              one batch each: data, schedules and evaluations are unchanged
+    extra memory      a float32 gradient during the step     a float32 gradient in the optimizer state
 
-Both give the gradient of all their tokens at once, however the scored tokens are distributed. They can be combined.
+Both compute the gradient of all their tokens as if in one batch, however the scored tokens are distributed. They can be combined.
 
-Why not `optax.MultiSteps`: it gives every batch the same weight, whereas batches of packed documents have different numbers of
-scored tokens; its schedule counts updates, whereas the batch size of a run changes at given steps; it keeps no variance, which the
-norm test needs; and it computes the inner update at every batch and selects, whereas `lax.cond` here does it only when an update is
-due.
+`optax.MultiSteps` is not used: it gives every batch the same weight, although batches of packed documents have different numbers of
+scored tokens; its schedule counts updates, although the batch size of a run changes at given steps; it keeps no variance, which the
+norm test needs; and it computes the inner update at every batch and discards most results, where `lax.cond` here computes it only
+when an update is due.
 """
 
 import re
@@ -116,9 +116,9 @@ def accumulate_gradients(inner: optax.GradientTransformation, steps: AccumulateS
 
         mean   sum_i w_i g_i / sum_i w_i      w_i the batch's weight: the gradient of all batches as one
 
-    A batch without weight is not counted. `inner` runs once per update, so that its moments, weight decay and noise go by updates.
-    How many batches an update takes is decided at its first: by the schedule, or by the norm test. The latter wants the variance of
-    the mean to be at most threshold^2 of its squared norm, and after an update of k batches takes for the next one
+    A batch without weight is not counted. `inner` runs once per update, so its moments, weight decay and noise count updates. The
+    number of batches of an update is decided at its first batch: by the schedule, or by the norm test. The norm test keeps the
+    variance of the mean at or below threshold^2 of its squared norm; after an update of k batches, the next one takes
 
         b'     ceil( V / (threshold^2 |mean|^2) )
         V      k / (sum_i w_i) * sum_i w_i |g_i - mean|^2 / (k - 1)
@@ -128,9 +128,9 @@ def accumulate_gradients(inner: optax.GradientTransformation, steps: AccumulateS
     batches. With fewer than two there is no estimate. b' is rounded up to a power of two, never falls, and is at most max_steps. As
     |mean|^2 contains noise of V / k, b' is hardly ever above k / threshold^2.
 
-    `update(..., weight=w, step=n)`: the batch's weight, and the step of the run, by which the schedule goes. The mean is taken by
+    `update(..., weight=w, step=n)`: the batch's weight, and the step of the run, for the schedule. The mean is computed by
     Welford's recurrence, whose sum of squares loses no digits by subtraction, and which returns the gradient of a single batch
-    unchanged. Whether an update is made is a branch, `jax.lax.cond`: a batch without one costs none of inner's work.
+    unchanged. `jax.lax.cond` decides if an update is made: a batch without an update costs none of inner's work.
 
     State: 4 bytes per parameter for the mean, in addition to inner's. Cost of a batch without an update: one pass over its
       gradient. Inside `skip_nonfinite`, which selects between two states, a step holds both for a while: 8 bytes per parameter with

@@ -17,7 +17,7 @@ def make_optimizer(
 
         g      the gradient, or the mean of those of accumulate_steps batches; over its global norm / clip_norm if that is above 1
         g      + N(0, noise / (1 + step)^noise_decay) on every number (Neelakantan et al. 2015, arXiv:1511.06807); after the
-               clipping, because else the noise of many parameters would be all that is left of a gradient
+               clipping, because otherwise the clipped gradient of a large model would be nearly all noise
         u      rule(g), weight decay included
         w      w - learning_rate(step) * u
 
@@ -27,9 +27,9 @@ def make_optimizer(
     With skip_limit all of it is inside `skip_nonfinite`, except the learning rate, which follows the steps of the run. The noise of
     a skipped step is drawn again for the next one.
 
-    With gradient accumulation a skipped batch is not part of any update. Skipping and learning rate go by steps, that is by
-    batches; clipping, noise, moments and weight decay by updates. An update has the learning rate of the step it is made at, and no
-    larger one for being of more batches.
+    With gradient accumulation a skipped batch is not part of any update. Skipping and learning rate count steps, that is batches;
+    clipping, noise, moments and weight decay act once per update. An update has the learning rate of the step at which it is made,
+    which does not grow with the number of batches.
 
     Args:
       settings: the section `optimizer`.

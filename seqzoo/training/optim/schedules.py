@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the learning rate at each step, a linear warm-up from 0 and then what the schedule says.
+"""Learning-rate schedules: the learning rate at each step, a linear warm-up from 0, then the schedule.
 
 Each schedule is a class with its settings, chosen by a spec string, `optimizer.schedule="cosine(warmup_steps=50)"`:
 

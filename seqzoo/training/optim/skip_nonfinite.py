@@ -25,7 +25,7 @@ def skip_nonfinite(inner: optax.GradientTransformation, spikes: float | None = N
 
     With `spikes`, so does a step whose gradient norm is above `spikes` times the mean norm of the last accepted steps, about MEMORY
     of them: norm += (norm_t - norm) / min(accepted, MEMORY). The mean is over accepted steps only, so that no spike raises the
-    limit for the next; a norm that has grown for good is skipped until the run is stopped (optimizer.skip_limit). It is the
+    limit for the next; if the norm has grown permanently, steps are skipped until the run stops (optimizer.skip_limit). It is the
     arithmetic mean and not that of logarithms, as steps without any loss have norm 0. Nothing is a spike before MEMORY steps were
     accepted: norms fall steeply at the start.
 

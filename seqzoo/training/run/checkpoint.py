@@ -83,7 +83,7 @@ class Checkpoints:
         step = int(state["step"])
         path = self.folder / str(step)
         if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run folder
-            raise WriteError(f"cannot write {path}: {self.folder} is no folder any more")
+            raise WriteError(f"cannot write {path}: {self.folder} is not a folder any more")
         self._saving = path
         self._or_write_error(lambda: self._checkpointer.save(path, state))
         self.latest = step

@@ -1,6 +1,6 @@
 """Wall time of a run by phase, and throughput of its steps.
 
-After big_vision's Chrono (Beyer et al., 2022): all time belongs to a phase, so that nothing slow hides between phases.
+After big_vision's Chrono (Beyer et al., 2022): all time belongs to a phase, so that no time is missing from the report.
 """
 
 import contextlib

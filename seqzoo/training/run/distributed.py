@@ -29,7 +29,7 @@ def initialise(how: str) -> None:
 
     Args:
       how: "off": this process is alone. "auto": settings of the cluster (`jax.distributed.initialize()`). Else
-        ADDRESS:PORT/COUNT/INDEX: where process 0 listens, how many processes there are, and which one this is.
+        ADDRESS:PORT/COUNT/INDEX: address of process 0, number of processes, index of this one.
     Raises:
       ValueError: another value.
     """

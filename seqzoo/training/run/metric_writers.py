@@ -1,8 +1,7 @@
 """Copies of metrics.jsonl for other tools: TensorBoard and Weights & Biases, if `run.log` names them.
 
-metrics.jsonl is the record. A resumed run drops the lines of steps that it will do again, and each copy follows in its own way:
-TensorBoard's file is written anew from the record; Weights & Biases, where nothing can be taken back, is not given a step twice, as
-one done again gives the same numbers.
+metrics.jsonl is the record. A resumed run drops the lines of steps that it will repeat. TensorBoard's file is then written again
+from the record. Weights & Biases cannot delete lines, so a repeated step is not sent again; its numbers would be the same.
 """
 
 import importlib.util
@@ -32,7 +31,7 @@ class MetricWriter(Protocol):
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises ValueError if the package that a sink needs is not installed, naming the extra that brings it. Imports nothing."""
+    """Raises ValueError if the package that a copy needs is not installed; names the extra that installs it. Imports nothing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(

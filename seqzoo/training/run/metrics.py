@@ -1,6 +1,6 @@
 """The metrics of a run: metrics.jsonl, one JSON object per line, copies of it for other tools, and summary.json made from it.
 
-metrics.jsonl is the record; a resumed run drops the lines of steps that it will do again, and sums up all of itself from the rest.
+metrics.jsonl is the record. A resumed run drops the lines of steps that it will repeat; its summary covers all remaining lines.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def read(path: Path) -> list[Line]:
 
 
 class MetricsFile:
-    """metrics.jsonl of a run that stands at `step`: lines of later steps, which a resumed run will write again, are dropped.
+    """metrics.jsonl of a run at `step`: lines of later steps, which a resumed run will write again, are dropped.
 
     So is an evaluation that lacks one of `eval_sets`: a full disk may have taken only its first lines.
     """
@@ -58,12 +58,12 @@ class MetricsFile:
 
 
 class MetricsLog:
-    """metrics.jsonl of a run that stands at `step` together with its copies: takes lines and passes them to all, until `close`.
+    """metrics.jsonl of a run at `step` together with its copies: takes lines and passes them to all, until `close`.
 
     Args:
       folder: of the run.
       experiment: what is run; `run.log` names the copies.
-      step: where it stands.
+      step: the last step of the run so far.
       eval_sets: names of its evaluation sets.
     """
 
@@ -97,7 +97,7 @@ class MetricsLog:
 
 
 class Metrics:
-    """The metrics and the summary of a run that stands at `step`. All processes make the same calls; process 0 writes."""
+    """The metrics and the summary of a run at `step`. All processes make the same calls; process 0 writes."""
 
     def __init__(self, setup: TrainSetup, folder: Path, step: int):
         self.setup = setup
@@ -121,11 +121,11 @@ class Metrics:
         return distributed.from_main_process(lambda: ACCURACY.mean(self._evaluations()[step]))
 
     def best(self) -> int | None:
-        """The step of the best evaluation so far, the first of several alike; None before the first."""
+        """The step of the best evaluation so far, the first of equal ones; None before the first."""
         return distributed.from_main_process(lambda: _best(self._evaluations()))
 
     def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
-        """Writes summary.json from what metrics.jsonl says, so that a resumed run sums up all of itself."""
+        """Writes summary.json from metrics.jsonl, so that the summary of a resumed run covers all of its steps."""
         return distributed.from_main_process(lambda: self._summarise(finished, step, tokens_per_second, more))
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ def finished_summary(folder: Path, steps: int) -> dict[str, Any] | None:
 
 
 def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
-    """The step of the best evaluation, by its mean over evaluation sets; the first of several alike."""
+    """The step of the best evaluation, by its mean over evaluation sets; the first of equal ones."""
     objective = objective_of(by_step.values())
     return max(by_step, key=lambda step: objective.sort_key(objective.mean(by_step[step])), default=None)
 

@@ -124,7 +124,7 @@ def load_config(folder: str | Path) -> config.Config:
     if not path.is_file():
         inside = sorted(str(p.parent) for p in Path(folder).glob("*/config.json"))
         hint = f" Runs inside it: {', '.join(inside)}" if inside else ""
-        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json.{hint}")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json.{hint}")
     return config.load_json(path)
 
 
@@ -145,7 +145,7 @@ def environment() -> dict[str, Any]:
 def git_revision() -> dict[str, Any] | None:
     """The commit of the checkout that the code runs from, and whether files differ from it; None without checkout or commit."""
     root = Path(seqzoo.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # an installed copy may lie inside somebody else's repository
+    if not (root / ".git").exists():  # an installed copy may be inside the repository of another project
         return None
 
     def git(*words):

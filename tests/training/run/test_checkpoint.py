@@ -129,7 +129,7 @@ def test_what_ended_the_context_is_told_beside_a_save_that_failed(tmp_path, stat
 
 
 def test_a_folder_that_went_away_is_told_and_not_made_again(tmp_path, state_at):
-    with pytest.raises(WriteError, match="is no folder any more"), Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    with pytest.raises(WriteError, match="is not a folder any more"), Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.resume(abstract(state_at(1)), print)
         (tmp_path / "run").rename(tmp_path / "moved")
         checkpoints.save(state_at(1))

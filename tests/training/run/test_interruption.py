@@ -138,7 +138,7 @@ OBSTACLES = {
         lambda folder: full_disk(folder, (folder / "metrics.jsonl").stat().st_size + 20),
         "metrics.jsonl: File too large",
     ),
-    "no folder for checkpoints": (lambda folder: file_in_place(folder / "checkpoints"), "checkpoints is no folder any more"),
+    "no folder for checkpoints": (lambda folder: file_in_place(folder / "checkpoints"), "checkpoints is not a folder any more"),
     "no file for the summary": (lambda folder: folder_in_place(folder / "summary.json"), "summary.json: Is a directory"),
     "run folder gone": (gone, "metrics.jsonl: No such file or directory"),
 }
