@@ -17,7 +17,8 @@ class Choice(NamedTuple):
     backward: str  # with gradients: its forward pass, too
 
 
-Measured = Mapping[str, Mapping[str, Mapping[tuple[int, ...], tuple[str, str]]]]  # platform, kind, sizes: the fastest
+Times = Mapping[str, float | None]  # milliseconds by implementation; None: faster than the others, but the time is not recorded
+TuningTable = Mapping[str, Mapping[str, Mapping[tuple[int, ...], Mapping[str, Times]]]]  # by platform, kind, sizes and pass
 
 _log: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("seqzoo_log", default=None)
 
@@ -60,18 +61,26 @@ def on_cpu() -> bool:
     return platform() == "cpu"
 
 
-def fastest(measured: Measured, kind: str, sizes: Sequence[int], otherwise: str) -> Choice:
+def fastest(table: TuningTable, kind: str, sizes: Sequence[int], otherwise: str) -> Choice:
     """The fastest implementations on this platform at the nearest measured sizes (by their ratios); `otherwise` if none is known.
 
     Args:
-      measured: the op's table, written by `python -m benchmarks.choose`.
-      kind: a key of the table, for what matters beside sizes.
+      table: the op's tuning table, written by `python -m benchmarks.tune`.
+      kind: a key of the table: the variant of the op.
       sizes: in the order of the table.
+      otherwise: the implementation for a platform or kind that the table does not have.
     """
-    times = measured.get(platform(), {}).get(kind)
-    if not times:
+    measured = table.get(platform(), {}).get(kind)
+    if not measured:
         return Choice(otherwise, otherwise)
-    return Choice(*times[min(times, key=lambda known: sum(math.log(a / b) ** 2 for a, b in zip(known, sizes, strict=True)))])
+    distance = lambda known: sum(math.log(a / b) ** 2 for a, b in zip(known, sizes, strict=True))
+    return fastest_of(measured[min(measured, key=distance)])
+
+
+def fastest_of(passes: Mapping[str, Times]) -> Choice:
+    """The fastest implementations of a table's entry: of its times without gradients ("forward") and with them ("backward")."""
+    forward, backward = (min(passes[which], key=lambda name: passes[which][name] or 0.0) for which in ("forward", "backward"))
+    return Choice(forward, backward)
 
 
 def choose_pair(

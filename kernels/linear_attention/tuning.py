@@ -1,74 +1,242 @@
-"""Fastest implementations, (without gradients, with gradients), by platform, kind of transition, and (rows times heads, k, v).
+"""Tuning table: times in milliseconds by platform, kind of transition, (rows times heads, k, v), and pass.
 
-Measured and written by `python -m benchmarks.choose`.
+"forward" is without gradients, "backward" with them, both passes. None is the fastest of a measurement that recorded no times.
+`python -m benchmarks.tune` measures and writes the table.
 """
 
-TUNING = {
+from ..common.implementations import TuningTable
+
+TUNING: TuningTable = {
     "cpu": {
         "channel": {
-            (1, 8, 8): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 128, 128): ("recurrent", "chunkwise"),
-            (8, 8, 8): ("recurrent", "recurrent"),
-            (8, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 64, 64): ("recurrent", "chunkwise"),
-            (8, 128, 128): ("recurrent", "chunkwise"),
-            (64, 8, 8): ("recurrent", "recurrent"),
-            (64, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (64, 64, 64): ("recurrent", "chunkwise"),
+            (1, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (64, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (64, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
         },
         "head": {
-            (1, 8, 8): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 32, 32): ("chunkwise", "recurrent_forward_chunkwise_backward"),
-            (1, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 128, 128): ("recurrent", "chunkwise"),
-            (8, 8, 8): ("recurrent", "recurrent"),
-            (8, 32, 32): ("recurrent", "chunkwise"),
-            (8, 64, 64): ("recurrent", "chunkwise"),
-            (8, 128, 128): ("chunkwise", "chunkwise"),
-            (64, 8, 8): ("recurrent", "recurrent"),
-            (64, 32, 32): ("recurrent", "chunkwise"),
-            (64, 64, 64): ("chunkwise", "chunkwise"),
+            (1, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 32, 32): {
+                "forward": {"chunkwise": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 128, 128): {
+                "forward": {"chunkwise": None},
+                "backward": {"chunkwise": None},
+            },
+            (64, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (64, 64, 64): {
+                "forward": {"chunkwise": None},
+                "backward": {"chunkwise": None},
+            },
         },
         "low rank": {
-            (1, 8, 8): ("chunkwise", "recurrent"),
-            (1, 32, 32): ("recurrent", "chunkwise"),
-            (1, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 128, 128): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 8, 8): ("recurrent", "recurrent"),
-            (8, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 128, 128): ("recurrent", "chunkwise"),
-            (64, 8, 8): ("recurrent", "recurrent"),
-            (64, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (64, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
+            (1, 8, 8): {
+                "forward": {"chunkwise": None},
+                "backward": {"recurrent": None},
+            },
+            (1, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (1, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (64, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (64, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
         },
         "none": {
-            (1, 8, 8): ("recurrent", "chunkwise"),
-            (1, 32, 32): ("chunkwise", "recurrent_forward_chunkwise_backward"),
-            (1, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 128, 128): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 8, 8): ("recurrent", "recurrent"),
-            (8, 32, 32): ("chunkwise", "chunkwise"),
-            (8, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 128, 128): ("chunkwise", "recurrent_forward_chunkwise_backward"),
-            (64, 8, 8): ("recurrent", "recurrent"),
-            (64, 32, 32): ("chunkwise", "recurrent_forward_chunkwise_backward"),
-            (64, 64, 64): ("recurrent", "chunkwise"),
+            (1, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (1, 32, 32): {
+                "forward": {"chunkwise": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 32, 32): {
+                "forward": {"chunkwise": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 128, 128): {
+                "forward": {"chunkwise": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (64, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 32, 32): {
+                "forward": {"chunkwise": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (64, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
         },
         "value": {
-            (1, 8, 8): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 32, 32): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (1, 128, 128): ("recurrent", "chunkwise"),
-            (8, 8, 8): ("recurrent", "recurrent"),
-            (8, 32, 32): ("recurrent", "recurrent"),
-            (8, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
-            (8, 128, 128): ("recurrent", "chunkwise"),
-            (64, 8, 8): ("recurrent", "recurrent"),
-            (64, 32, 32): ("recurrent", "recurrent"),
-            (64, 64, 64): ("recurrent", "recurrent_forward_chunkwise_backward"),
+            (1, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (1, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (8, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (8, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
+            (8, 128, 128): {
+                "forward": {"recurrent": None},
+                "backward": {"chunkwise": None},
+            },
+            (64, 8, 8): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 32, 32): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent": None},
+            },
+            (64, 64, 64): {
+                "forward": {"recurrent": None},
+                "backward": {"recurrent_forward_chunkwise_backward": None},
+            },
         },
     },
 }

@@ -1,6 +1,5 @@
 """Elementwise linear recurrence: the memory of RG-LRU, HGRN, minGRU, qLSTM, LRU, S4D, S5 and MEGA."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,6 @@ from seqzoo.kernels.common import implementations, segments, sharding
 from seqzoo.kernels.common.vma import match_vma
 from seqzoo.kernels.linear_recurrence import chunkwise, recurrent, reference
 from seqzoo.kernels.linear_recurrence.decay import Decay, rules
-from seqzoo.kernels.linear_recurrence.measured import MEASURED
 
 __all__ = ["linear_recurrence"]
 
@@ -49,7 +47,7 @@ def linear_recurrence(
         "reference": `lax.scan`; the definition.
         "recurrent": token by token, in place.
         "chunkwise": all chunks at once, 2.8 sqrt(t) steps.
-        None takes the fastest with gradients at the nearest sizes of `measured.py`, "chunkwise" where none was timed.
+        None takes "recurrent" on CPUs, else "chunkwise".
 
     Returns:
       (h, last): h [b, t, ...] in b's dtype, exactly 0 at padding; last [b, ...] in promote(float32, b.dtype), the state to
@@ -64,9 +62,10 @@ def linear_recurrence(
     arXiv:1709.04057.
     """
     _check(a, b, log, initial_state, initial_segment, segment_ids)
-    kind = "complex" if jnp.iscomplexobj(b) else "real"
-    default = implementations.fastest(MEASURED, kind, (b.shape[0], math.prod(b.shape[2:])), "chunkwise")
-    form = implementations.choose("linear_recurrence", implementation, _FORMS, default.backward)
+    # On CPUs "recurrent" was the faster at every recorded shape (benchmarks/results/kernels_cpu.json). Not measured on GPUs: there
+    # the choice is of few steps, as every step is a kernel launch.
+    default = "recurrent" if implementations.on_cpu() else "chunkwise"
+    form = implementations.choose("linear_recurrence", implementation, _FORMS, default)
     shards = sharding.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
 
     dtype = implementations.state_dtype(b)

@@ -60,6 +60,7 @@ def selective_scan(
     Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
+    # Not measured on GPUs: there the choice is of few steps, as every step is a kernel launch.
     default = "recurrent" if implementations.on_cpu() else "chunkwise"
     form = implementations.choose("selective_scan", implementation, _FORMS, default)
     shards = sharding.plan("selective_scan", b=x.shape[0], t=1 if form is _reference else x.shape[1], h=x.shape[2:])
