@@ -31,7 +31,7 @@ def our_frames():
     [("", None), ("implementation='chunkwise'", ("kernels/linear_attention/chunkwise.py", "block"))],
     ids=["default", "chunkwise"],
 )
-def test_from_the_model_to_the_arithmetic_of_gla_are_few_frames(settings, body, monkeypatch):
+def test_the_call_path_from_the_model_to_the_arithmetic_of_gla_has_few_frames(settings, body, monkeypatch):
     """To each matrix product of the default on CPUs; in the chunkwise form to the body of its loop, which computes a block."""
     paths, bind = [], jax.lax.dot_general_p.bind
 

@@ -1,4 +1,4 @@
-"""The snippets of docs/one_layer.md, run in order as one program, and what the page says they do."""
+"""The snippets of docs/one_layer.md, run in order as one program, and the results that the page describes."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every mixer as a Linen module inside somebody's Linen model."""
+"""Every mixer as a Linen module inside the Linen model of another project."""
 
 import jax
 import jax.numpy as jnp

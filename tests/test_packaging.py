@@ -1,4 +1,4 @@
-"""Distributions hold the sources on disk as real files, and importing a layer brings in no more than JAX, Flax and einops."""
+"""Distributions hold the sources on disk as real files, and importing a layer imports JAX, Flax, einops and pydantic only."""
 
 import os
 import shutil

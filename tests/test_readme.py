@@ -34,5 +34,5 @@ def test_the_tables_of_speed_are_those_of_the_recorded_results(name):
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:docs|configs|tests|benchmarks|seqzoo)/[\w./]+\.\w+", README))))
-def test_what_is_named_exists(path):
+def test_every_path_named_in_the_readme_exists(path):
     assert (ROOT / path).is_file()

@@ -1,4 +1,4 @@
-"""Spec strings: what they say, and what is answered to a wrong one."""
+"""Spec strings: parsing, canonical form, and the errors for wrong ones."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""`plot` draws the numbers of metrics.jsonl, one curve per run, named by what sets the runs apart."""
+"""`plot` draws the numbers of metrics.jsonl, one curve per run, labelled by the settings in which the runs differ."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_the_command_writes_the_picture_it_names(runs, tmp_path, monkeypatch, ca
         (["one", "--out", "nowhere/a.png"], 1, "cannot write nowhere/a.png"),
     ],
 )
-def test_what_the_command_cannot_do_is_said(runs, tmp_path, monkeypatch, capsys, words, code, says):
+def test_wrong_arguments_of_plot_are_reported(runs, tmp_path, monkeypatch, capsys, words, code, says):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plot", *words]) == code
     assert says in capsys.readouterr().err and not list(tmp_path.glob("*.png"))

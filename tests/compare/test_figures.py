@@ -22,7 +22,7 @@ def test_the_colours_are_all_different_and_those_of_mixers_that_exist():
     assert len(everything) == len(set(everything))
 
 
-def test_a_label_keeps_its_colour_whatever_else_is_drawn():
+def test_the_colour_of_a_label_does_not_depend_on_other_labels():
     assert styles(["gla", "softmax"])["softmax"].colour == styles(["softmax"])["softmax"].colour == colour("softmax")
     assert colour("gla(heads=2) d_model=64") == colour("gla") != colour("mamba") != colour("mamba2")
     assert colour("unlisted") == colour("unlisted(heads=2)") in OTHERS
@@ -43,13 +43,13 @@ def test_end_labels_keep_their_distance_order_and_bounds(values):
         assert moved == pytest.approx(values)
 
 
-def test_slices_stand_at_the_number_that_tells_them_apart():
+def test_evaluation_sets_are_placed_at_the_setting_in_which_they_differ():
     assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 64, "pairs": 8}}) == ("pairs", {"a": 4, "b": 8})
     assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 128, "pairs": 4}}) == ("length", {"a": 64, "b": 128})
     assert _places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
 
 
-def test_accuracy_in_slices_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
+def test_accuracy_by_evaluation_set_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
     ranges = {"pairs=2": Range(0.9, 0.8, 1.0), "pairs=8": Range(0.5, 0.4, 0.6)}
     row = Row("gla", 1e-3, {1e-3: 0.7}, Range(0.7, 0.6, 0.8), ranges, 10, 20, 1e5, ("0-gla",))
     figure = eval_sets([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))

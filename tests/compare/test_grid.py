@@ -84,7 +84,7 @@ def test_axes_of_names_survive_json(tmp_path):
     assert config.load_json(tmp_path / "config.json") == NAMED
 
 
-def test_the_cells_are_those_of_the_plans_that_would_be_trained():
+def test_grid_points_have_the_cost_of_the_runs_that_would_be_trained():
     for point in compare.grid_points(NAMED):
         setup = training.prepare(point.experiments[0])
         assert point.parameters == sum(leaf.size for leaf in jax.tree.leaves(setup.abstract["params"]))
@@ -146,7 +146,7 @@ def test_a_dry_run_takes_settings_and_refuses_a_model_that_cannot_be_built(tmp_p
     assert "does not divide" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_one_setting_of_an_axis_of_names_is_not_overridden_in_silence(tmp_path, monkeypatch, capsys):
+def test_overriding_a_setting_of_a_named_axis_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "named.py"
     path.write_text(f"from seqzoo import config\nconfig = config.Comparison(**{json.loads(NAMED.model_dump_json())!r})\n")
@@ -192,7 +192,7 @@ def test_a_run_ends_at_the_first_evaluation_above_the_threshold(unstopped, tmp_p
     assert training.train(experiment, tmp_path / "run", console=quiet()) == summary, "a finished run is not trained again"
 
 
-def test_a_run_that_was_cut_off_at_the_evaluation_that_ends_it_ends_there(unstopped, tmp_path):
+def test_a_run_killed_at_the_evaluation_that_ends_it_ends_there(unstopped, tmp_path):
     """Checkpoint and evaluation are there, the summary is not."""
     threshold, step = level(unstopped)
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": threshold})

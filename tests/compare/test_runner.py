@@ -122,7 +122,7 @@ def test_results_record_what_is_needed_to_repeat_them(finished):
     assert Comparison.model_validate(results["config"]).axes.keys() == THREE.axes.keys()
 
 
-def test_the_csv_has_a_line_for_every_run_and_slice(finished):
+def test_the_csv_has_a_line_for_every_run_and_evaluation_set(finished):
     with (finished[0] / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 36
@@ -169,7 +169,7 @@ def test_a_finished_comparison_is_not_repeated(finished):
     assert again.ran == []
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_comparison_continues_where_it_stopped(tmp_path):
     small = comparison(model__layers=("softmax", "gla", "linear"))
     first = Trainer(lambda *_: 0.5, stops_at=2)
     with pytest.raises(KeyboardInterrupt):

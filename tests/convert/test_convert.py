@@ -123,7 +123,7 @@ def test_a_long_list_is_cut(tmp_path):
         ({"vocab_size": None}, "config.json has no 'vocab_size', which has no default"),
     ],
 )
-def test_settings_that_are_not_ours_are_refused(tmp_path, changes, message):
+def test_unsupported_settings_are_refused(tmp_path, changes, message):
     config = {key: value for key, value in (MAMBA | changes).items() if value is not None}
     with pytest.raises(convert.ConvertError, match=message):
         convert.load(write(tmp_path / "model", mamba_tensors(), config))
@@ -247,14 +247,14 @@ def test_what_an_architecture_cannot_follow_is_refused(tmp_path, model_type, cha
         convert.load(write(tmp_path, {}, ARCHITECTURES.get(model_type, {}) | {"model_type": model_type} | changes))
 
 
-def test_a_truncated_file_is_said(folder):
+def test_a_truncated_file_is_reported(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(convert.ConvertError, match=r"model.safetensors is damaged or incomplete .*: fetch it again"):
         convert.load(folder)
 
 
-def test_what_is_not_there_is_named(folder, tmp_path):
+def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(convert.ConvertError, match=r"nowhere/config.json does not exist"):
         convert.load(tmp_path / "nowhere")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -265,7 +265,7 @@ def test_what_is_not_there_is_named(folder, tmp_path):
         convert.load(folder)
 
 
-def test_an_index_that_promises_too_much_is_refused(tmp_path):
+def test_an_index_that_names_missing_tensors_is_refused(tmp_path):
     folder = write(tmp_path / "model", mamba_tensors(), shards=2)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["ghost"] = next(iter(index["weight_map"].values()))

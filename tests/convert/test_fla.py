@@ -46,7 +46,7 @@ def test_each_layer_gets_its_bound_of_the_table(tmp_path):
         np.testing.assert_array_equal(convert.load_mixer(folder, layer).bounded.logit[...], logits[layer])
 
 
-def test_the_first_layers_bound_is_zero_and_stays(tmp_path):
+def test_the_bound_of_the_first_layer_is_zero_and_has_no_gradient(tmp_path):
     mixer = convert.load_mixer(write(tmp_path, hgrn2_tensors(), HGRN2), layer=0)
     z = jnp.linspace(-100, 100, 16)[None, None]
     for got, wanted in zip(mixer.bounded(z), (jax.nn.log_sigmoid(z), jax.nn.sigmoid(-z)), strict=True):
@@ -126,7 +126,7 @@ def test_the_six_mixes_of_rwkv7_are_rows_of_one_parameter(tmp_path):
         convert.load(write(tmp_path / "c", tensors, RWKV7))
 
 
-def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
+def test_the_factor_of_combas_feedback_acts_only_in_the_correction_of_queries():
     rules = model_mapping(Config(SMALL | {"model_type": "comba"}, "config.json")).layers[1]
     correction, share = rules["model.layers.1.attn.D"], rules["model.layers.1.attn.decay"]
     d, decay = np.array([0.5, 2.0], np.float32), np.array([0.0, -1.0], np.float32)
@@ -169,7 +169,7 @@ def test_the_share_that_comba_takes_back_is_left_in_the_correction_of_queries():
         ({"model_type": "hgrn2", "expand_ratio": 16, "use_lower_bound": False}, "layers", ("hgrn2(heads=1, lower_bound=0.0)",)),
     ],
 )
-def test_absent_settings_mean_what_they_mean_there(changes, setting, wanted):
+def test_absent_settings_have_the_defaults_of_fla(changes, setting, wanted):
     assert model_mapping(Config(SMALL | changes, "config.json")).model.get(setting) == wanted
 
 

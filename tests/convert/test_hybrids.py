@@ -69,12 +69,12 @@ def test_layers_of_kimi_delta_attention_are_read_out_of_a_model_that_has_more(tm
         ({"layer_types": ["linear_attention"] * 4}, "json: a mixture of experts .* in layers \\[1, 2, 3\\] is not supported"),
     ],
 )
-def test_what_a_model_lacks_is_named_alone(tmp_path, changes, lacks):
+def test_only_unsupported_layers_are_named(tmp_path, changes, lacks):
     with pytest.raises(convert.ConvertError, match=lacks):
         convert.load(write(tmp_path, {}, KIMI | changes))
 
 
-def test_the_first_layers_of_a_kimi_linear_may_be_all_there_is():
+def test_a_kimi_linear_may_have_only_layers_of_kimi_delta_attention():
     made = mapping_of(KIMI | {"layer_types": ["linear_attention"] * 4, "first_k_dense_replace": 4})
     assert made.refused is None
     assert made.model["layers"] == ("kda(heads=2, expand_k=0.75, expand_v=0.75, conv_size=3, norm_eps=1e-05)",)
@@ -90,7 +90,7 @@ def test_the_first_layers_of_a_kimi_linear_may_be_all_there_is():
         (OLMO | {"num_hidden_layers": 8}, "LLLS"),
     ],
 )
-def test_absent_layer_types_are_theirs(config, kinds):
+def test_absent_layer_types_have_the_default_of_transformers(config, kinds):
     assert "".join("S" if spec.startswith("softmax") else "L" for spec in mapping_of(config).model["layers"]) == kinds
 
 
@@ -107,7 +107,7 @@ def test_blocks_of_an_olmo_hybrid_have_their_norms_where_their_kind_has_them():
         ({"rope_parameters": {"rope_theta": 500}}, 500.0),
     ],
 )
-def test_positions_of_an_olmo_hybrid_are_left_out_where_their_base_is_null(changes, base):
+def test_an_olmo_hybrid_has_no_positions_if_rope_theta_is_null(changes, base):
     assert f"rope_theta={base}," in mapping_of(OLMO | changes).model["layers"][-1]
 
 
@@ -124,7 +124,7 @@ def test_a_tensor_with_two_names_is_taken_under_either(tmp_path, monkeypatch, he
     assert "layers.2.post_attention_layernorm" not in str(error.value) and "is unused" not in str(error.value)
 
 
-def test_a_tensor_under_both_its_names_is_left_over(tmp_path, monkeypatch):
+def test_a_tensor_stored_under_both_of_its_names_is_reported_as_unused(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "SHOWN", 1000)
     both = {f"model.layers.2.{name}.weight": np.ones(16, np.float32) for name in NORMS}
     with pytest.raises(convert.ConvertError, match=r"layers.2.feedforward_layer_norm.weight is unused"):

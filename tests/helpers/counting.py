@@ -1,4 +1,4 @@
-"""A task whose batches are read on the host, small enough to know them by heart: row r of batch s counts on from batch s - 1."""
+"""A task whose batches are read on the host, small and predictable: row r of batch s counts on from batch s - 1."""
 
 import threading
 from typing import ClassVar

@@ -20,7 +20,7 @@ def visited(document, index, window=None, carried=0, block=32):
     return np.asarray(first).tolist(), np.asarray(end).tolist()
 
 
-def test_blocks_that_nobody_sees_are_not_visited():
+def test_fully_masked_blocks_are_skipped():
     row = np.arange(128)[None]
     assert visited(0 * row, row) == ([0, 0, 0, 0], [1, 2, 3, 4])
     assert visited(0 * row, row, window=33) == ([0, 0, 1, 2], [1, 2, 3, 4])

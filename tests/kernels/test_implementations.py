@@ -35,7 +35,7 @@ def test_a_sole_implementation_without_a_time_is_the_fastest():
     assert implementations.fastest_of({"forward": {"a": None}, "backward": {"a": 1.0, "b": 0.5}}) == ("a", "b")
 
 
-def test_what_was_never_timed_takes_the_other_form(monkeypatch):
+def test_a_case_without_a_measurement_takes_the_default(monkeypatch):
     assert implementations.fastest(TABLE, "channel", (1, 8, 8), "unknown") == ("unknown", "unknown")
     monkeypatch.setattr(implementations, "platform", lambda: "tpu")
     assert implementations.fastest(TABLE, "head", (1, 8, 8), "unknown") == ("unknown", "unknown")

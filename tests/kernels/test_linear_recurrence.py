@@ -70,7 +70,7 @@ def test_packed_documents_are_those_run_alone(form, ids, reverse):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_carried_document_goes_on_until_another_starts(form):
+def test_the_carried_document_continues_until_another_starts(form):
     arrays = draw(batch=2, length=8)
     a, b, initial = arrays.values()
     ids = jnp.asarray([[0, 7, 7, 0, 7, 8, 8, 8]] * 2, jnp.int32)

@@ -1,4 +1,4 @@
-"""The running maximum against a loop that reads its definition aloud."""
+"""The running maximum against a plain loop of its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def test_without_decay_or_state_it_is_the_plain_maximum():
     assert np.all(np.isneginf(before[:, 0])) and np.array_equal(before[:, 1:], wanted[:, :-1])
 
 
-def test_nothing_is_lost_behind_a_large_decay():
+def test_nothing_is_lost_after_a_large_decay():
     """A difference of running sums would know the later decays to 1e6 * 1e-7 only."""
     decay = np.full((1, 64, 1), -1e-3, np.float32)
     decay[:, 3] = -1e6

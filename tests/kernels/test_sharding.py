@@ -1,4 +1,4 @@
-"""Ops lay themselves over a mesh: the same numbers, also inside a caller's own shard_map, and states move instead of sequences."""
+"""Ops shard themselves over a mesh: the same numbers, also inside a caller's own shard_map; states are exchanged, not sequences."""
 
 import functools
 
@@ -157,7 +157,7 @@ def test_inside_a_callers_shard_map_an_op_differentiates(name, held):
 
 
 @every
-def test_what_does_not_divide_stays_whole(name):
+def test_axes_that_do_not_divide_are_not_sharded(name):
     """One row and one token, as in decoding, on a mesh that cuts everything."""
     op, few = OPS[name][0], arrays(name, t=1, b=1)
     whole = jax.jit(op)(*few)
@@ -173,7 +173,7 @@ def test_an_explicit_axis_is_refused_by_name():
         linear_recurrence(*arrays("linear_recurrence"))
 
 
-def test_foreign_mesh_axes_are_left_to_the_partitioner():
+def test_other_mesh_axes_are_left_to_the_partitioner():
     """A project whose axes have other names: nothing is gathered from its rows."""
     q = arrays("linear_attention", b=8)
     foreign = jax.make_mesh((8,), ("data",), axis_types=(AUTO,))

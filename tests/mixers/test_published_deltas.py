@@ -57,7 +57,7 @@ def finished(mixer, o, gate=1.0, eps=1e-5):
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, conv_size=2, negative_eigenvalues=True"])
-def test_deltanet_corrects_what_a_key_finds(settings):
+def test_deltanet_corrects_the_value_stored_under_a_key(settings):
     mixer, x, y = built(f"deltanet({settings})")
     q, k, v, beta = projected(mixer, x)
     assert_close(y, finished(mixer, correct(unit(q), unit(k), v, beta)))
@@ -82,7 +82,7 @@ def test_kda_forgets_by_channel(settings):
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, feedback=False, correction=0.02, output_gate='silu'"])
-def test_comba_takes_back_a_share_of_what_was_there_before_the_decay(settings):
+def test_comba_removes_a_fraction_of_the_value_before_the_decay(settings):
     mixer, x, y = built(f"comba({settings})")
     q, k, v, beta = projected(mixer, x)
     share = 1.0 if mixer.feedback_logit is None else sigmoid(wide(mixer.feedback_logit))[:, None]
@@ -134,7 +134,7 @@ def rwkv7(mixer, x, first=None):
 @pytest.mark.parametrize(
     "settings", ["", "heads=2, expand_k=0.5, expand_v=2, first_value=False, decay_rank=3, rate_rank=5, eps=1e-5, key_eps=1e-2"]
 )
-def test_rwkv7_removes_and_writes_with_strengths_of_their_own(settings):
+def test_rwkv7_removes_and_writes_with_separate_strengths(settings):
     mixer, x, y = built(f"rwkv7({settings})")
     assert_close(y, rwkv7(mixer, x)[0])
 
@@ -182,7 +182,7 @@ def test_rwkv7_without_forgetting_and_with_one_strength_is_deltanet():
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_the_rule_is_gradient_descent_on_what_a_key_finds(forget):
+def test_the_delta_rule_is_gradient_descent_on_the_value_under_a_key(forget):
     """Token by token on |S^T k - v|^2 / 2: a linear memory of TTT without a norm; with weight decay, of Titans without momentum."""
     noise = np.random.default_rng(0)
     q, k, v = (noise.standard_normal((1, T, 1, 8)).astype(np.float32) for _ in range(3))

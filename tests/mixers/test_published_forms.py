@@ -32,7 +32,7 @@ def test_base_conv_is_a_convolution_times_a_projection_and_the_input(width):
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_v=1, rope_theta=None", "heads=2, rope_theta=100.0"])
-def test_retnet_scores_turn_and_decay_with_the_distance(settings):
+def test_retnet_scores_rotate_and_decay_with_the_distance(settings):
     """o_t = sum_{s <= t} gamma^(t - s) Re[q_t conj(k_s) e^(i theta (t - s))] v_s; channels j and j + k/2 are one complex number."""
     mixer, x, y = built(f"retnet({settings})")
     heads, base = mixer.heads, mixer.rope_theta

@@ -37,7 +37,7 @@ def test_a_joint_norm_needs_a_norm():
 
 
 @pytest.mark.parametrize(("key_heads", "heads"), [(1, 4), (2, 4), (2, 6)])
-def test_memories_that_share_a_key_are_those_of_a_mixer_whose_keys_are_copies(key_heads, heads):
+def test_heads_that_share_a_key_equal_heads_with_copies_of_the_key(key_heads, heads):
     """Memory i of h has the key of head i key_heads / h, rounded down."""
     spec = f"gated_deltanet(heads={heads}, key_heads={key_heads}, expand_k={key_heads / 4}, expand_v={heads / 4})"
     shared = mixers.create(spec, 32, rngs=nnx.Rngs(0))

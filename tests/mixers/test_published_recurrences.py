@@ -168,7 +168,7 @@ def test_s5_starts_at_blocks_of_hippo():
         assert abs((np.abs(complex_of(real.w, imaginary.w)) ** 2).mean() / variance - 1) < 0.05
 
 
-def test_s5_keeps_its_eigenvalues_from_growing_unless_told_not_to():
+def test_s5_keeps_its_eigenvalues_stable_by_default():
     for stable in (True, False):
         mixer = mixers.create(f"s5(stable={stable})", D, rngs=nnx.Rngs(0))
         mixer.real = nnx.Param(jnp.ones_like(mixer.real[...]))
@@ -207,7 +207,7 @@ def test_rg_lru_writes_what_it_forgets_and_the_first_token_whole(settings):
     assert_close(got, by_document(x, ids, alone))
 
 
-def test_rg_lru_may_shut_its_gates_without_losing_its_slopes():
+def test_rg_lru_has_finite_gradients_with_closed_gates():
     """At a = 1 the square root has no slope; that of sigmoid is 0 there, and their product is taken as that."""
     mixer = mixers.create("rg_lru", D, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, T, D))
@@ -273,7 +273,7 @@ def test_mega_starts_with_signs_that_alternate():
         ),
     ],
 )
-def test_weight_decay_keeps_away_from_what_makes_the_memory_fade(spec, kept):
+def test_weight_decay_does_not_act_on_the_parameters_of_decays(spec, kept):
     _, state = params.split(mixers.create(spec, D, rngs=nnx.Rngs(0)))
     decays = jax.tree_util.tree_leaves_with_path(params.decay_mask(state))
     assert {"/".join(str(key.key) for key in path) for path, decayed in decays if decayed} == kept

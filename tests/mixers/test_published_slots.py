@@ -30,7 +30,7 @@ def test_gsa_attends_over_slots_that_are_averages(settings):
 
 
 @pytest.mark.parametrize("settings", ["", "heads=2, expand_k=0.5, expand_v=2, mix_rank=3, decay_rank=5, eps=1e-5"])
-def test_rwkv6_reads_what_was_before_and_a_bonus_of_the_present(settings):
+def test_rwkv6_reads_the_state_before_the_write_plus_a_bonus_of_the_present_token(settings):
     mixer, x, y = built(f"rwkv6({settings})")
     heads, rank = mixer.heads, mixer.blend.up.shape[1]
     back = np.concatenate([np.zeros((B, 1, D)), x[:, :-1]], axis=1) - x

@@ -18,14 +18,14 @@ def test_two_gates_are_divided_by_their_sum():
         assert_close(normalised_gates(jnp.asarray(x), jnp.asarray(y)), (f / (f + i), i / (f + i)), tolerance=RELATIVE["float64"])
 
 
-def test_two_shut_gates_add_up_to_one_and_have_gradients():
+def test_two_closed_gates_add_up_to_one_and_have_gradients():
     x, y = jnp.asarray([-1e4, -1e4, -9e3]), jnp.asarray([-1e4, -9e3, -1e4])
     np.testing.assert_array_equal(normalised_gates(x, y)[0], [0.5, 0.0, 1.0])
     gradient = jax.grad(lambda x: normalised_gates(x, y)[0].sum())(x)
     np.testing.assert_array_equal(gradient, [0.25, 0.0, 0.0])
 
 
-def test_one_minus_a_gate_is_no_difference():
+def test_one_minus_a_gate_is_not_computed_as_a_difference():
     gate, complement = complementary(jnp.asarray(X, jnp.float32))
     np.testing.assert_allclose(complement[7], np.exp(-30.0), rtol=1e-6)
     np.testing.assert_allclose(gate[2], np.exp(-30.0), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Rotary positions: which channels turn, and which do not."""
+"""Rotary positions: the channels that rotate and those that do not."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,6 @@ def test_attention_takes_the_width_and_a_bias_for_its_output_alone():
 
 
 @pytest.mark.parametrize("settings", ["rope_dim=10", "rope_dim=3", "rope_dim=0", "rope_dim=4, rope_theta=None"])
-def test_a_width_that_is_odd_or_no_part_of_a_head_or_of_no_use_is_refused(settings):
+def test_a_rope_dim_that_is_odd_or_too_large_or_unused_is_refused(settings):
     with pytest.raises(ValueError, match="rope_dim"):
         mixers.create(f"softmax(heads=2, {settings})", 16, rngs=nnx.Rngs(0))

@@ -21,7 +21,7 @@ def test_an_input_held_for_a_short_step_keeps_its_digits(size):
             assert_close(part(got), part(wanted), scale=float(np.abs(wanted).mean()))
 
 
-def test_where_nothing_decays_an_input_adds_up():
+def test_without_decay_inputs_add_up():
     """Also the slopes are finite there."""
     zero = jnp.zeros(3)
     decay, held = zero_order_hold(zero, zero, jnp.float32(0.25))

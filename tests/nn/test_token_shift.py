@@ -32,7 +32,7 @@ def test_it_is_the_last_real_token_of_the_document():
 
 
 @pytest.mark.parametrize("cut", [1, 4, 11])
-def test_calls_in_turn_give_the_whole(cut):
+def test_calls_one_after_the_other_give_the_whole(cut):
     first, tail = token_shift(X[:, :cut], tail=TAIL, segment=CARRIED, segment_ids=IDS[:, :cut])
     segment = [row[row != 0][-1] if row.any() else old for row, old in zip(IDS[:, :cut], CARRIED, strict=True)]
     rest, tail = token_shift(X[:, cut:], tail=tail, segment=np.array(segment, np.int32), segment_ids=IDS[:, cut:])

@@ -1,4 +1,4 @@
-"""The other projects. They are asked for when a test runs, never at collection: the default suite needs none of them."""
+"""The other projects. They are imported when a test runs, never at collection: the default suite needs none of them."""
 
 import importlib.util
 import subprocess

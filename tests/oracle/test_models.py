@@ -22,12 +22,12 @@ def models(request, torch, tmp_path_factory):
     return pair(torch, request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_the_logits_are_theirs(torch, models):
+def test_logits_equal_those_of_the_other_project(torch, models):
     prompt = tokens(2, 70)
     assert_close(models.ours(prompt)[0], models.logits(torch, prompt))
 
 
-def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_path, monkeypatch):
+def test_gradients_to_every_weight_equal_those_of_the_other_project(torch, models, tmp_path, monkeypatch):
     """Gated delta rules of theirs go token by token: in chunks differences of running sums lose the digits of decays' gradients."""
     module = sys.modules[type(models.theirs).__module__]
     if hasattr(module, "torch_chunk_gated_delta_rule"):
@@ -37,7 +37,7 @@ def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, models, tmp_p
     assert_close(got, wanted, tolerance=3 * RELATIVE["float32"])
 
 
-def test_the_greedy_continuation_is_theirs(torch, models):
+def test_greedy_tokens_equal_those_of_the_other_project(torch, models):
     """Ours by prefill and single steps; theirs by full passes, since not all of their caches continue what they hold."""
     prompt = row = tokens(2, 20, seed=1)
     for _ in range(16):
@@ -63,7 +63,7 @@ def test_packed_documents_give_what_they_give_alone(torch, models):
         assert_close(logits[:, ids[0] == i + 1], models.logits(torch, document), what=f"document {i + 1}")
 
 
-def test_where_mamba_is_continued_in_pieces_ours_holds(torch, tmp_path):
+def test_transformers_mamba_ignores_the_state_of_pieces_and_ours_does_not(torch, tmp_path):
     """transformers' Mamba starts every piece of more than one token from an empty state; the convolution alone goes on."""
     models = pair(torch, "mamba", tmp_path)
     prompt = tokens(2, 40)
@@ -127,7 +127,7 @@ def test_other_settings_are_followed(torch, tmp_path, name, changes):
     assert_close(models.ours(prompt)[0], models.logits(torch, prompt))
 
 
-def test_the_several_files_that_they_write_are_read(torch, tmp_path):
+def test_sharded_files_of_transformers_are_read(torch, tmp_path):
     models = pair(torch, "minimax", tmp_path / "one")
     models.theirs.save_pretrained(tmp_path / "several", max_shard_size="20KB")
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
@@ -144,7 +144,7 @@ def test_the_several_files_that_they_write_are_read(torch, tmp_path):
         ("olmo_hybrid", 2, "model.layers.2.linear_attn"),
     ],
 )
-def test_one_layer_alone_is_theirs(torch, tmp_path, name, layer, path):
+def test_a_single_layer_equals_that_of_transformers(torch, tmp_path, name, layer, path):
     arguments = {"position_embeddings": None, "attention_mask": None} if name == "minimax" else {}
     assert_layer_is_theirs(torch, pair(torch, name, tmp_path).theirs.get_submodule(path), tmp_path, layer, **arguments)
 
@@ -157,7 +157,7 @@ def assert_layer_is_theirs(torch, theirs, folder, layer, **arguments):
     assert_close(convert.load_mixer(folder, layer)(jnp.asarray(x))[0], wanted.numpy())
 
 
-def test_of_a_kimi_linear_with_what_we_do_not_have_single_layers_are_theirs(torch, tmp_path):
+def test_single_layers_of_an_unsupported_kimi_linear_equal_those_of_transformers(torch, tmp_path):
     """Latent attention and a mixture of experts, as in the released models, around layers of Kimi delta attention."""
     import transformers
 

@@ -218,7 +218,7 @@ def test_several_steps_of_the_delta_rule_are_gated_deltaproduct(torch, fla, impl
 
 
 @pytest.mark.parametrize("violent", [-1e6, -np.inf])
-def test_where_a_difference_of_running_sums_fails_ours_holds(torch, fla, violent):
+def test_ours_is_exact_where_a_difference_of_cumulative_sums_fails(torch, fla, violent):
     """The usual chunked form takes decays as exp(G_i - G_j) of one running sum G; a hard reset in a chunk costs it its digits."""
     arrays = draw("g", violent, **ATTENTION, g=(B, T, H))
     module = fla("simple_gla/naive")
@@ -231,7 +231,7 @@ def test_where_a_difference_of_running_sums_fails_ours_holds(torch, fla, violent
     assert rms(definition) > 0.1
 
 
-def test_a_reset_costs_mamba2_of_transformers_its_digits_and_ours_none(torch, fla):
+def test_after_a_reset_transformers_mamba2_loses_digits_and_ours_does_not(torch, fla):
     """There a state is carried over a chunk as exp(G_end - G_i); the step size is the logarithm of the decay, and what is written
     is divided by it beforehand, so that the reset is all that is violent."""
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan

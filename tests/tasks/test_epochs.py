@@ -49,7 +49,7 @@ def test_neighbours_in_an_epoch_are_as_far_apart_as_in_a_shuffle():
     assert abs(correlation) < 5 / np.sqrt(size)
 
 
-def test_the_hash_tells_the_order_of_its_words():
+def test_the_hash_depends_on_the_order_of_its_words():
     assert hashed(1, 2) != hashed(2, 1) and hashed(0) != hashed(0, 0)
     assert int(hashed(3, jnp.uint32(2**32 - 1))) == hashed(3, 2**32 - 1)
 

@@ -165,7 +165,7 @@ def test_an_epoch_of_fixed_size_data_shows_each_example_once_and_the_next_the_sa
     assert task.notes() == ()
 
 
-def test_examples_left_out_are_said():
+def test_skipped_examples_are_reported():
     (note,) = create("mqar(vocab_size=128, pairs=3, examples=100, batch_size=32)").notes()
     assert "4 of 100" in note and "batch of 32" in note
 
@@ -178,7 +178,7 @@ def test_training_and_evaluation_share_no_example():
     assert len(train) == len(evaluation) == 128 and not train & evaluation
 
 
-def test_every_slice_is_evaluated_on_exactly_the_examples_asked_for():
+def test_every_evaluation_set_has_exactly_eval_examples_examples():
     task = create("mqar(vocab_size=256, length=64, pairs=8, eval_pairs=(2, 4), eval_examples=100, eval_batch_size=32)")
     two, four = task.eval_sets()
     assert (two.name, four.name) == ("pairs=2", "pairs=4")
@@ -189,14 +189,14 @@ def test_every_slice_is_evaluated_on_exactly_the_examples_asked_for():
         assert sum(w.sum() for w in weights) == 100 * held_out.settings["pairs"]
 
 
-def test_a_slice_is_the_same_whatever_other_slices_there_are():
+def test_an_evaluation_set_does_not_depend_on_the_others():
     one = create("mqar(vocab_size=256, pairs=8, eval_pairs=4)")
     many = create("mqar(vocab_size=256, pairs=8, eval_pairs=(2, 4, 8))")
     a, b = batch_of(one, one.eval_sets()[0].spec, 0), batch_of(many, many.eval_sets()[1].spec, 0)
     assert np.array_equal(a["tokens"], b["tokens"])
 
 
-def test_slices_name_the_length_where_lengths_vary():
+def test_evaluation_sets_name_the_length_if_lengths_vary():
     task = create("mqar(vocab_size=512, length=(64, 128), pairs=(4, 8), eval_length=(64, 256), eval_pairs=(4, 16))")
     assert [held_out.name for held_out in task.eval_sets()] == ["length=64,pairs=4", "length=256,pairs=16"]
     assert task.max_length == 256
@@ -204,7 +204,7 @@ def test_slices_name_the_length_where_lengths_vary():
     assert {spec.length for spec in specs} == {64, 128}
 
 
-def test_weights_share_out_the_steps_of_endless_data():
+def test_weights_divide_the_steps_of_endless_data():
     task = create("mqar(vocab_size=128, pairs=(2, 4), weights=(3, 1))")
     turns = [task.spec(step).segment for step in range(400)]
     assert abs(turns.count(1) - 100) <= 3

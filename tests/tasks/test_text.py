@@ -82,7 +82,7 @@ def batch(task, index, spec=None):
 
 
 def steps(task):
-    """Batches of an epoch, by the definition of what is left out."""
+    """Batches of an epoch, by the definition of the skipped tokens."""
     targets = len(tokens(task, "train")) - 1
     return targets // (task.batch_size * task.length) if task.stream else targets // task.length // task.batch_size
 
@@ -105,7 +105,7 @@ def rows(found):
 
 @pytest.mark.parametrize(("length", "batch_size"), [(16, 1), (7, 2), (50, 3), (1, 5)])
 @pytest.mark.parametrize("positions", ["window", "document"])
-def test_an_epoch_of_windows_predicts_every_token_once_but_for_less_than_a_batch(corpus, length, batch_size, positions):
+def test_an_epoch_of_windows_predicts_every_token_once_except_less_than_a_batch(corpus, length, batch_size, positions):
     task = Text(**corpus, length=length, batch_size=batch_size, positions=positions)
     probe, ring, starts = marked(task), tokens(task, "train")[:-1], task.corpus.splits["train"].starts
     orders = []
@@ -262,7 +262,7 @@ def test_held_out_documents_are_in_no_training_batch(tmp_path, stream):
     assert seen & held <= {SEPARATOR} and (seen | held) - {0} == {*range(1, 201), SEPARATOR} and len(held) > 20
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_skipped_tokens_and_files_are_reported(tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text("nine byte")
     (tmp_path / "a.bin").write_bytes(b"\0")
@@ -305,7 +305,7 @@ def test_tasks_of_one_source_share_the_corpus_and_its_record(source):
     assert one.bytes_per_target == one.describe()["train"]["bytes"] / (one.describe()["train"]["tokens"] - 1)
 
 
-def test_a_spec_string_with_several_sources_goes_there_and_back(source):
+def test_a_spec_string_with_several_sources_parses_and_writes_itself_back(source):
     spec = f"text(source=({source + '/01.txt'!r}, {source + '/02.txt'!r}), eval_lengths=(8, 16), held_out=0.0)"
     assert create(registry.check(spec)) == create(str(registry.check(spec))) == create(spec)
     assert create(spec).eval_sets() == ()

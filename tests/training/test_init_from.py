@@ -91,7 +91,7 @@ def test_parameters_of_one_model_alone_are_reported(source):
     np.testing.assert_array_equal(found["embedding"], names(state(source)[1]["params"])["embedding"])
 
 
-def test_the_running_mean_is_taken_where_the_other_run_kept_one(tmp_path):
+def test_the_moving_average_is_read_if_the_other_run_kept_one(tmp_path):
     held = state(saved_run(tmp_path / "source", 2, training__ema=0.5))[1]
     assert not np.array_equal(held["ema"]["embedding"], held["params"]["embedding"])
     setup = training.prepare(tiny(model__init_from=str(tmp_path / "source"), training__ema=0.9))

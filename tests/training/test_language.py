@@ -33,7 +33,7 @@ def host_batch(setup, index=0):
 
 
 @pytest.mark.parametrize("length, chunk", [(12, 4), (13, 4), (13, 1), (13, 40)])
-def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk):
+def test_a_chunked_loss_and_its_gradients_equal_those_of_the_whole_row(length, chunk):
     key = jax.random.key(0)
     x, w = jax.random.normal(key, (2, length, 6)), jax.random.normal(jax.random.fold_in(key, 1), (6, 11))
     targets = jax.random.randint(jax.random.fold_in(key, 2), (2, length), 0, 11, jnp.int32)
@@ -53,7 +53,7 @@ def test_a_loss_in_pieces_is_that_of_the_whole_with_all_gradients(length, chunk)
     np.testing.assert_array_equal(found.correct, logits.argmax(-1) == targets)
 
 
-def test_a_loss_in_pieces_holds_no_more_than_a_piece_of_the_logits():
+def test_a_chunked_loss_holds_one_chunk_of_logits_in_memory():
     def planned(chunk):
         x, w, targets = jnp.zeros((2, 512, 16)), jnp.zeros((16, 1024)), jnp.zeros((2, 512), jnp.int32)
         loss = lambda x, w: token_losses(lambda x: x @ w, x, targets, chunk).cross_entropy.sum()
@@ -62,7 +62,7 @@ def test_a_loss_in_pieces_holds_no_more_than_a_piece_of_the_logits():
     assert planned(16) < planned(None) / 8
 
 
-def test_with_time_cut_each_device_scores_its_own_piece():
+def test_with_time_sharded_each_device_computes_the_loss_of_its_own_tokens():
     """And the numbers are the whole's: 2 x 4 devices, pieces of 5 tokens in chunks of 2."""
     mesh = sharding.make_mesh({"replica": 1, "fsdp": 2, "seq": 4, "tensor": 1}, sharding.RULES)
     x, w = jax.random.normal(jax.random.key(0), (2, 20, 4)), jax.random.normal(jax.random.key(1), (4, 9))
@@ -80,7 +80,7 @@ Z_LOSS = pytest.param({"training__z_loss": 0.1, "training__loss_chunk": 3}, mark
 
 
 @pytest.mark.parametrize("values", [{}, Z_LOSS, STREAM], ids=["plain", "z", "stream"])
-def test_micro_batches_add_up_to_the_batch_however_the_weights_lie(values):
+def test_micro_batches_give_the_gradient_of_the_batch_for_any_distribution_of_weights(values):
     found = []
     for count in (1, 4):
         setup = setup_of(**{"training__micro_batches": count, **values})
@@ -127,7 +127,7 @@ def test_a_stream_refuses_mixers_whose_state_grows():
         setup_of(task="counting(stream=True)", model__layers=("softmax(heads=2)",))
 
 
-def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state_as_they_were():
+def test_a_skipped_step_changes_neither_parameters_nor_moments_nor_the_carried_state():
     setup = setup_of(**{**STREAM, "task": "counting(stream=True, bad=1)"}, optimizer__skip_limit=2)
     state, run = training.initialise(setup), training.train_step(setup)
     states = []
@@ -140,7 +140,7 @@ def test_a_step_that_is_left_out_leaves_parameters_moments_and_the_streams_state
         assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (states[2][name], states[1][name])), strict=True))
 
 
-def test_the_mean_of_the_parameters_follows_them_by_its_decay():
+def test_the_moving_average_of_the_parameters_follows_its_decay():
     setup = setup_of(training__ema=0.75)
     state, run = training.initialise(setup), training.train_step(setup)
     with jax.set_mesh(setup.mesh):
@@ -195,7 +195,7 @@ def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
     assert last["position_loss"]["from"] == [0, 1, 2, 4]
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+def test_a_run_does_not_resume_with_other_data(tmp_path, monkeypatch):
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",))
     training.train(stopping(experiment, 2), tmp_path / "run", console=quiet())
     monkeypatch.setattr(counting, "FINGERPRINT", ["sha256:1"])
@@ -203,7 +203,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
         training.train(experiment, tmp_path / "run", console=quiet())
 
 
-def test_the_best_evaluations_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
+def test_the_checkpoint_of_the_best_evaluation_is_kept_with_the_latest(tmp_path, monkeypatch):
     bits = iter([1.0, 0.5, 0.7, 0.9, 0.8])  # at steps 2, 4, 6, 8 and 9
     scripted = lambda setup: lambda *_: {"length=8": {"loss": 1.0, "accuracy": 0.0, "bits_per_byte": next(bits)}}
     monkeypatch.setattr("seqzoo.training.loop.evaluator", scripted)
@@ -225,14 +225,14 @@ def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, monkeypatch):
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2, 4, 6]
 
 
-def test_a_checkpoint_says_what_made_it(tmp_path):
+def test_a_checkpoint_contains_its_config_and_revision(tmp_path):
     experiment = tiny()
     training.train(experiment, tmp_path / "run", console=quiet())
     about = json.loads((tmp_path / "run" / "checkpoints" / "6" / "about.json").read_text())
     assert Experiment(**about["config"]) == experiment and "git" in about
 
 
-def test_a_run_goes_on_with_other_settings_only_if_told_and_says_which(tmp_path):
+def test_a_run_resumes_with_other_settings_only_with_changed_and_records_them(tmp_path):
     folder = tmp_path / "run"
     training.train(stopping(tiny(), 4), folder, console=quiet())
     longer = tiny(training__steps=8, training__log_every=2)

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, what they refuse, and diverging."""
+"""Whole runs: the files they write, the settings they refuse, and divergence."""
 
 import json
 from typing import ClassVar
@@ -68,7 +68,7 @@ def test_a_run_leaves_its_config_environment_metrics_summary_and_latest_checkpoi
     assert "step 6/6  loss" in printed and "\x1b" not in printed
 
 
-def test_the_summary_says_what_the_metrics_say(whole):
+def test_the_summary_agrees_with_the_metrics(whole):
     folder, summary, _ = whole
     assert summary["finished"] and summary["step"] == 6 and summary["tokens_per_second"] > 0
     evaluated = [line for line in metrics.read(folder / "metrics.jsonl") if line["kind"] == "eval"]
@@ -143,7 +143,7 @@ def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keep
     assert not summary["finished"] and "step 6" in summary["stopped"]
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(tmp_path):
+def test_nonfinite_steps_are_skipped_and_counted_up_to_a_limit(tmp_path):
     settings = dict(optimizer__skip_limit=3, training__steps=8, training__checkpoint_every=2, training__module_norms=True)
     summary = training.train(tiny(task="poisoned(at=3, until=5)", **settings), tmp_path / "run", console=quiet())
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]

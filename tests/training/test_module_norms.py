@@ -1,4 +1,4 @@
-"""Norms by module: which numbers stand where, as a training line has them and as its copies do. test_run.py has a run with them."""
+"""Norms by module: their values and their names, in a training line and in its copies."""
 
 import math
 

@@ -38,7 +38,7 @@ def mesh(**sizes):
     return sharding.make_mesh({"replica": 1, "fsdp": 1, "seq": 1, "tensor": 1, **sizes}, RULES)
 
 
-def test_adams_moments_lie_where_their_parameters_lie_and_the_step_keeps_them_there():
+def test_adams_moments_are_sharded_like_their_parameters_before_and_after_a_step():
     setup = training.prepare(tiny(**SHARDED))
     state = training.initialise(setup)
     with jax.set_mesh(setup.mesh):
@@ -110,7 +110,7 @@ def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", ["gla(heads=2)", "mamba", "mamba2(head_dim=16)"])
-def test_with_time_cut_a_step_sends_no_more_for_longer_rows(layers):
+def test_with_time_sharded_communication_does_not_grow_with_the_row(layers):
     """Gradients of parameters and states of layers travel, activations never do."""
     totals = []
     for length in (64, 128):
@@ -150,7 +150,7 @@ def test_weight_decay_acts_on_matrices_that_are_not_marked_stacked_or_not():
     assert params.decay_mask(state) == {"stack": wanted, "one": wanted}
 
 
-def test_a_mesh_takes_the_devices_that_are_left_and_says_what_does_not_fit():
+def test_a_mesh_takes_the_remaining_devices_and_reports_sizes_that_do_not_fit():
     assert dict(mesh(fsdp=-1, replica=2).shape) == {"replica": 2, "fsdp": 4, "seq": 1, "tensor": 1}
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh(fsdp=-1).axis_types)
     with pytest.raises(ShardingError, match="3 does not divide 8"):
@@ -188,7 +188,7 @@ def test_positions_that_are_too_few_for_the_task_are_refused():
         training.prepare(tiny(model__learned_positions=8))
 
 
-def test_every_spec_of_a_task_is_hashable_and_its_slices_have_names_of_their_own():
+def test_every_batch_spec_is_hashable_and_evaluation_sets_have_different_names():
     task = tasks.registry.create(tiny().task)
     names = [part.name for part in task.eval_sets()]
     assert len(set(names)) == len(names) and hash(task.spec(0)) == hash(task.spec(0))

@@ -1,4 +1,4 @@
-"""Tiny models of flash-linear-attention, and how far ours may be from them."""
+"""Tiny models of flash-linear-attention, and the tolerances of their comparison with ours."""
 
 import pytest
 

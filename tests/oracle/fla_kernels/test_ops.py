@@ -1,4 +1,4 @@
-"""Our ops against flash-linear-attention's chunk kernels: documents packed into one row behind a state, values and gradients."""
+"""Our ops against flash-linear-attention's chunk kernels: documents packed into one row after a state, values and gradients."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,12 +41,12 @@ def packed(torch, kernel):
 
 
 @pytest.mark.parametrize(("decay", "module"), [("head", "simple_gla"), ("channel", "gla")])
-def test_packed_documents_behind_a_state_are_as_in_their_chunk_kernel(torch, fla, decay, module):
+def test_packed_documents_after_a_state_equal_those_of_flas_chunk_kernel(torch, fla, decay, module):
     kernel, inputs = getattr(fla(f"ops.{module}"), f"chunk_{module}"), arrays(decay)
     comparing.assert_equal(comparing.ours(ours, inputs), comparing.theirs(torch, packed(torch, kernel), inputs), what=module)
 
 
-def test_rwkv6_is_their_chunk_kernel(torch, fla):
+def test_rwkv6_equals_flas_chunk_kernel(torch, fla):
     """Read before written, with a bonus for the present token."""
     inputs = arrays("channel") | {"bonus": np.random.default_rng(1).normal(size=(H, K)).astype(np.float32)}
 
@@ -60,7 +60,7 @@ def test_rwkv6_is_their_chunk_kernel(torch, fla):
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy does not overflow in silence as a device does
-def test_after_a_reset_theirs_recurrent_is_ours_and_theirs_by_chunks_is_not(torch, fla):
+def test_after_a_reset_flas_recurrent_kernel_agrees_and_its_chunk_kernel_does_not(torch, fla):
     inputs = arrays("channel")
     inputs["g"][:, ::17] = -1e6
     gla = fla("ops.gla")

@@ -37,7 +37,7 @@ def several_for_one(torch, name, models, got, wanted):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_gradient_of_the_loss_to_every_weight_is_theirs(torch, fla, tmp_path, name):
+def test_gradients_to_every_weight_equal_those_of_the_other_project(torch, fla, tmp_path, name):
     """With an epsilon that keeps the gradient tame: the norm of a memory that a query hardly meets magnifies any rounding."""
     models = pair(torch, fla, name, tmp_path / "weights", norm_eps=1e-3)
     got, wanted, named = gradients(torch, models, tokens(1, 71), tmp_path)

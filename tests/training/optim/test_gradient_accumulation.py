@@ -1,4 +1,4 @@
-"""Updates made of several batches: that they are those of all at once, when they come, and how their number grows."""
+"""Updates from several batches: they equal the update of all batches at once; schedules and the norm test choose their number."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_the_weight_of_a_batch_is_that_of_its_tokens():
     assert_close(after["2"], after["1"])
 
 
-def test_an_update_takes_the_number_of_batches_that_holds_where_it_begins():
+def test_an_update_takes_the_number_of_batches_at_its_first_step():
     found = made(Optimizer(**SGD, accumulate_steps="0:1, 3:2, 6:3"), jnp.ones((10, 2, 3)))
     assert updated(found) == [0, 1, 2, 4, 6, 9]
     assert [said["accumulate_steps"] for _, said, _ in found] == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
@@ -86,7 +86,7 @@ def test_an_update_of_one_batch_is_bitwise_what_it_is_without_accumulation():
     assert plain[0][1] == {}
 
 
-def test_a_step_that_is_left_out_is_none_of_an_updates_batches_and_the_learning_rate_goes_on():
+def test_a_skipped_step_is_not_part_of_an_update_and_the_schedule_continues():
     falling = SGD | dict(schedule="linear(warmup_steps=0, final_fraction=0.0)", learning_rate=1.0)
     gradients = jnp.asarray([1.0, jnp.nan, 3.0, 5.0, 5.0])[:, None, None] * jnp.ones((1, 2, 3))
     found = made(Optimizer(**falling, accumulate_steps="2", skip_limit=3), gradients, losses=[1.0, 1.0, 1.0, jnp.inf, 1.0])
@@ -128,7 +128,7 @@ def test_without_any_gradient_the_norm_test_asks_for_no_more():
     assert [said["accumulate_steps"] for _, said, _ in found] == [2, 2, 2, 2]
 
 
-def test_a_run_that_stops_in_the_middle_of_an_update_goes_on_bitwise(digest, numbers, tmp_path):
+def test_a_run_that_stops_in_the_middle_of_an_update_resumes_bitwise(digest, numbers, tmp_path):
     settings = dict(optimizer__accumulate_steps="norm_test(threshold=0.9)", optimizer__skip_limit=3, training__ema=0.9)
     experiment = tiny(**settings, training__eval_every=6)
     training.train(experiment, tmp_path / "whole", console=quiet())

@@ -1,4 +1,4 @@
-"""Steps that are left out: what stays as it was, and what is counted."""
+"""Skipped steps: they change nothing and are counted."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_parameters_and_moments_and_
     assert bits((parameters, state.inner)) != before and tuple(map(int, skip_nonfinite.skip_counts(state))) == (2, 0)
 
 
-def test_a_guard_that_finds_nothing_changes_nothing():
+def test_skip_nonfinite_changes_nothing_if_all_steps_are_finite():
     plain, guarded = optax.adam(0.1), skip_nonfinite.skip_nonfinite(optax.adam(0.1))
     run, guarded_run = stepper(optax.with_extra_args_support(plain)), stepper(guarded)
     (parameters, state), (p, s) = start(plain), start(guarded)
@@ -95,7 +95,7 @@ def test_a_gradient_whose_norm_overflows_its_own_precision_is_no_overflow():
     assert int(state.total) == 0
 
 
-def test_the_learning_rate_goes_on_while_steps_are_skipped():
+def test_the_learning_rate_follows_the_schedule_while_steps_are_skipped():
     axes = {"w": ("embed", "heads"), "b": ("heads",)}
     state = nnx.State({name: nnx.Param(leaf, axes=axes[name]) for name, leaf in PARAMETERS.items()})
     falling = dict(schedule="linear(warmup_steps=0, final_fraction=0.0)", learning_rate=1.0)
@@ -108,6 +108,6 @@ def test_the_learning_rate_goes_on_while_steps_are_skipped():
     assert moved == [-1.0, 0.0, 0.0, -0.25] and tuple(map(int, skip_nonfinite.skip_counts(opt_state))) == (2, 0)
 
 
-def test_without_a_guard_there_is_nothing_to_count():
+def test_an_optimizer_without_skip_nonfinite_has_no_skip_counts():
     with pytest.raises(ValueError, match=r"optimizer\.skip_limit is None, wanted a number"):
         skip_nonfinite.skip_counts(optax.adam(0.1).init(PARAMETERS))

@@ -258,7 +258,7 @@ def noise(steps, seed=0, **settings):
     return np.stack(found)
 
 
-def test_noise_has_the_variance_of_its_formula_behind_the_clipping():
+def test_noise_has_the_variance_of_its_formula_after_the_clipping():
     found = noise(4, noise=0.09, noise_decay=0.8)
     np.testing.assert_allclose(found.var((1, 2)), 0.09 / (1 + np.arange(4)) ** 0.8, rtol=0.03)
     np.testing.assert_allclose(found.mean((1, 2)), 0.0, atol=5 * 0.3 / 300)

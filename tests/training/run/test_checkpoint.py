@@ -1,4 +1,4 @@
-"""Checkpoints on their own: written behind the caller's back, whole or not at all, and checked when they are read."""
+"""Checkpoints without a run: written in the background, whole or not at all, and checked when they are read."""
 
 import contextlib
 import functools
@@ -88,7 +88,7 @@ def test_save_returns_before_the_state_is_on_disk_and_the_context_ends_after(tmp
     assert checkpoints.steps() == [1] and damage(tmp_path / "1") is None
 
 
-def test_a_directory_that_is_not_complete_is_no_checkpoint_and_goes_at_the_next_start_aloud(tmp_path, state_at):
+def test_an_incomplete_directory_is_not_a_checkpoint_and_is_removed_with_a_report(tmp_path, state_at):
     saved(tmp_path, state_at(1))
     half = tmp_path / "2.orbax-checkpoint-tmp"
     half.mkdir()
@@ -104,7 +104,7 @@ def test_a_directory_that_is_not_complete_is_no_checkpoint_and_goes_at_the_next_
 
 
 @pytest.mark.parametrize("late", ["the next save", "the end of the context"])
-def test_a_save_that_the_disk_has_no_room_for_is_told_and_what_was_complete_stays(tmp_path, state_at, late):
+def test_a_save_on_a_full_disk_is_an_error_and_complete_checkpoints_stay(tmp_path, state_at, late):
     with pytest.raises(WriteError, match=r"cannot write .*/2: .*File too large"), Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.resume(abstract(state_at(1)), print)
         checkpoints.save(state_at(1))
@@ -120,7 +120,7 @@ def test_a_save_that_the_disk_has_no_room_for_is_told_and_what_was_complete_stay
     assert saved(tmp_path, state_at(2), keep=1).steps() == [2]  # the half that is left is not in the way
 
 
-def test_what_ended_the_context_is_told_beside_a_save_that_failed(tmp_path, state_at):
+def test_an_error_in_the_context_is_reported_together_with_a_failed_save(tmp_path, state_at):
     with pytest.raises(WriteError, match=r"cannot write .*/1: .*; before that: the task broke"), full_disk(1000):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.resume(abstract(state_at(1)), print)
@@ -128,7 +128,7 @@ def test_what_ended_the_context_is_told_beside_a_save_that_failed(tmp_path, stat
             raise ValueError("the task broke")
 
 
-def test_a_folder_that_went_away_is_told_and_not_made_again(tmp_path, state_at):
+def test_a_removed_folder_is_reported_and_not_created_again(tmp_path, state_at):
     with pytest.raises(WriteError, match="is not a folder any more"), Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.resume(abstract(state_at(1)), print)
         (tmp_path / "run").rename(tmp_path / "moved")
@@ -137,7 +137,7 @@ def test_a_folder_that_went_away_is_told_and_not_made_again(tmp_path, state_at):
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns").is_dir(), reason="needs a folder that nobody may write, not even root")
-def test_a_directory_that_cannot_be_made_is_told_and_nobody_waits_for_it(state_at):
+def test_a_directory_that_cannot_be_created_is_an_error_and_no_thread_waits_for_it(state_at):
     """A read-only disk, say. A thread that waited would keep the process from ending."""
     before = set(threading.enumerate())
     with pytest.raises(WriteError, match=r"cannot write .*/2: No such file"), Checkpoints(Path("/proc/self/ns")) as checkpoints:
@@ -147,7 +147,7 @@ def test_a_directory_that_cannot_be_made_is_told_and_nobody_waits_for_it(state_a
     assert [name for name in left if not name.startswith("asyncio")] == []  # those have nothing to do, and end with the process
 
 
-def test_the_latest_complete_ones_stay(tmp_path, state_at):
+def test_the_latest_complete_checkpoints_are_kept(tmp_path, state_at):
     assert saved(tmp_path, *map(state_at, range(1, 6)), keep=2).steps() == [4, 5]
 
 
@@ -163,7 +163,7 @@ def harm(how, file):
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "one bit changed"])
-def test_harm_to_any_file_of_a_checkpoint_is_told_and_the_one_before_is_used(tmp_path, state_at, how):
+def test_damage_to_any_file_of_a_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path, state_at, how):
     saved(tmp_path, state_at(1), state_at(2))
     names = [str(file.relative_to(tmp_path / "2")) for file in (tmp_path / "2").rglob("*") if file.is_file()]
     idle = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax's notes on the saving, of no use for the state
@@ -185,7 +185,7 @@ def test_harm_to_any_file_of_a_checkpoint_is_told_and_the_one_before_is_used(tmp
     assert equal(Checkpoints(tmp_path).restore(abstract(state_at(1)), print), state_at(2))
 
 
-def test_when_all_are_harmed_nothing_is_moved_and_an_error_says_so(tmp_path, state_at):
+def test_if_all_checkpoints_are_damaged_it_is_an_error_and_nothing_is_moved(tmp_path, state_at):
     saved(tmp_path, state_at(1), state_at(2))
     for step in (1, 2):
         harm("missing", tmp_path / str(step) / "manifest.ocdbt")

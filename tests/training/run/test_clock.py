@@ -1,4 +1,4 @@
-"""The clock: no second is lost or counted twice, and what is no step is not in the throughput."""
+"""The clock: no second is lost or counted twice, and only steps count in the throughput."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def ticks(clock, time, *seconds, tokens=10, **more):
         clock.tick(tokens, **more)
 
 
-def test_the_clock_leaves_out_pauses(clock, time):
+def test_pauses_do_not_count_in_the_throughput(clock, time):
     ticks(clock, time, 0, 1, 1)
     clock.pause()
     ticks(clock, time, 398, 1)
@@ -50,7 +50,7 @@ def test_the_clock_gives_a_median_since_the_last_lap(clock, time):
     assert clock.tokens_per_second() == 12.0 and clock.flops_per_second() == 120.0
 
 
-def test_a_clock_that_saw_no_whole_step_knows_no_rate(clock, time):
+def test_without_a_complete_step_there_is_no_throughput(clock, time):
     ticks(clock, time, 0)
     assert clock.tokens_per_second() is clock.seconds_per_step() is clock.flops_per_second() is None
     assert clock.lap() == (None, None, None)
@@ -99,7 +99,7 @@ def test_a_phase_inside_another_takes_its_time_away_from_it_and_an_error_ends_bo
     assert clock.phases() == {"train": 16.0, "eval": 5.0, "compile": 2.0, "wait": 8.0}
 
 
-def test_the_phases_add_up_to_all_the_time_whatever_happens(clock, time):
+def test_the_phases_add_up_to_the_total_time(clock, time):
     random = np.random.default_rng(0)
     for _ in range(50):
         time.now += random.uniform()
@@ -110,7 +110,7 @@ def test_the_phases_add_up_to_all_the_time_whatever_happens(clock, time):
         assert clock.total() == pytest.approx(time.now, rel=1e-12)
 
 
-def test_a_resumed_run_goes_on_counting(time):
+def test_a_resumed_run_continues_the_time_of_the_earlier_processes(time):
     time.now = 1000.0  # the other process's clock began somewhere else
     clock = Clock(now=time, earlier=60.0)
     time.now += 5

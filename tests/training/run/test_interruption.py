@@ -1,4 +1,4 @@
-"""Runs that are interrupted, one way or another, and go on: the numbers are those of a run that never stopped."""
+"""Interrupted runs that are resumed: the numbers are those of a run that never stopped."""
 
 import contextlib
 import io
@@ -68,7 +68,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_one_that_never_stopped(whole, dige
     assert timeless(summary) == timeless(wanted)
 
 
-def test_a_checkpoint_that_does_not_load_is_told_and_the_next_older_one_is_used(whole, digest, numbers, tmp_path):
+def test_a_checkpoint_that_does_not_load_is_reported_and_the_previous_one_is_used(whole, digest, numbers, tmp_path):
     folder, _, _ = whole
     experiment, console = tiny(**EXPERIMENT), quiet()
     training.train(stopping(experiment, 4), tmp_path / "run", console=console)
@@ -91,7 +91,7 @@ def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_says_so_and_the_run_goes_on_bitwise(number, whole, digest, numbers, tmp_path):
+def test_a_run_stopped_by_a_signal_reports_the_save_and_resumes_bitwise(number, whole, digest, numbers, tmp_path):
     folder, _, _ = whole
     experiment = tiny(**EXPERIMENT)
     trigger = Trigger("step 3/6  loss", lambda: os.kill(os.getpid(), number))
@@ -164,7 +164,7 @@ def test_a_write_that_fails_stops_the_run_with_one_error_and_loses_the_last_inte
     assert numbers(folder) == numbers(whole[0])
 
 
-def test_an_evaluation_that_was_cut_short_is_done_again(tmp_path):
+def test_an_interrupted_evaluation_is_repeated(tmp_path):
     """A full disk may take the first of its lines and not the last."""
     lines = [
         {"step": 3, "kind": "train"},
@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_written_keeps_its_old_text(tmp_path):
     assert path.read_text() == "old" and [each.name for each in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_halves_of_files_that_a_killed_process_left_are_removed(whole):
+def test_temporary_files_of_a_killed_process_are_removed(whole):
     folder, _, _ = whole
     (folder / "summary.json.4711.tmp").write_text("{")
     training.train(tiny(**EXPERIMENT), folder, console=quiet())
@@ -204,7 +204,7 @@ def leaves(experiment, folder):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_eight_four_and_one_devices_cut_along_other_axes(tmp_path, numbers):
+def test_a_run_resumes_on_eight_four_and_one_devices_sharded_over_other_axes(tmp_path, numbers):
     """Elastic: only the order of sums differs, so numbers agree to rounding."""
     experiment = tiny(**EXPERIMENT, model__d_model=32, mesh__fsdp=1)
     whole, moved = tmp_path / "whole", tmp_path / "moved"

@@ -1,4 +1,4 @@
-"""Copies of metrics.jsonl: they hold what it holds, once, also after a resume; a missing package is said before anything runs."""
+"""Copies of metrics.jsonl: each line once, also after a resume; a missing package is reported before anything runs."""
 
 import contextlib
 import importlib.util
@@ -41,7 +41,7 @@ def curves(lines):
     return found
 
 
-def test_the_numbers_of_a_line_are_named_by_what_they_are_of():
+def test_scalars_are_named_by_split_evaluation_set_and_metric():
     assert metric_writers.scalars(train(8)) == {"train/loss": 1.0, "train/seconds": 16.0}
     assert metric_writers.scalars(evaluation(8)) == {"eval/a/accuracy": 0.5, "eval/a/seconds": 16.0}
 
@@ -143,7 +143,7 @@ def test_after_any_number_of_resumes_wandb_has_every_line_once(tmp_path, service
     assert names("train/loss") == list(range(1, 13)) and names("eval/a/accuracy") == names("eval/b/accuracy") == [4, 8, 12]
 
 
-def test_an_evaluation_that_was_owed_at_a_resume_still_reaches_wandb(tmp_path, service):
+def test_an_evaluation_that_is_made_after_a_resume_reaches_wandb(tmp_path, service):
     with log(tmp_path, "wandb") as opened:
         opened.append(train(4))
     with log(tmp_path, "wandb", step=4) as opened:
@@ -152,7 +152,7 @@ def test_an_evaluation_that_was_owed_at_a_resume_still_reaches_wandb(tmp_path, s
     assert [row["step"] for row in rows] == [4, 4, 4] and "eval/a/accuracy" in rows[1]
 
 
-def test_a_copy_that_is_asked_for_later_gets_all_that_was_before(tmp_path, service):
+def test_a_metric_writer_that_is_added_later_gets_all_earlier_lines(tmp_path, service):
     metrics.MetricsFile(tmp_path / "metrics.jsonl").append(train(1), train(2))
     with log(tmp_path, "wandb", step=2), log(tmp_path, "tensorboard", step=2):
         (rows,) = service.runs.values()

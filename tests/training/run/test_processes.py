@@ -1,4 +1,4 @@
-"""Runs in processes of their own: killed at random moments; two that train together, and are told to stop."""
+"""Runs in separate processes: killed at random moments; two processes that train together and receive a signal."""
 
 import os
 import random
@@ -111,7 +111,7 @@ def pair(start, *words, devices):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_one_goes_on_bitwise_as_if_it_had_been_alone(start, digest, numbers, tmp_path):
+def test_two_processes_stop_at_the_same_step_and_one_process_resumes_bitwise(start, digest, numbers, tmp_path):
     """Bitwise, since sums over two devices have one order only."""
     often = dict(training__eval_every=300, training__checkpoint_every=200, training__log_every=20)
     experiment = tiny(training__steps=1500, **often, mesh__fsdp=2, model__dropout=0.1)
@@ -198,7 +198,7 @@ def test_two_processes_of_two_devices_train_and_evaluate_as_one_of_four(values, 
 
 
 @pytest.mark.slow
-def test_a_write_that_fails_in_one_of_two_processes_ends_both_and_one_goes_on(start, numbers, tmp_path):
+def test_a_failed_write_in_one_of_two_processes_ends_both_and_one_process_resumes(start, numbers, tmp_path):
     write_config(tmp_path, tiny(training__steps=5000, training__eval_every=5000, training__checkpoint_every=50, mesh__fsdp=2))
     folder = tmp_path / "runs" / "two"
     processes = pair(start, "my.py", "--run.name", "two", devices=1)

@@ -1,4 +1,4 @@
-"""Looking into the step: the window holds the steps it names, texts and memory are the step's own, the cache is used."""
+"""Profiling: traces contain the steps of their window, programs and memory are those of the step, the compilation cache is used."""
 
 import jax
 import jax.numpy as jnp
@@ -84,14 +84,14 @@ def test_the_memory_of_the_step_counts_the_state_on_each_device(step):
     assert found.temporaries > 0 and found.total == found.arguments + found.outputs + found.temporaries - found.aliased
 
 
-def test_memory_is_said_in_words():
+def test_memory_is_shown_in_words():
     said = str(profiling.Memory(total=3_500_000, arguments=2_000_000, outputs=2_000_000, temporaries=1_000_000, aliased=1_500_000))
     assert said == (
         "3.5 MB on each device: 2.0 MB arguments, 2.0 MB outputs (1.5 MB of them in place of arguments), 1.0 MB temporaries"
     )
 
 
-def test_a_backend_that_does_not_tell_has_no_memory_report():
+def test_a_backend_without_memory_analysis_has_no_memory_report():
     class Silent:
         def memory_analysis(self):
             return None
@@ -111,7 +111,7 @@ def test_what_is_compiled_is_kept_in_the_folder(tmp_path):
         profiling.enable_compilation_cache(before)
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path):
+def test_a_compilation_cache_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"cannot write .*file/cache"):
         profiling.enable_compilation_cache(str(tmp_path / "file" / "cache"))

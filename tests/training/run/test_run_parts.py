@@ -37,7 +37,7 @@ def test_a_taken_folder_name_gets_a_number(tmp_path):
     assert [run_dir.create_run_dir(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
 
 
-def test_a_run_that_is_beaten_to_a_name_takes_the_next(tmp_path, monkeypatch):
+def test_a_folder_created_by_another_process_at_the_same_time_is_not_reused(tmp_path, monkeypatch):
     """Another run makes the folder at the worst moment: after any look at the disk, before our mkdir."""
     make = Path.mkdir
 
@@ -50,7 +50,7 @@ def test_a_run_that_is_beaten_to_a_name_takes_the_next(tmp_path, monkeypatch):
     assert run_dir.create_run_dir(tmp_path, "a") == tmp_path / "a-2"
 
 
-def test_what_is_no_run_folder_is_said_with_the_runs_inside_it(tmp_path):
+def test_the_error_for_a_folder_that_is_not_a_run_lists_the_runs_inside_it(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=f"no config.json. Runs inside it: {re.escape(str(tmp_path / 'one'))}"):
@@ -72,7 +72,7 @@ def wait_until(condition):
     raise AssertionError("nothing happened for 5 s")
 
 
-def test_the_first_signal_asks_and_the_second_ends_at_once():
+def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process():
     said, codes = [], []
     with StopSignals(said.append, exit=codes.append) as signals:
         assert not signals.stopping()
@@ -106,7 +106,7 @@ def test_with_several_processes_sigterm_is_left_to_jax_and_sigint_becomes_one(mo
         signal.signal(signal.SIGTERM, before)
 
 
-def test_what_process_0_finds_or_raises_comes_to_all(monkeypatch):
+def test_results_and_errors_of_process_0_reach_all_processes(monkeypatch):
     sent = []
     monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     monkeypatch.setattr(distributed, "is_main_process", lambda: True)
@@ -129,7 +129,7 @@ def test_what_process_0_finds_or_raises_comes_to_all(monkeypatch):
         ("10.0.0.1:1234/8/3", [{"coordinator_address": "10.0.0.1:1234", "num_processes": 8, "process_id": 3}]),
     ],
 )
-def test_processes_find_each_other_as_they_are_told(monkeypatch, how, wanted):
+def test_the_option_distributed_gives_address_count_and_index_to_jax(monkeypatch, how, wanted):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: calls.append(settings))
     distributed.initialise(how)

@@ -1,4 +1,4 @@
-"""A layer inside somebody else's NNX project: its own jit, remat, scan over layers, mesh with other names, and optimiser."""
+"""A layer inside another NNX project: its own jit, remat, scan over layers, mesh with other names, and optimiser."""
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,13 @@ def scanned(blocks, x, remat):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_under_their_jit_scan_and_remat(stack, remat):
+def test_a_layer_works_under_another_projects_jit_scan_and_remat(stack, remat):
     blocks, x, wanted = stack
     assert_close(jax.jit(jax.value_and_grad(lambda b, x: scanned(b, x, remat)))(blocks, x), wanted)
 
 
 @pytest.mark.parametrize("axes", [("data", "model"), ("fsdp", "tensor"), ("data", "seq")], ids=str)
-def test_on_their_mesh(stack, axes):
+def test_a_layer_works_on_another_projects_mesh(stack, axes):
     """Names that mean nothing to us, names that do, and a mixture."""
     blocks, x, wanted = stack
     mesh = jax.make_mesh((4, 2), axes, axis_types=(AUTO, AUTO))
@@ -64,7 +64,7 @@ def test_on_their_mesh(stack, axes):
     assert_close(result, wanted)
 
 
-def test_their_filters_see_parameters_only():
+def test_nnx_filters_see_parameters_only():
     _, parameters, rest = nnx.split(Block("gla(heads=2)", nnx.Rngs(0)), nnx.Param, ...)
     assert not jax.tree.leaves(rest)
     assert all(np.issubdtype(leaf.dtype, np.floating) for leaf in jax.tree.leaves(parameters))
