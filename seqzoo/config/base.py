@@ -75,7 +75,7 @@ def _message(problem) -> str:
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown names, with a list of the known ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
     def __init__(self, **values):
         try:
@@ -86,8 +86,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_names_only(cls, values):
-        for name in values if isinstance(values, dict) else ():
+        if not isinstance(values, dict):
+            return values
+        for name in values:
             if name not in cls.model_fields:
                 known = ", ".join(cls.model_fields)
                 raise ValueError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, cls.model_fields)} Settings: {known}")
-        return values
+        return tuples(values)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import field_validator, model_validator
 
-from seqzoo.config.base import Axes, Section, tuples
+from seqzoo.config.base import Axes, Section
 from seqzoo.config.experiment import Experiment, replace
 from seqzoo.specs import parse
 
@@ -32,7 +32,7 @@ class Comparison(Section):
                     raise ValueError(f"{path!r} has {values!r}, wanted {{name: {{setting: value}}}} with at least one of each")
             elif isinstance(values, str) or not isinstance(values, tuple | list) or not values:
                 raise ValueError(f"{path!r} has {values!r}, wanted a tuple of at least one value")
-        return tuples(value)
+        return value
 
     @model_validator(mode="after")
     def _no_axis_hides_another(self):

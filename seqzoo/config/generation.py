@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from seqzoo.config.base import Section
-from seqzoo.specs import Length, NonNegative
+from seqzoo.specs import Length, NonNegative, Seed
 
 
 class Generation(Section):
@@ -21,7 +21,7 @@ class Generation(Section):
     """Draw from this many most probable tokens; None: from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw from the fewest most probable tokens whose probabilities add up to this; None: from all."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the draws; None: 0."""
     prefill_chunk: Length = 512
     """Tokens of the prompt per prefill call; fewer need less memory."""

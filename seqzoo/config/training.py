@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from seqzoo.config.base import Section
-from seqzoo.specs import Length, NonNegative, Positive
+from seqzoo.specs import Length, NonNegative, Positive, Seed
 
 
 class Training(Section):
@@ -13,7 +13,7 @@ class Training(Section):
 
     steps: Length = 1000
     """Training steps in all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial parameters and of dropout. The data have their own seed, in the task."""
     micro_batches: Length = 1
     """Gradient accumulation to save memory: number of parts into which a batch is cut, one after the other; the gradient is that of

@@ -89,6 +89,17 @@ def test_a_wrong_setting_is_refused_with_the_value_found_and_the_values_wanted(b
         build()
 
 
+NUMBERS = [path for path, value in config.settings(Experiment()).items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+@pytest.mark.parametrize("value", [True, "2", float("nan"), [2]], ids=repr)
+def test_a_number_is_a_number(path, value):
+    with pytest.raises(ConfigError, match=path.rpartition(".")[2]) as error:
+        config.replace(Experiment(), {path: value})
+    assert "\n" not in str(error.value) and "found" in str(error.value)
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Model().d_model = 3
