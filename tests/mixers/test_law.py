@@ -62,9 +62,9 @@ VARIANTS = (
 )
 
 
-def enrolled(default):
-    """Every mixer and variant, those that are not in `default` in the slow tier."""
-    marks = lambda spec: () if spec in default else pytest.mark.slow
+def enrolled(default, variants=pytest.mark.slow):
+    """Every mixer and variant: mixers in `default` in the default suite, other mixers in the slow tier, variants as marked."""
+    marks = lambda spec: () if spec in default else variants if spec in VARIANTS else pytest.mark.slow
     specs = [pytest.param(spec, marks=marks(spec)) for spec in (*mixers.names(), *VARIANTS)]
     # A mixer's tests follow one another (that is what the scope is for): they share what it compiles.
     return pytest.mark.parametrize("spec", specs, scope="module")
@@ -72,7 +72,8 @@ def enrolled(default):
 
 every = enrolled(mixers.names())
 # By default a ring, a recurrence of numbers, and one of matrices whose first values travel through the layers.
-sharded = enrolled({"softmax", "s5", "rwkv7"})
+sharded = enrolled({"softmax", "s5", "rwkv7"}, pytest.mark.exhaustive)
+every_mixer_slowly = enrolled((), pytest.mark.exhaustive)
 
 
 @functools.lru_cache(maxsize=1)
@@ -111,8 +112,7 @@ def test_sharded_over_rows_time_and_heads_it_gives_what_it_gives_on_one_device(s
     assert over_time and all("time over seq=2" in line for line in over_time), lines
 
 
-@pytest.mark.slow
-@every
+@every_mixer_slowly
 def test_vmap_equals_a_loop(spec):
     it = under_test(spec)
     x = np.stack([it.inputs(8)[0], it.inputs(9)[0]])
@@ -121,8 +121,7 @@ def test_vmap_equals_a_loop(spec):
     assert_close(stacked, jax.tree.map(lambda *a: np.stack(a), *(run(it.params, row) for row in x)), what=str(it))
 
 
-@pytest.mark.slow
-@every
+@every_mixer_slowly
 def test_pieces_of_their_true_lengths_give_the_whole(spec):
     """Without padding and ids: the shapes that prefill and decoding use."""
     it = under_test(spec)
