@@ -2,13 +2,13 @@
 
 python train.py configs/lm_mixers.py                           # 24 runs: an hour or two on two CPU cores; docs/language_models.md
 
-Each has 824,576 parameters to within a thousandth: what a mixer's own weights leave over goes to the width of the channel mixer.
+Each has 824,576 parameters to within 0.1 %: the width of the channel mixer makes up for the size of the mixer.
 Each reads the same million bytes of the standard library in the same order, at two learning rates.
 """
 
 from seqzoo.config import Comparison, Experiment, Model, Run, Training
 
-# Mixer: hidden width of the SwiGLU beside it.
+# Mixer: hidden width of the SwiGLU in the same block.
 MIXERS = {
     "softmax(heads=2)": 344,
     "linear(heads=2)": 344,

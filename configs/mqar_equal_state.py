@@ -1,14 +1,14 @@
-"""MQAR at equal memory: recurrent mixers with a state of about 4,096 bytes per row, behind the same short convolution.
+"""MQAR at equal memory: recurrent mixers with a state of about 4,096 bytes per row, after the same short convolution.
 
 python train.py configs/mqar_equal_state.py                      # 54 runs: 40 minutes to two hours on two CPU cores; docs/mqar.md
 
-Left out: aaren, hgrn and rwkv4, whose state of 260 to 1,028 bytes has no setting that makes it larger, and flow, whose sums of
-sources and sinks weigh 1,040 bytes beside its 4,096. qlstm has half of the others' state.
+Missing: aaren, hgrn and rwkv4, because no setting makes their state of 260 to 1,028 bytes larger, and flow, because its sums of
+sources and sinks take 1,040 bytes in addition to its 4,096. qlstm has half the state of the others.
 """
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Run, Training
 
-# At width 64. Whole widths hit 4,096 bytes only nearly: documents' ids, convolutions' tails and counters come on top.
+# At width 64. Integer widths give about 4,096 bytes; document ids, tails of convolutions and counters are extra.
 MIXERS = (
     "linear(heads=4)",
     "based(heads=1, feature_dim=4)",

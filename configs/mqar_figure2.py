@@ -3,14 +3,15 @@
     python train.py configs/mqar_figure2.py --dry-run      # lists it, with parameters, state bytes, steps and tokens
     python train.py configs/mqar_figure2.py                # 320 runs
 
-Reported is the best of four learning rates. As published: data, batch sizes, widths, learning rates, 64 epochs at most with an end
-above 0.99, AdamW without warm-up and clipping, decay 0.1 on all parameters, dropout 0.1 on embedding and attention weights, tied
-embeddings, no channel mixer, learned positions for attention only. Both rules of depth are here: the figure's (4 layers, attention
-2) and that of the released configs since 2024-05 (2 for all). Chance is 1/4096.
+The best of four learning rates is reported. As published: data, batch sizes, widths, learning rates, at most 64 epochs, ending
+early above 0.99, AdamW without warm-up and clipping, decay 0.1 on all parameters, dropout 0.1 on embedding and attention weights,
+tied embeddings, no channel mixer, learned positions for attention only. Both rules of depth are here: the figure's (4 layers,
+attention 2) and that of the released configs since 2024-05 (2 for all). Chance is 1/4096.
 
-Not as published: the cosine is stepped per step, not per epoch; initial values are this repository's; and the released blocks add a
-normalised copy of the residual stream to itself where a channel mixer would be, which these do not. Of the figure's seven mixers
-Hyena, RWKV, H3 and BaseConv with filters as long as the row are missing; `based` has BaseConv with three taps in every other layer.
+Not as published: the cosine schedule changes per step, not per epoch; initial values are those of this repository; and the released
+blocks add a normalised copy of the residual stream to itself where a channel mixer would be, which these do not. Of the figure's
+seven mixers Hyena, RWKV, H3 and BaseConv with filters as long as the row are missing; `based` has BaseConv with a kernel of three
+tokens in every other layer.
 
 No cell of it has been run in full. One, shortened for two CPU cores, is configs/mqar_figure2_cell.py: based 0.991 after 550 steps,
 softmax 0.343 and Mamba 0.259 after 1,200 (docs/results/mqar_figure2_cell.json).

@@ -2,13 +2,14 @@
 
     python train.py configs/mqar_figure2_cell.py
 
-2 CPU cores shared with other work, jax 0.10.2, 2026-11-21: 11 min 55 s. Accuracy, chance 1/256, any of the values on show 1/4:
-based 0.991 at step 550, where it ended; softmax 0.343 and Mamba 0.259 after 1,200 steps. Recorded in
+2 CPU cores shared with other work, jax 0.10.2, 2026-11-21: 11 min 55 s. Accuracy, chance 1/256, guessing one of the example's
+values 1/4: based 0.991 at step 550, where it ended; softmax 0.343 and Mamba 0.259 after 1,200 steps. Recorded in
 docs/results/mqar_figure2_cell.json.
 
-Shortened against the paper: one learning rate of four; at most 1,200 steps of 64 examples (76,800) for 12,480 of 512 (6.4 million);
-a vocabulary of 512 for 8,192, with which nine tenths of a step would be the head's; evaluation on 512 examples every 50 steps, for
-3,000 once per epoch. The rest is the grid's. This says who is quick at one learning rate; it is no point of the figure.
+Shorter than the paper: one learning rate instead of four; at most 1,200 steps of 64 examples (76,800) instead of 12,480 of 512 (6.4
+million); a vocabulary of 512 instead of 8,192, with which the head would take nine tenths of a step; evaluation on 512 examples
+every 50 steps instead of 3,000 once per epoch. The rest is as in the grid. It shows which mixers learn quickly at one learning
+rate; it does not reproduce a point of the figure.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sigmoid attention: every pair has a weight of its own, and nothing is normalised."""
+"""Sigmoid attention: the weight of a pair depends on that pair alone, without normalisation."""
 
 import math
 
@@ -17,7 +17,7 @@ class Sigmoid(AttentionMixer):
 
     Raises:
       ValueError: sizes that do not divide; joint_qk_norm without a qk_norm; `init_state` without max_length and without a window.
-    Cost: as softmax attention's.
+    Cost: that of softmax attention.
     """
 
     length: Length = 1024

@@ -20,7 +20,7 @@ class Comba(GatedDeltaRuleMixer):
 
         S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - f S_{t-1}^T k_t)^T        f = sigmoid(c), per head
         y_t = W_o [gate(W_g x_t) * rmsnorm(k^-0.5 S_t^T q_t)]        beta_t = sigmoid(W_b x_t)        g_t = -A softplus(W_a x_t + b)
-        k, v = silu(conv(W x))        q = silu(conv(W x)) - D k, D per head        then q and k over their lengths
+        k, v = silu(conv(W x))        q = silu(conv(W x)) - D k, D per head        then q / |q|, k / |k|
 
     Use it in place of Gated DeltaNet: feedback comes from the state before its decay, in a fraction that each head learns. With
     feedback=False and correction=0.0 it is gradient descent with weight decay on |S^T k - v|^2: the linear memory of Titans without

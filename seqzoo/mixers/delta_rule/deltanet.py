@@ -10,7 +10,7 @@ class DeltaNet(DeltaRuleMixer):
     r"""DeltaNet (Schlag et al. 2021, arXiv:2102.11174) in the form of Yang et al. 2024, arXiv:2406.06484.
 
         S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T        beta_t = sigmoid(W_b x_t)
-        y_t = W_o rmsnorm(k^-0.5 S_t^T q_t)        q, k, v = silu(conv(W x)), q and k over their lengths
+        y_t = W_o rmsnorm(k^-0.5 S_t^T q_t)        q, k, v = silu(conv(W x)), then q / |q|, k / |k|
 
     Use it where facts are overwritten: a new value of a key replaces the old one. It forgets nothing else. It is gradient descent
     on |S^T k - v|^2 / 2, one step of size beta per token: TTT-Linear (Sun et al. 2024, arXiv:2407.04620) without its norm.

@@ -11,9 +11,9 @@ class GatedDeltaNet(GatedDeltaRuleMixer):
 
         S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T        S~ = exp(g_t) S_{t-1}        g_t = -A softplus(W_a x_t + b)
         y_t = W_o [silu(W_g x_t) * rmsnorm(k^-0.5 S_t^T q_t)]        beta_t = sigmoid(W_b x_t)
-        q, k, v = silu(conv(W x)), q and k over their lengths
+        q, k, v = silu(conv(W x)), then q / |q|, k / |k|
 
-    Use it for recall from a small state: it overwrites single facts and forgets all of them at once.
+    Use it for recall from a small state: it can overwrite a single fact, and it can forget all facts at once.
 
     Raises:
       ValueError: heads does not divide the widths, or key_heads not heads.

@@ -19,9 +19,9 @@ class GatedDeltaProduct(GatedDeltaRuleMixer):
         S_t: S~ = exp(g_t) S_{t-1}, then S~ <- S~ + beta_j k_j (v_j - S~^T k_j)^T for j = 1, ..., n
         y_t = W_o [silu(W_g x_t) * rmsnorm(k^-0.5 S_t^T q_t)]        beta_j = 2 sigmoid(W_bj x_t)
         g_t = -A softplus(W_a x_t + b)
-        q, k_j, v_j = silu(conv(W x)), q and k_j over their lengths
+        q, k_j, v_j = silu(conv(W x)), then q / |q|, k_j / |k_j|
 
-    Use it where a state must be tracked: a token can rotate the state, as a product of two reflections.
+    Use it for state tracking: a token can rotate the state, as a product of two reflections.
 
     Raises:
       ValueError: heads does not divide the widths.

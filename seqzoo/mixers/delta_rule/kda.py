@@ -17,9 +17,9 @@ class KimiDeltaAttention(DeltaRuleMixer):
 
         S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T        S~ = Diag(exp g_t) S_{t-1}        g_t = -A softplus(W_2 W_1 x_t + b)
         y_t = W_o [sigmoid(W_4 W_3 x_t + c) * rmsnorm(k^-0.5 S_t^T q_t)]        beta_t = sigmoid(W_b x_t)
-        q, k, v = silu(conv(W x)), q and k over their lengths
+        q, k, v = silu(conv(W x)), then q / |q|, k / |k|
 
-    Use it in place of Gated DeltaNet where facts differ in how long they matter.
+    Use it in place of Gated DeltaNet if each channel should forget at its own rate.
 
     Raises:
       ValueError: heads does not divide the widths.

@@ -18,7 +18,7 @@ from seqzoo.specs import Size
 
 
 class AarenState(NamedTuple):
-    """Numerator and denominator of the running softmax, both over exp(maximum)."""
+    """Numerator and denominator of the running softmax, both divided by exp(maximum)."""
 
     sums: Array  # [b, h, 1, v + 1]
     maximum: Array  # [b, h] largest score so far, -inf before the first token

@@ -1,4 +1,4 @@
-"""Flow-Attention: linear attention that conserves flows, so that tokens compete to be read and readers share what comes in."""
+"""Flow-Attention: linear attention with conserved flows, so that keys compete for the attention of queries."""
 
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class FlowAttention(MatrixStateMixer):
         o_t = r_t (q_t / (in_t t))^T sum k_s (c_s v_s)^T        y_t = W_o [o of all heads] + b_o
 
     where <a, b> = (a + eps)^T (b + eps): O and r are a token's outgoing and incoming flow when that of the others is fixed to 1.
-    Use it where a softmax over sources is missed in linear attention: tokens compete through c, which is fixed when a token is
+    Use it for linear attention in which tokens compete, as in a softmax: they compete through c, which is fixed when a token is
     written, so that the past is still one matrix.
 
     Raises:

@@ -29,8 +29,8 @@ class GatedSlotAttention(MatrixStateMixer):
         K_t = K_{t-1} Diag(alpha_t) + k_t (1 - alpha_t)^T        V_t = Diag(alpha_t) V_{t-1} + (1 - alpha_t) v_t^T
         o_t = V_t^T softmax(scale K_t^T q_t)        y_t = W_o rmsnorm(silu(o_t))
 
-    with q, k, v = silu(W x), and alpha_t = sigmoid(W_f x_t)^(1/tau) per slot. Use it where softmax's sharp reads are wanted from a
-    state of constant size: a read has two steps, which slot, and what it holds.
+    with q, k, v = silu(W x), and alpha_t = sigmoid(W_f x_t)^(1/tau) per slot. Use it for sharp reads, as with softmax, from a state
+    of constant size: a query first weighs the slots, then reads their values.
 
     Raises:
       ValueError: heads does not divide the widths.

@@ -29,8 +29,8 @@ class LightningAttention(LinearAttentionMixer):
     Raises:
       ValueError: heads does not divide d_model, if head_dim is None.
     Cost: time O(t d heads k + t heads k^2); state 4 heads k^2 bytes per row, independent of t.
-    The slopes s are constants; those of layers that share one compiled body cannot be code, so with `depth` they are a parameter
-    that has no gradient and no weight decay, saved with the model, as the released code keeps them in a buffer. Initial weights are
+    The slopes s are constants. Layers that one scan runs share their compiled code, so with `depth` the slopes are a parameter that
+    has no gradient and no weight decay, saved with the model, as the released code keeps them in a buffer. Initial weights are
     PyTorch's default (uniform within 1 / sqrt(fan_in)), our choice: the released settings draw from N(0, 0.02^2).
     """
 

@@ -1,4 +1,4 @@
-"""mLSTM: a matrix-valued state with an exponential input gate, so that a later token can outweigh all that was stored before it."""
+"""mLSTM: a matrix-valued state with an exponential input gate, so that a later token can outweigh everything stored before it."""
 
 from functools import partial
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ EPS = 1e-6  # NX-AI's mlstm_kernels, added to the denominator, and the 7B model'
 
 
 class MLSTMState(NamedTuple):
-    """Recurrent state over exp(maximum), with the normaliser as one more value column.
+    """Recurrent state divided by exp(maximum), with the normaliser as one more value column.
 
     With a sigmoid input gate it is a `LinearAttentionState`.
     """
@@ -36,17 +36,17 @@ class MLSTM(LinearAttentionMixer):
         h_t = C_t^T q_t / max(|n_t^T q_t|, 1)        y_t = W_o [sigmoid(W_g x_t) * layernorm(h_t), per head]
 
     with f~ = cap(W_f x + b_f), i~ = cap(W_i x + b_i), cap(z) = c tanh(z / c), and q over sqrt(k). Use it where a token must be able
-    to overwrite what is stored. C and n are held over exp(m_t), m_t = max(m_{t-1} + log f_t, i~_t), which cancels above and below:
-    the denominator becomes max(|n_t^T q_t|, exp(-m_t)).
+    to overwrite what is stored. C and n are stored divided by exp(m_t), m_t = max(m_{t-1} + log f_t, i~_t), which cancels in
+    the quotient; the denominator becomes max(|n_t^T q_t|, exp(-m_t)).
 
     Raises:
       ValueError: heads does not divide the widths; normalised=False with exponential gates.
     Cost: time O(t d^2); state 4 (d expand_k (d expand_v / heads + 1) + heads) bytes per row, independent of t.
     Initial values are those of the released block: q, k, v normal with variance 2 / 5d, W_o with a deviation of
-    2 / (L sqrt(d)) in L layers, gates zero but for b_i and b_f, which runs from 3 to 6 over heads. There, and here, 1e-6 is added
-    to the denominator over exp(m): the one place where m does not cancel. Released code starts from m = 0, here an empty state
-    has m = -inf; h differs by less than 1e-6 of itself.
-    The first paper's block, with convolutions and block-diagonal projections, is not this one.
+    2 / (L sqrt(d)) in L layers, gates zero except b_i and b_f, which runs from 3 to 6 over heads. Both codes add 1e-6
+    to the denominator divided by exp(m): the one place where m does not cancel. Released code starts from m = 0, here an empty
+    state has m = -inf; h differs by less than 1e-6 of itself. The first paper's block, with convolutions and block-diagonal
+    projections, is not this one.
     """
 
     expand_k: Expansion = 0.5

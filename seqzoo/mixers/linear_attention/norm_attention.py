@@ -26,8 +26,8 @@ class NormAttention(MatrixStateMixer):
 
         S_t = S_{t-1} + k_t v_t^T        o_t = S_t^T q_t / eta(W_n x_t + b_n)        y_t = W_o [o of all heads] + b_o
 
-    (equation 21) with eta = exp per head, biases in all projections, no feature map and no 1 / sqrt(k). Use it to see the purpose
-    of the denominator of attention: here it is a scale that the reading token chooses, and rows of weights need not add up to one.
+    (equation 21) with eta = exp per head, biases in all projections, no feature map and no 1 / sqrt(k). Use it to study the
+    denominator of attention: here it is a scale computed from the query token, so weights need not add up to one.
 
     Raises:
       ValueError: heads does not divide the widths.

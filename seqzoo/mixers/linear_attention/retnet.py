@@ -29,15 +29,15 @@ class RetNet(LinearAttentionMixer):
         S_t = gamma S_{t-1} + rot(k_t, t) v_t^T        gamma = 1 - 2^(-5 - i) in head i = 0, 1, ...
         y_t = W_o [swish(W_g x_t) * rmsnorm(k^-0.5 rot(q_t, t)^T S_t)]
 
-    rot turns pairs of channels by angles that grow with the position, so a score depends on the distance, and decays with it as
+    rot rotates pairs of channels by angles that grow with the position, so a score depends on the distance, and decays with it as
     gamma^distance. Use it as the baseline of gated linear attention: what it forgets does not depend on the data.
 
     Raises:
       ValueError: heads does not divide the widths, or leaves an odd k with rotary positions.
     Cost: time O(t d^2 expand_v); state 4 d^2 expand_k expand_v / heads + 4 bytes per row, independent of t.
-    The authors' code turns neighbouring channels by base^(-i / (k/2 - 1)), has no learned scale in the norm, and divides scores by
-    sums that the norm cancels; flash-linear-attention, which has the released models, turns halves by base^(-2i/k), has a scale
-    and divides by nothing, and is followed here. Initial weights (xavier of gain 2^-2.5, 1 for W_o) and the norm's 1e-6 are the
+    The authors' code rotates neighbouring channels by base^(-i / (k/2 - 1)), has no learned scale in the norm, and divides scores
+    by sums that the norm cancels; flash-linear-attention, which has the released models, rotates halves by base^(-2i/k), has a
+    scale and no division, and is followed here. Initial weights (xavier of gain 2^-2.5, 1 for W_o) and the norm's 1e-6 are the
     authors'; heads=4, where that library takes 8, is our choice.
     """
 

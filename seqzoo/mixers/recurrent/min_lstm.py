@@ -12,8 +12,8 @@ class MinLSTM(MinimalMixer):
         f_t = sigmoid(W_f x_t + b_f)        i_t = sigmoid(W_i x_t + b_i)        c_t = g(W_h x_t + b_h)
         h_t = f_t / (f_t + i_t) * h_{t-1} + i_t / (f_t + i_t) * c_t        y_t = W_o h_t
 
-    with g as in minGRU. Use it where forgetting and writing should be two decisions; divided by their sum they keep h in the range
-    of the candidates, however long the row.
+    with g as in minGRU. Use it for separate decisions on forgetting and writing; divided by their sum, the gates keep h in the
+    range of the candidates for rows of any length.
 
     Raises:
       ValueError: expand leaves no hidden unit.

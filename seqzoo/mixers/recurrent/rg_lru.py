@@ -33,7 +33,7 @@ class RGLRU(RecurrentBlockMixer):
     exp(-softplus(p)) is the paper's sigmoid(Lambda), with p = -Lambda; its square starts uniform between 0.9^2 and 0.999^2. m = 1
     at the start is RecurrentGemma's code, which also clips the slope of the square root at 1000; here it is exact, and 0 where m
     is. Gates start with variance heads / e, as in DeepMind's code; Hugging Face's has a hundredth of that.
-    Parameters bear the names of RecurrentGemma's checkpoints: linear_x, linear_y, conv_1d, linear_out, and of `rg_lru.` there
+    Parameters have the names of RecurrentGemma's checkpoints: linear_x, linear_y, conv_1d, linear_out, and of `rg_lru.` there
     recurrent_param, recurrent_gate and input_gate, whose blocks are [heads, in, out].
     """
 

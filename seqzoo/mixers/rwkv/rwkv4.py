@@ -16,7 +16,7 @@ Implementation = Literal["reference", "recurrent", "chunkwise"]
 
 
 class RWKV4State(NamedTuple):
-    """The last real token, and the sums of weighted values and of weights, both over exp(maximum)."""
+    """The last real token, and the sums of weighted values and of weights, both divided by exp(maximum)."""
 
     tail: Array  # [b, 1, d_model]
     sums: Array  # [b, d_model, 2]
@@ -36,11 +36,11 @@ class RWKV4(Mixer):
     a stack with the channel mixer `rwkv`. The weights of past tokens do not depend on the token that reads them.
 
     Cost: time O(t d^2), all of it projections; state 16 d bytes per row, independent of t.
-    Both sums are recurrences held over exp(m_t), m_t = max(m_{t-1} + w, k_t), so that keys of any size stay in range; wkv_t reads
-    those before t, over the larger of exp(m_{t-1}) and exp(u + k_t).
+    Both sums are recurrences, stored divided by exp(m_t), m_t = max(m_{t-1} + w, k_t), so that keys of any size stay in range;
+    wkv_t uses the sums before t, divided by the larger of exp(m_{t-1}) and exp(u + k_t).
     Initial values are those of the authors' RWKV-v4neo: W_k, W_r, W_o zero, W_v orthogonal, decays slower in lower channels and
-    upper layers, mixes by channel and layer. The code in transformers, which loads the released models, draws others, and every u
-    as 1.
+    upper layers, mixes by channel and layer. The code of transformers for the released models has other initial values, with
+    every u at 1.
     """
 
     implementation: Implementation | tuple[Implementation, ...] | None = None

@@ -36,8 +36,8 @@ class RWKV6(Mixer):
     Raises:
       ValueError: heads does not divide the widths.
     Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and one input per row, independent of t.
-    Scores are not scaled. Initial values are those of the authors' code (RWKV-LM, "x060"): W_r and W_v orthogonal, W_k and W_g that
-    times 0.1, W_o zero, A and A' zero, B and B' uniform within 0.01.
+    Scores are not scaled. Initial values are those of the authors' code (RWKV-LM, "x060"): W_r and W_v orthogonal, W_k and W_g
+    orthogonal times 0.1, W_o zero, A and A' zero, B and B' uniform within 0.01.
     """
 
     heads: Size = 4

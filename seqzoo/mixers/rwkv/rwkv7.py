@@ -41,18 +41,18 @@ class RWKV7(Mixer):
 
         S_t = Diag(w_t) S_{t-1} - (a_t * u_t) (u_t^T S_{t-1}) + k~_t v~_t^T        w_t = exp(-e^{-1/2} sigmoid(f_w(x^w_t)))
         y_t = W_o [g_t * (groupnorm(S_t^T r_t) + (\sum_j r_t * rho * k~_t) v~_t)]        r, k, v = W x^r, W x^k, W x^v
-        u_t = kappa * k_t over its length        k~_t = k_t * (1 + (a_t - 1) * alpha)        a_t = sigmoid(f_a(x^a_t))
+        u_t = kappa * k_t / |kappa * k_t|        k~_t = k_t * (1 + (a_t - 1) * alpha)        a_t = sigmoid(f_a(x^a_t))
         v~_t = v_t + (v'_t - v_t) * sigmoid(f_v(x^v_t))        g_t = sigmoid(x^g_t A) B        x^i_t = x_t + (x_{t-1} - x_t) * mu_i
 
-    with f(x) = c + act(x A) B, act tanh for w and nothing else; v' are the values v of the stack's first RWKV-7 layer, which flow
-    through the backbone; the first such layer, or one by itself, has v~ = v. Use it where a state must be tracked: what is removed
-    and what is written have strengths of their own.
+    with f(x) = c + act(x A) B, act tanh for w and nothing else; v' are the values v of the stack's first RWKV-7 layer, which
+    the backbone passes on; the first such layer, or one that is used alone, has v~ = v. Use it for state tracking: removing and
+    writing have separate strengths.
 
     Raises:
       ValueError: heads does not divide the widths.
     Cost: time O(t d^2); state 4 d^2 expand_k expand_v / heads bytes and one input per row, independent of t.
-    Initial values are those of the authors' code (RWKV-LM, "x070"), but for W_r and W_v orthogonal and W_k that times 0.1, as in
-    flash-linear-attention's; factors A zero, B orthogonal times 0.1, W_o zero.
+    Initial values are those of the authors' code (RWKV-LM, "x070"), except, as in flash-linear-attention: W_r and W_v orthogonal,
+    W_k orthogonal times 0.1. Factors A are zero, B orthogonal times 0.1, W_o zero.
     """
 
     heads: Size = 4

@@ -18,7 +18,7 @@ class MegaEMA(RecurrentMixer):
         y_t = silu(gamma^T h_t / sqrt(n) + omega x_t)
 
     for each channel, with h, alpha, beta, gamma, delta in R^n and omega a number. Use it before attention, as MEGA does, or for
-    signals that are to be smoothed: it is linear but for the silu, mixes no channels, and forgets at fixed rates.
+    signals that should be smoothed: it is linear except for the silu, mixes no channels, and forgets at fixed rates.
 
     Cost: time and memory O(t d n), because the states of all tokens are stored; state 4 d n bytes per row, independent of t.
     All starting values are those of the released code: alpha and delta normal with deviation 0.2, beta 1, -1, 1, ... with 0.02,
