@@ -236,7 +236,7 @@ def check(op: Op) -> list[dict]:
             record = {"op": op.name, "row": row, "implementation": implementation or "default", "only_finite": only_finite}
             try:
                 actual = quantities(op, single, None if ids is None else jnp.asarray(ids), implementation)
-            except Exception as error:  # whatever one form raises must not hide what the others give
+            except Exception as error:  # an error of one implementation must not hide the results of the others
                 found.append(record | {"raised": repr(error)[:500], "passed": False})
                 continue
             errors = {}

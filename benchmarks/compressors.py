@@ -1,4 +1,4 @@
-"""A language model's bits per byte beside what compressors need for the same held-out text.
+"""Bits per byte of a language model and of compressors on the same held-out text.
 
     python -m benchmarks.compressors runs/lm-bytes                     # writes benchmarks/results/lm-bytes.json
 

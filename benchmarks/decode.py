@@ -67,7 +67,7 @@ class Settings:
 
 
 def prepared(spec: str, context: int, settings: Settings):
-    """(one timed call of a model behind a context, bytes of its state per row)."""
+    """(one timed call of a model after a context, bytes of its state per row)."""
     layers = {"layers": (spec,), "depth": settings.depth, "channel": settings.channel}
     model = LanguageModel(settings.vocab_size, settings.d_model, **layers, rngs=nnx.Rngs(0))
     rows = list(np.random.default_rng(0).integers(0, settings.vocab_size, (settings.batch, context), np.int32))

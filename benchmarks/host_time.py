@@ -1,4 +1,4 @@
-"""The host's time per step: the trainer's loop beside the bare call of an empty jitted step with the same leaves.
+"""The host's time per step: the trainer's loop against direct calls of an empty jitted step with the same leaves.
 
     python -m benchmarks.host_time
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def experiment(leaves: int, steps: int) -> Experiment:
-    """Layers of their own, none stacked with another, until there are leaves enough."""
+    """An experiment with at least `leaves` parameter arrays, in layers that are not stacked."""
     for count in range(1, 100):
         values = {
             "model.layers": ("linear(heads=2)",) * count,
@@ -95,7 +95,7 @@ def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float
 
 
 def main(settings: Settings) -> None:
-    """Times both in turn, prints and writes the JSON."""
+    """Times both alternately, prints and writes the JSON."""
     setup, seconds = turns(settings)
     ratio = median(seconds["loop"]) / median(seconds["empty"])
     record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}}

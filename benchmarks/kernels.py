@@ -1,4 +1,4 @@
-"""Times every op beside what one would write in plain JAX: forward, and forward + backward.
+"""Times every op against the same computation in plain JAX: forward, and forward + backward.
 
     python -m benchmarks.kernels                                    # all shapes, minutes
     python -m benchmarks.kernels --quick --ops attention linear_attention
@@ -42,7 +42,7 @@ class Settings:
     repeats: Annotated[int, tyro.conf.arg(metavar="N>=7")] = 7
     """Timed rounds; each round calls every candidate once."""
     precision: str = "highest"
-    """jax_default_matmul_precision, for all candidates alike: with less, accelerators round float32 inputs."""
+    """jax_default_matmul_precision, the same for all candidates: with less, accelerators round float32 inputs."""
     seed: int = 0
     """Seed of the inputs."""
     out: Path | None = None

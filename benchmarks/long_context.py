@@ -1,4 +1,4 @@
-"""One long row on eight CPU devices, time cut over seq, beside the same on one device: equal numbers, an eighth of the memory.
+"""One long row on eight CPU devices, time sharded over seq, against the same on one device: equal numbers, an eighth of the memory.
 
     python -m benchmarks.long_context                       # layers at 65,536 tokens, a training step at 131,072; minutes
 

@@ -1,4 +1,4 @@
-"""Times whole models beside other projects' with the same weights: forward, cross-entropy and backward, without an optimiser.
+"""Times whole models against those of other projects with the same weights: forward, loss and backward, without an optimiser.
 
     pip install -e ".[peers]" && pip install --no-deps recurrentgemma==1.0.1
     python -m benchmarks.peers                                      # all that is installed, on a CPU tens of minutes
@@ -38,7 +38,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     """Only these, of the names in PEERS, or beginnings of names such as "jla"; empty: all but those on request."""
     d_model: tuple[int, ...] = (128, 256)
-    """Widths; each is a pair of its own."""
+    """Widths; each is a separate pair."""
     length: int = 1024
     """Tokens in a row."""
     slow_length: int = 256
@@ -66,7 +66,7 @@ def selected(names: tuple[str, ...]) -> list[str]:
 
 
 def alone(function, *arguments):
-    """function(*arguments) in a process of its own: no pair has another's memory and threads, and one that crashes is one refusal.
+    """function(*arguments) in a separate process: pairs share no memory and no threads, and a crash ends only its own pair.
 
     Raises:
       BrokenProcessPool: the process died.
@@ -86,7 +86,7 @@ def run(name: str, d_model: int, settings: Settings) -> dict:
     """One pair's record: agreement and samples, or why there are none."""
     record = asked(name, d_model, settings)
     if PEERS[name].wanted and name not in settings.peers:
-        return record | {"absent": f"left out unless named: {PEERS[name].wanted}"}
+        return record | {"absent": f"skipped unless named: {PEERS[name].wanted}"}
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         pair = PEERS[name].build(rivals.Size(*(record[field] for field in rivals.Size._fields)))
@@ -115,7 +115,7 @@ def timed(pair: rivals.Pair, settings: Settings) -> dict:
 
 def table(records: list[dict]) -> Table:
     """One row per pair. The last column says how many times as long theirs takes."""
-    view = Table(title="one training step, theirs beside ours", title_justify="left")
+    view = Table(title="one training step, theirs and ours", title_justify="left")
     view.add_column("theirs")
     for column in ("d", "T", "parameters", "of ours", "error", "rounds", "ms", "of ours", "theirs / ours"):
         view.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""Ops of jax-linear-attention beside ours, forward and backward on the same arrays: those of its kinds that we have."""
+"""Ops of jax-linear-attention paired with ours, forward and backward on the same arrays, for the kinds that both have."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
-"""Models of other projects, each beside ours with the same weights, so that both compute the same function.
+"""Models of other projects, each paired with ours of the same weights, so that both compute the same function.
 
-Weights go one way: theirs are saved in Hugging Face's layout, and `seqzoo.convert` reads them. What a peer may choose for speed is
-set to what was fastest for it on a CPU, or left at its default.
+Their weights are saved in Hugging Face's layout, and `seqzoo.convert` reads them. Options of a peer that change its speed are set
+to the fastest value on a CPU, or left at their defaults.
 """
 
 import importlib.metadata
@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of the two. A step gives the arrays in which both must agree, and whatever else must be there before the clock stops."""
+    """One of the two. A step returns the arrays to compare, and all other results that must be ready before the clock stops."""
 
     step: Callable[[], tuple[tuple, Any]]
     facts: dict[str, Any]  # for the record: parameters, settings, seconds to compile

@@ -2,4 +2,4 @@
 
 
 class DataError(ValueError):
-    """A wrong source, tokenizer or shard. The message names it, the problem and the repair."""
+    """A wrong source, tokenizer or shard. The message names it, the problem and a solution."""

@@ -29,7 +29,7 @@ from seqzoo.data.errors import DataError
 from seqzoo.specs import did_you_mean
 
 STDLIB = "stdlib"
-# Excluded folders of the standard library: not part of it, not in every Python, or English in one literal of 800 kB.
+# Excluded folders of the standard library: installed packages, tests (not in every Python), and one literal of 800 kB of English.
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 HEAD = 8000  # bytes in which a zero means "binary": buffer_is_binary of git's xdiff-interface.c
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}

@@ -100,7 +100,7 @@ class LanguageModel(nnx.Module):
         param_dtype = _float("param_dtype", param_dtype)
         dtype = None if dtype is None else _float("dtype", dtype)
         self.dtype = self.residual_dtype = param_dtype if dtype is None else dtype
-        if residual_dtype is not None:  # layers without a dtype of their own compute in their input's, which is the stream's
+        if residual_dtype is not None:  # a layer without a dtype would compute in that of its input, the residual stream
             dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, _float("residual_dtype", residual_dtype))
         settings = BlockSettings(channel, norm, norm_eps, normed_residual, residual_scale, dropout, dtype, param_dtype)
 

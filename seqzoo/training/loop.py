@@ -78,7 +78,7 @@ def train(
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
     """Raises ValueError if the experiment does not fit its task, its model, the devices or installed packages. Writes nothing.
 
-    resumed: the run has parameters of its own already, so `model.init_from` is not read.
+    resumed: the run already has parameters, so `model.init_from` is not read.
     """
     metric_writers.check(experiment.run.log)
     setup = prepare(experiment)
@@ -184,7 +184,7 @@ class _Loop:
                 self.maybe_evaluate(state)
             self.read_pending()
             self.save(state)
-            self.checkpoints.wait()  # the summary and the message below say that it is on disk
+            self.checkpoints.wait()  # the checkpoint must be on disk before the summary and the message report it
             ended = self.step == self.settings.steps or self.should_stop_early()
             summary = self.summarise(finished=ended and self.metrics.evaluated == self.step)
             if not summary["finished"]:
@@ -194,7 +194,7 @@ class _Loop:
         return summary
 
     def print(self, text: str) -> None:
-        """Prints a line above the progress bar. It is never interpreted as markup: specs may contain brackets."""
+        """Prints a line above the progress bar, without interpreting markup: specs may contain brackets."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def is_due(self, every: int) -> bool:

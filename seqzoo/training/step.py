@@ -76,7 +76,7 @@ def train_step(setup: TrainSetup) -> Wrapped:
         after = {"params": parameters, "opt_state": opt_state, "step": state["step"] + 1, "rng": state["rng"]}
         if carry is not None:
             after["carry"] = carry
-        # The average goes by steps, not updates: its horizon in tokens stays as batches grow (Busbridge et al. 2023, 2307.13813).
+        # The average counts steps, not updates, so its horizon in tokens is constant (Busbridge et al. 2023, 2307.13813).
         if settings.training.ema is not None:
             after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
         return after, metrics

@@ -1,4 +1,4 @@
-"""RetNet's retention: a matrix-valued state that each head forgets at a fixed rate of its own, with rotary positions."""
+"""RetNet's retention: a matrix-valued state with a fixed decay per head and rotary positions."""
 
 from typing import NamedTuple
 

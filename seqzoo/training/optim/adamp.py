@@ -26,7 +26,7 @@ def scale_by_adamp(b1: float, b2: float, epsilon: float, views: Any) -> optax.Gr
     Args:
       b1, b2, epsilon: Adam's.
       views: tree like the parameters; for each the tuples of axes, counted from the end, that make one w: the narrow view first,
-        all axes of one layer last; () for parameters that are not projected. Axes before them are layers, each decided by itself.
+        all axes of one layer last; () for parameters that are not projected. Axes before them are layers, each decided separately.
     State: Adam's, 2 numbers per parameter. Cost: three reductions per parameter and view.
     """
     adam = optax.scale_by_adam(b1, b2, epsilon)

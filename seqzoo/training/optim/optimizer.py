@@ -38,7 +38,7 @@ def make_optimizer(
       seed: of the noise; the key of each step is kept in the state.
     """
     parts = [update_rules.registry.create(settings.rule).transformation(parameters)]
-    if settings.noise:  # a key that nothing else is drawn from: the run's own is the seed's
+    if settings.noise:  # a separate key, which nothing else uses
         key = zlib.crc32(f"gradient noise {seed}".encode())
         parts.insert(0, optax.add_noise(settings.noise, settings.noise_decay, key))
     if settings.clip_norm is not None:

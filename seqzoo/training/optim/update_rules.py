@@ -219,7 +219,7 @@ class Muon(_Adam):
 
 
 def per_layer(tx: optax.GradientTransformation, parameters: nnx.State) -> optax.GradientTransformation:
-    """A stateless transformation of each parameter by itself, applied to every layer of stacked parameters by itself."""
+    """A stateless transformation of each parameter separately, and of every layer of stacked parameters separately."""
     layers = params.map_variables(lambda path, variable: params.axes(path, variable).count("layers"), parameters)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 T = TypeVar("T")
 
 TRAIN = "train"  # the phase of all time that belongs to no other
-WAIT = "wait"  # for data: part of a step's time, so that throughput shows it; every other phase interrupts the steps
+WAIT = "wait"  # waiting for data: part of a step's time, so it lowers the throughput; all other phases interrupt the steps
 
 
 class Rates(NamedTuple):

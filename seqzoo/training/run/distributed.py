@@ -62,7 +62,7 @@ def from_main_process(call: Callable[[], T]) -> T:
     if is_main_process():
         try:
             outcome = (call(), None)
-        except Exception as error:  # any: the others must not wait for a value that is never sent
+        except Exception as error:  # any error is sent: the other processes wait for a message
             outcome = (None, error)
     value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
     if error is not None:
