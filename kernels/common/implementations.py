@@ -4,7 +4,7 @@ import contextvars
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ class Choice(NamedTuple):
 
 Times = Mapping[str, float | None]  # milliseconds by implementation; None: faster than the others, but the time is not recorded
 TuningTable = Mapping[str, Mapping[str, Mapping[tuple[int, ...], Mapping[str, Times]]]]  # by platform, kind, sizes and pass
+
+T = TypeVar("T")
 
 _log: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("seqzoo_log", default=None)
 
@@ -119,8 +121,8 @@ def choose_pair(
     raise NotImplementedError(f"{op}: {'; '.join(refusals) or 'implementation=() is empty, wanted a name, several, or None'}")
 
 
-def choose(op: str, implementation: str | Sequence[str] | None, table: Mapping[str, Callable], default: str) -> Callable:
-    """The callable that `implementation` names in `table`, for an op whose implementations take all inputs; None takes `default`.
+def choose(op: str, implementation: str | Sequence[str] | None, table: Mapping[str, T], default: str) -> T:
+    """The entry of `table` that `implementation` names, for an op whose implementations take all inputs; None takes `default`.
 
     Of several names the first is taken, as none is refused. Raises ValueError with the nearest name for an unknown one.
     """

@@ -73,6 +73,17 @@ def sum_keepdims(x: Array, axis: int) -> Array:
     return jnp.einsum(spec, x, jnp.ones((x.shape[axis], 1), x.dtype), precision=lax.Precision.HIGHEST)
 
 
+def sum_in_loop(x: Array, ones: Array) -> Array:
+    """`jnp.sum(x, axis=1)` of x [b, n, d], in the body of a loop over tokens; `ones` [b, n] is made outside of the loop.
+
+    XLA:CPU gives a sum in a loop to its thread pool at every token. A matrix-vector product with batch b alone, even where the
+    vector is all ones, stays vectorised inside the loop.
+    """
+    if not implementations.on_cpu():
+        return jnp.sum(x, axis=1)
+    return jnp.einsum("bnd,bn->bd", x, ones, precision=lax.Precision.HIGHEST)
+
+
 def cumsum(x: Array) -> Array:
     """`jnp.cumsum(x, axis=0)` of a few large terms.
 

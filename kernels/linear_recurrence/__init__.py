@@ -1,20 +1,28 @@
-"""Elementwise linear recurrence: the memory of RG-LRU, HGRN, minGRU, qLSTM, LRU, S4D, S5 and MEGA."""
+"""Elementwise linear recurrence h_t = a_t h_{t-1} + b_t: the state of RG-LRU, HGRN, minGRU, qLSTM, LRU, S4D, S5 and MEGA.
+
+`linear_recurrence` here: signature and checks -> `vjp.py`: derivative rule, context parallelism -> one of the implementations
+`reference.py`: the definition     `recurrent.py`: token by token, in place     `chunkwise.py`: all chunks of a row at once
+`decay.py`: a_t from the decays given and the borders of documents
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.common import implementations, segments, sharding
-from seqzoo.kernels.common.vma import match_vma
-from seqzoo.kernels.linear_recurrence import chunkwise, recurrent, reference
-from seqzoo.kernels.linear_recurrence.decay import Decay, rules
+from seqzoo.kernels.linear_recurrence import chunkwise, recurrent
+from seqzoo.kernels.linear_recurrence.decay import segment_mask
+from seqzoo.kernels.linear_recurrence.vjp import Implementation, Settings, run_shard
 
 __all__ = ["linear_recurrence"]
+
+IMPLEMENTATIONS = {
+    "recurrent": Implementation(recurrent.forward, recurrent.backward),
+    "chunkwise": Implementation(chunkwise.forward, chunkwise.backward),
+    "reference": None,
+}
 
 
 def linear_recurrence(
@@ -28,21 +36,19 @@ def linear_recurrence(
     reverse: bool = False,
     implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Array]:
-    """h_t = a_t * h_{t-1} + b_t, elementwise.
+    """Computes h_t = a_t * h_{t-1} + b_t, elementwise.
 
     Args:
       a: [b, t, ...] decay, any finite real (or complex) value; exactly 0 forgets everything. Its first axis may be 1, one decay for
-        all rows, and its second, one for all tokens: that is never written out, and its gradient is summed on the way.
+        all rows, and its second axis, one for all tokens: then it is never broadcast over the tokens, nor is its gradient.
       b: [b, t, ...] input, same shape and dtype; t >= 1.
-      log: whether a is given as its logarithm, real and <= 0; -inf forgets everything, and its gradient is 0. Then bfloat16 can
-        say decays nearer to 1 than 1 - 2^-9: they are made from it in float32, token by token.
+      log: a is the logarithm of the decay, real and <= 0; -inf forgets everything, and its gradient is 0. A bfloat16 logarithm can
+        express decays nearer to 1 than 1 - 2^-9: the decay is computed from it in float32, token by token.
       initial_state: [b, ...] h before the first token; None is zero.
-      initial_segment: [b] int32, the last non-zero id of the calls before; None or 0: the initial state belongs to the first
-        document.
-      segment_ids: [b, t] int32, ids of packed documents, which forget what came before them; 0 is padding, which leaves h as it
-        is. None: all tokens continue the initial state.
-      reverse: run from the last token to the first, h_t = a_t * h_{t+1} + b_t. Then a document starts at its last token, the
-        initial state and segment are those behind the last token, and the state returned is that at the first token.
+      initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
+      segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from h = 0.
+      reverse: run from the last token to the first, h_t = a_t * h_{t+1} + b_t. Then a document starts at its last token,
+        `initial_state` and `initial_segment` are those after the last token, and the state returned is that at the first token.
       implementation: None, a name, or several names of which the first is used:
         "reference": `lax.scan`; the definition.
         "recurrent": token by token, in place.
@@ -50,95 +56,33 @@ def linear_recurrence(
         None takes "recurrent" on CPUs, else "chunkwise".
 
     Returns:
-      (h, last): h [b, t, ...] in b's dtype, exactly 0 at padding; last [b, ...] in promote(float32, b.dtype), the state to
-      carry on.
+      (h, last): h [b, t, ...] in b's dtype, exactly 0 at padding; last [b, ...] in promote(float32, b.dtype), the final state.
 
     Raises:
       ValueError: shapes or dtypes that differ (both named), complex logarithms, or an unknown implementation.
 
-    Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d); documents add one byte per token. A decay with
-    a first axis of 1 alone, the same for all rows but not for all tokens, is written out. "chunkwise" needs the product of |a| over
-    sqrt(t / 2) tokens not to overflow, and a mesh that cuts time that over a piece. For the uses of it see Martin & Cundy, 2018,
-    arXiv:1709.04057.
+    Backward: a reverse recurrence; residuals are a and h. Time and memory O(b t d); documents add one byte per token. A decay that
+    all rows share but not all tokens is broadcast over the rows. "chunkwise" requires that the product of |a| over sqrt(t / 2)
+    tokens does not overflow; sharded time, that the product over a shard does not. Source: Martin & Cundy, 2018, arXiv:1709.04057.
     """
     _check(a, b, log, initial_state, initial_segment, segment_ids)
     # On CPUs "recurrent" was the faster at every recorded shape (benchmarks/results/kernels_cpu.json). Not measured on GPUs: there
     # the choice is of few steps, as every step is a kernel launch.
     default = "recurrent" if implementations.on_cpu() else "chunkwise"
-    form = implementations.choose("linear_recurrence", implementation, _FORMS, default)
-    shards = sharding.plan("linear_recurrence", b=b.shape[0], t=1 if form is _reference else b.shape[1], h=b.shape[2:3])
+    passes = implementations.choose("linear_recurrence", implementation, IMPLEMENTATIONS, default)
+    shards = sharding.plan("linear_recurrence", b=b.shape[0], t=1 if passes is None else b.shape[1], h=b.shape[2:3])
 
     dtype = implementations.state_dtype(b)
     initial = jnp.zeros(b.shape[:1] + b.shape[2:], dtype) if initial_state is None else initial_state.astype(dtype)
     if a.shape[1] > 1:
         a = jnp.broadcast_to(a, b.shape)
-    rule = None if segment_ids is None else rules(segment_ids, initial_segment, reverse)
-    inner = " ".join("h" if i == 0 else "." for i in range(b.ndim - 2))
-    tokens, state = f"b t {inner}", f"b {inner}"
-    piece = partial(_piece, form, _Time(shards.time, reverse), log)
-    arrays = (a, rule, segments.mask_padding(b, segment_ids), initial)
-    h, last = sharding.run_sharded(shards, piece, arrays, (tokens, "b t", tokens, state), (tokens, state))
+    mask = None if segment_ids is None else segment_mask(segment_ids, initial_segment, reverse)
+    trailing = " ".join("h" if i == 0 else "." for i in range(b.ndim - 2))
+    tokens, state = f"b t {trailing}", f"b {trailing}"
+    run = partial(run_shard, Settings(passes, shards.time, reverse), log)
+    arrays = (a, mask, segments.mask_padding(b, segment_ids), initial)
+    h, last = sharding.run_sharded(shards, run, arrays, (tokens, "b t", tokens, state), (tokens, state))
     return segments.mask_padding(h, segment_ids), last
-
-
-class _Time(NamedTuple):
-    axis: str | None  # the mesh axis that cuts time, if any
-    reverse: bool  # its pieces follow each other from the last to the first
-
-
-def _piece(form, time, log, a, rule, b, initial):
-    """h and the last state of one piece along the mesh axis `time.axis`, or of the whole (None)."""
-    shape = b.shape
-    if time.reverse:
-        a, rule, b = jax.tree.map(partial(jnp.flip, axis=1), (a, rule, b))
-    a, b, initial = a.reshape(*a.shape[:2], -1), b.reshape(*shape[:2], -1), initial.reshape(shape[0], -1)
-    h, last = form(time, *match_vma((Decay(a, rule, log), b, initial), over=sharding.axis_tuple(time.axis)))
-    h, last = h.reshape(shape), last.reshape(shape[:1] + shape[2:])
-    last = sharding.broadcast_from_shard(0 if time.reverse else -1, last, time.axis)
-    return jnp.flip(h, axis=1) if time.reverse else h, last
-
-
-def _reference(_, decay, b, initial):
-    a = jnp.broadcast_to(decay.written_out(initial.dtype), b.shape)
-    h, last = reference.scan(a, b.astype(initial.dtype), initial)
-    return h.astype(b.dtype), last
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _recurrence(form, time, decay, b, initial):
-    return _forward(form, time, decay, b, initial)[0]
-
-
-def _forward(form, time, decay, b, initial):
-    if time.axis is not None:
-        summary = recurrent.summary(decay, b, initial.dtype)
-        initial = sharding.prefix_over_shards(_compose, summary, initial, time.axis, time.reverse)
-    h, last = form.forward(decay, b, initial)
-    return (h, last), (decay, h, initial)
-
-
-def _backward(form, time, residuals, cotangents):
-    decay, h, initial = residuals
-    dh, dlast = cotangents
-    if time.axis is not None:
-        product, added = recurrent.summary_back(decay, dh, dlast.dtype)
-        behind = sharding.prefix_over_shards(
-            _compose, (product, product * dlast + added), jnp.zeros_like(dlast), time.axis, not time.reverse
-        )
-        dlast = dlast + behind
-    da, db, dinitial = form.backward(decay, h, initial, dh, dlast)
-    return match_vma(
-        (replace(decay, values=da, rule=None), db, sharding.mask_to_shard(-1 if time.reverse else 0, dinitial, time.axis))
-    )
-
-
-def _compose(h, summary):
-    product, added = summary
-    return product * h + added
-
-
-_recurrence.defvjp(_forward, _backward)
-_FORMS = {"recurrent": partial(_recurrence, recurrent), "chunkwise": partial(_recurrence, chunkwise), "reference": _reference}
 
 
 def _check(a, b, log, initial_state, initial_segment, segment_ids) -> None:
