@@ -318,7 +318,9 @@ class Registry:
         """The spec, its name and every setting checked; raises SpecError."""
         spec = parse(spec) if isinstance(spec, str) else spec.to_spec() if isinstance(spec, Settings) else spec
         if not isinstance(spec, Spec):
-            raise SpecError(f"{_shown(spec)} is no {self.kind}: wanted its name, with settings such as 'gla(heads=4)'")
+            raise SpecError(
+                f"{_shown(spec)} is not a spec: wanted the name of one {self.kind}, with settings such as 'gla(heads=4)'"
+            )
         settings_of(self.get(spec.name))(**dict(spec.settings))
         return spec
 

@@ -34,7 +34,7 @@ class Optimizer(Section):
     3000:4", or "norm_test(threshold=0.5, initial_steps=2, max_steps=16)", which takes more batches the noisier the gradients are.
     An update is that of all its tokens at once, at the step of its last batch. To save memory instead: training.micro_batches."""
     skip_limit: Length | None = None
-    """Skip a step whose loss or gradient norm is not finite, and end the run at so many in a row; None: the first ends it."""
+    """Skip a step whose loss or gradient norm is not finite, and end the run at this many in a row; None: the first ends it."""
     skip_spikes: Annotated[float, Field(gt=1)] | None = None
     """Skip also a step whose gradient norm is above this many times the mean of about the last 100 steps; None: never."""
 

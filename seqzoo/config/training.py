@@ -31,7 +31,7 @@ class Training(Section):
     """Early stopping: end as soon as an evaluation's accuracy, averaged over evaluation sets, is above this; None: never. The
     schedule stays that of all steps."""
     stop_after_steps: Length | None = None
-    """End each start of the run, with a checkpoint, after so many steps; `train.py resume` continues for as many again. The
+    """End the run, with a checkpoint, after this many steps from its start; `train.py resume` continues for as many again. The
     schedule stays that of all steps. None: continue to the end."""
     checkpoint_every: Length = 500
     """Steps between checkpoints; there is one at the end as well."""
@@ -42,7 +42,7 @@ class Training(Section):
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well: highest mean accuracy, or for text fewest bits per byte."""
     log_every: Length = 25
-    """Steps between training lines in metrics.jsonl and, if the output is no terminal, on the console."""
+    """Steps between training lines in metrics.jsonl and, if the output is not a terminal, on the console."""
     module_norms: bool = False
     """Add norms of gradient and parameters by module to these lines: embedding, mixer and channel of every layer, head."""
 

@@ -15,7 +15,7 @@ from flax import nnx
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
     """(graphdef, parameters with their metadata); `nnx.merge(graphdef, nnx.to_pure_dict(parameters))` is the model again.
 
-    Raises TypeError if the model holds arrays that are no parameters: training would neither change nor save them.
+    Raises TypeError if the model holds arrays that are not parameters: training would neither change nor save them.
     """
     graphdef, state = nnx.split(model)
     for path, variable in _variables(state):

@@ -116,7 +116,7 @@ class RecurrentBlockState(NamedTuple):
 
 
 class RecurrentBlockMixer(Mixer):
-    """y_t = W_out [gelu(W_y x_t) * read(u_t, h_t)],  h_t = a_t * h_{t-1} + b_t,  a and b made of u = conv(W_x x).
+    """y_t = W_out [gelu(W_y x_t) * read(u_t, h_t)],  h_t = a_t * h_{t-1} + b_t,  a and b computed from u = conv(W_x x).
 
     The recurrent block of Griffin (De et al. 2024, arXiv:2402.19427): two branches, one of which has the convolution and the
     recurrence. Subclasses choose a, b and how h is read.

@@ -71,7 +71,7 @@ class Mamba2(Mixer):
         self.heads = heads = e // self.head_dim
         if heads % groups:
             raise ValueError(f"groups={groups} does not divide the {heads} heads: change groups or head_dim")
-        # One product in the released code; apart, so that heads can lie on several devices while all of these share B and C.
+        # One projection in the released code; separate here, so that heads can be sharded while all devices share B and C.
         self.z, self.x, self.dt = (Linear(d_model, width, **kwargs) for width in (e, e, heads))
         self.bc = Linear(d_model, 2 * groups * self.state, axes=("embed", None), **kwargs)
         self.convolution = ShortConvolution(e, self.conv_size, **kwargs)

@@ -67,7 +67,7 @@ class AccumulateSteps(NamedTuple):
 
     @property
     def trivial(self) -> bool:
-        """True if every update is made of one batch."""
+        """True if every update is made from one batch."""
         return self.norm_test is None and all(number == 1 for _, number in self.schedule)
 
 

@@ -53,5 +53,5 @@ def make_optimizer(
 
 
 def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
-    """The learning rate by step, in a run of so many steps."""
+    """The learning rate by step, in a run of `steps` steps."""
     return schedules.registry.create(settings.schedule).schedule(settings.learning_rate, steps)
