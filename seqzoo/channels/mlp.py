@@ -18,9 +18,9 @@ class SwiGLU(ChannelMixer):
     """
 
     expansion: Expansion = 8 / 3
-    """Hidden width over d_model, rounded up to a multiple of 8; 8/3 gives the parameters of a GELU MLP with 4."""
+    """Hidden width as a multiple of d_model, rounded up to a multiple of 8; 8/3 gives as many parameters as a GELU MLP with 4."""
     hidden: Size | None = None
-    """Hidden width, exactly; None: from expansion."""
+    """Hidden width; None: from `expansion`."""
     bias: bool = False
     """Adds biases to the projections."""
 
@@ -59,7 +59,7 @@ class GeluMLP(ChannelMixer):
     """
 
     expansion: Expansion = 4.0
-    """Hidden width over d_model, rounded."""
+    """Hidden width as a multiple of d_model, rounded."""
 
     def setup(self, rngs, depth):
         self.hidden_size = round(self.d_model * self.expansion)

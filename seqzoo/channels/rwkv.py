@@ -33,7 +33,7 @@ class RWKVChannelMix(ChannelMixer):
     """
 
     expansion: Expansion = 4.0
-    """Hidden width over d_model, rounded."""
+    """Hidden width as a multiple of d_model, rounded."""
     gated: bool = True
     """Multiplies by the sigmoid. If False, y_t = W_v relu(W_k x^k_t)^2 (RWKV-7, Peng et al. 2025, arXiv:2503.14456)."""
 

@@ -62,11 +62,11 @@ class MQAR(Task):
     pairs: Column[Length] = 8
     """K, pairs of a training example; 2 K (passes + 1) <= L and K <= V/2 - 1."""
     examples: Column[Length] | None = None
-    """Training examples of each segment, visited once per epoch in a keyed order; None makes fresh ones without end."""
+    """Training examples of each segment, each visited once per epoch; None: new examples at every step."""
     weights: Column[Positive] | None = None
-    """Weight of each segment in the steps of endless data. Fixed-size data is weighted by its examples and takes none."""
+    """Weight of each segment if `examples` is None. With `examples`, each segment is weighted by its number of examples."""
     eval_length: Column[Length] | None = None
-    """L of the evaluation sets, a column like `length`; None: that of training, which must then be one."""
+    """L of the evaluation sets, a column like `length`; None: that of training, which must then be a single value."""
     eval_pairs: Column[Length] | None = None
     """K of the evaluation sets, a column like `pairs`; None: the (length, pairs) of training."""
     batch_size: Length = 64
@@ -74,9 +74,9 @@ class MQAR(Task):
     eval_batch_size: Length | None = None
     """Evaluation examples in a batch; None: as `batch_size`."""
     eval_examples: Length = 1024
-    """Examples of each evaluation set; rows that fill up its last batch weigh 0."""
+    """Examples of each evaluation set; rows that fill up its last batch have weight 0."""
     power: Positive = 0.01
-    """Exponent a of the slots' power law: towards 0 queries come early (weights 1/i), at 1 they are uniform."""
+    """Exponent a of the power law of query slots: near 0 most queries come early (weights 1/i), at 1 they are uniform."""
     noise: bool = False
     """Replaces every filler by an id drawn uniformly from {0, ..., V - 1}, which may be a key or a value of the example."""
     passes: Length = 1

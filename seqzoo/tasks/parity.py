@@ -36,7 +36,7 @@ class Parity(Task):
     eval_batch_size: Length | None = None
     """Evaluation examples in a batch; None: as in training."""
     eval_examples: Length = 512
-    """Examples of each evaluation set; rows that fill up its last batch weigh 0."""
+    """Examples of each evaluation set; rows that fill up its last batch have weight 0."""
     seed: Seed = 0
     """Seed of all examples."""
 

@@ -59,11 +59,11 @@ class Text(Task):
     """Evaluate on this many held-out tokens only, rounded up to stretches of the longest of `eval_lengths`; None: on all."""
     positions: Literal["window", "document"] | None = None
     """"window": a position counts from the row's first token or, later in the row, from its document's first. "document": always
-    from its document's first. None: "document" for streams, for which there is no other, else "window"."""
+    from its document's first. None: "document" for streams (the only choice), else "window"."""
     field: Annotated[str, Field(min_length=1)] | None = None
     """The field of .jsonl and column of .parquet that holds the text; None: "text", or what the corpus was prepared with."""
     verify: bool = True
-    """Compares the shards of a prepared corpus with their recorded hashes when they are opened. If False, only their sizes."""
+    """Compares the shards of a prepared corpus with their recorded hashes when it opens them. If False, only their sizes."""
     seed: Seed = 0
     """Seed of the order of rows."""
 

@@ -41,9 +41,9 @@ class AttentionMixer(Mixer):
     window: Length | None = None
     """Number of tokens that a token sees, itself included; None: its whole document."""
     rope_theta: Positive | None = 10000.0
-    """Base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions at all."""
+    """Base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions."""
     rope_dim: Size | None = None
-    """Number of channels of a head, the first ones, that are rotated, an even number; None: all."""
+    """Number of channels of a head that are rotated, the first ones; an even number; None: all."""
     qk_norm: Norm | None = None
     """Norm of the queries and keys of each head (Dehghani et al. 2023, arXiv:2302.05442)."""
     joint_qk_norm: bool = False
@@ -57,7 +57,7 @@ class AttentionMixer(Mixer):
     out_bias: bool | None = None
     """Adds a bias to the output projection W_o; None: as `bias`."""
     dropout: Rate = 0.0
-    """Dropout rate of the attention weights, active when a key is given."""
+    """Dropout rate of the attention weights; active if a PRNG key is given."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.attention`; None: the fastest for platform and shape."""
 

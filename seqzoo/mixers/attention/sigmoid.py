@@ -21,8 +21,8 @@ class Sigmoid(AttentionMixer):
     """
 
     length: Length = 1024
-    """n, the training length, whose logarithm makes a row's weights sum to about 1 at the start. A constant: it is never read off
-    a call's length, and stays the same in decoding (as in the released code). 1 means no bias."""
+    """n, the training length, whose logarithm makes a row's weights sum to about 1 at the start. A constant: it does not
+    depend on the length of the row, also in decoding (as in the released code). 1 means no bias."""
     qk_norm: Norm | None = "layer"
     """Norm of the queries and keys of each head; the released code trains with "layer"."""
 

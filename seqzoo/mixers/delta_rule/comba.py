@@ -32,9 +32,9 @@ class Comba(GatedDeltaRuleMixer):
     """
 
     expand_k: Expansion = 0.75
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.5
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     feedback: bool = True
     """Learns f. If False, f is 1, as in effect in flash-linear-attention, whose kernel cancels its own f."""
     correction: Number = 1.0

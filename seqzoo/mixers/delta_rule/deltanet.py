@@ -21,9 +21,9 @@ class DeltaNet(DeltaRuleMixer):
     """
 
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     negative_eigenvalues: bool = False
     """Doubles beta, to the range (0, 2). A token can then reflect the state along its key (eigenvalue 1 - beta < 0), which parity
     needs (Grazzi et al. 2024, arXiv:2411.12537)."""

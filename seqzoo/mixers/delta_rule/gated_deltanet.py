@@ -22,12 +22,12 @@ class GatedDeltaNet(GatedDeltaRuleMixer):
     """
 
     key_heads: Size | None = None
-    """Number of keys and of queries, a divisor of heads: each serves heads / key_heads value heads in a row, as in Qwen3-Next and
-    Qwen3.5; None: as many as heads."""
+    """Number of key heads and of query heads, a divisor of heads: each is shared by heads / key_heads consecutive value heads, as
+    in Qwen3-Next and Qwen3.5; None: as many as heads."""
     expand_k: Expansion = 0.75
-    """Width of all keys over d_model; a head has k = d_model expand_k / key_heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / key_heads."""
     expand_v: Expansion = 1.5
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     negative_eigenvalues: bool = False
     """Doubles beta, to the range (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
 

@@ -27,9 +27,9 @@ class KimiDeltaAttention(DeltaRuleMixer):
     """
 
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     gate_rank: Size | None = None
     """Inner width of W_2 W_1 and of W_4 W_3; None: v, as in the released models."""
     gate_bias: bool = False

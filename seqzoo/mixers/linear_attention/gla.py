@@ -23,9 +23,9 @@ class GatedLinearAttention(LinearAttentionMixer):
     """
 
     expand_k: Expansion = 0.5
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     gate_rank: Size = 16
     """Inner width of the low-rank gate W_2 W_1."""
     gate_temperature: Positive = 16.0

@@ -43,9 +43,9 @@ class GatedSlotAttention(MatrixStateMixer):
     heads: Size = 4
     """Number of heads, each with m slots."""
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     slots: Size | None = None
     """m, slots per head; None: k."""
     gate_temperature: Positive = 8.0

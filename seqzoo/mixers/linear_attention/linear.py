@@ -40,7 +40,7 @@ class LinearAttention(MatrixStateMixer):
     heads: Size = 4
     """Number of heads; the state of each is d_model / heads square."""
     normalised: bool = True
-    """Divide by the sum of weights; False leaves o_t = phi(q_t)^T S_t."""
+    """Divides by the sum of weights. If False, o_t = phi(q_t)^T S_t."""
 
     def setup(self, rngs, depth):
         self.head_dim = head_dim(self.d_model, self.heads)

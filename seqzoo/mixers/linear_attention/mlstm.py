@@ -50,15 +50,15 @@ class MLSTM(LinearAttentionMixer):
     """
 
     expand_k: Expansion = 0.5
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     input_gate: Literal["exponential", "sigmoid"] = "exponential"
     """i_t; "sigmoid" is sigmoid(i~_t), which needs no m (mLSTMsig, Beck et al. 2025, arXiv:2503.14376)."""
     normalised: bool = True
-    """Divide by n; False leaves h_t = C_t^T q_t, for sigmoid input gates only. NX-AI's kernels divide by default."""
+    """Divides by n. If False, h_t = C_t^T q_t, for sigmoid input gates only. NX-AI's kernels divide by default."""
     input_bias: Number = -10.0
-    """b_i at initialisation. The 7B model's -10 makes states fill slowly; small models on short rows may want 0."""
+    """b_i at initialisation. The 7B model's -10 makes states fill slowly; for small models on short rows, 0 may be better."""
     gate_cap: Positive | None = 15.0
     """c; None: no cap."""
 

@@ -42,9 +42,10 @@ class RetNet(LinearAttentionMixer):
     """
 
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads, an even number with rotary positions."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads, an even number with
+    rotary positions."""
     expand_v: Expansion = 2.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     rope_theta: Positive | None = 10000.0
     """Wavelengths run from 2 pi to 2 pi times this; None: no rotation."""
     norm_eps: Positive = 1e-6

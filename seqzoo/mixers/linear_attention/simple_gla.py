@@ -35,9 +35,9 @@ class SimpleGatedLinearAttention(LinearAttentionMixer):
     """
 
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     conv_size: Size | None = 4
     """Kernel size of the short convolutions; None: neither convolution nor silu."""
     gate_temperature: Positive = 16.0

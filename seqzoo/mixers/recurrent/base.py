@@ -70,7 +70,7 @@ class MinimalMixer(RecurrentMixer):
     """
 
     expand: Expansion = 1.0
-    """Number e of hidden units over d_model."""
+    """Number e of hidden units, as a multiple of d_model."""
     positive: bool = True
     """Applies g to the candidates, which makes them positive: the log-space form of the paper (appendix B) and of the public code.
     If False, c_t = W_h x_t + b_h, the form of the paper's main text."""
@@ -123,9 +123,9 @@ class RecurrentBlockMixer(Mixer):
     """
 
     expand: Expansion = 1.0
-    """Number e of hidden units over d_model."""
+    """Number e of hidden units, as a multiple of d_model."""
     conv_size: Size = 4
-    """Kernel size of the short convolution, which no activation follows."""
+    """Kernel size of the short convolution, which has no activation."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.linear_recurrence`; None: the fastest for platform and shape."""
 

@@ -29,7 +29,7 @@ class HGRN(RecurrentMixer):
     """
 
     expand: Expansion = 1.0
-    """Number e of hidden units over d_model."""
+    """Number e of hidden units, as a multiple of d_model."""
     lower_bound: Rate | None = None
     """gamma, fixed. None: learned per unit, initially index / count of the layer (0.01 if that is less, or depth is unknown)."""
 

@@ -28,7 +28,7 @@ class QLSTM(RecurrentBlockMixer):
     """
 
     expand: Expansion = 2.0
-    """Number e of hidden units over d_model."""
+    """Number e of hidden units, as a multiple of d_model."""
     reversed: bool = True
     """Uses the reversed sigmoid as forget gate, with a learned alpha that starts at 1: the form of Mamba's decay."""
 

@@ -43,9 +43,9 @@ class RWKV6(Mixer):
     heads: Size = 4
     """Number of heads; the state of each is a matrix [k, v]. Released models have heads of width 64."""
     expand_k: Expansion = 1.0
-    """Width of all keys over d_model; a head has k = d_model expand_k / heads."""
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
     expand_v: Expansion = 1.0
-    """Width of all values over d_model; a head has v = d_model expand_v / heads."""
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     mix_rank: Size = 32
     """Inner width of each of the five low-rank maps A' B'."""
     decay_rank: Size = 64

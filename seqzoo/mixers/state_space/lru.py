@@ -43,10 +43,10 @@ class LRU(TimeInvariantMixer):
     r_min: Radius = 0.0
     """Smallest radius of the ring on which lambda is uniform at the start."""
     r_max: Radius = 1.0
-    """Largest radius, more than r_min. The defaults are those of the paper's code; nearer to 1, which is what the paper tunes,
+    """Largest radius, more than r_min. The defaults are those of the paper's code; with radii nearer to 1, which the paper tunes,
     states remember for longer."""
     max_phase: Positive = 2 * math.pi
-    """Radians below which angles are uniform at the start. The paper takes pi / 10 for its longest rows, 16k tokens."""
+    """Radians below which angles are uniform at the start. The paper uses pi / 10 for its longest rows, 16k tokens."""
 
     def setup(self, rngs, depth):
         if self.r_min >= self.r_max:

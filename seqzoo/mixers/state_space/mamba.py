@@ -46,7 +46,7 @@ class Mamba(Mixer):
     """
 
     expand: Expansion = 2.0
-    """Number e of channels over d_model."""
+    """Number e of channels, as a multiple of d_model."""
     state: Size = 16
     """n, the number of states per channel."""
     conv_size: Size = 4

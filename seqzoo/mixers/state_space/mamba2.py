@@ -43,13 +43,13 @@ class Mamba2(Mixer):
     """
 
     expand: Expansion = 2.0
-    """Number e of channels over d_model."""
+    """Number e of channels, as a multiple of d_model."""
     head_dim: Size = 64
     """p, the width of a head, a divisor of e; there are e / p heads."""
     state: Size = 128
     """n, the width of B and C."""
     groups: Size = 1
-    """Number of (B, C) pairs, each for as many heads; the norm runs over e / groups channels."""
+    """Number of (B, C) pairs, each shared by an equal number of heads; the norm is over e / groups channels."""
     conv_size: Size = 4
     """Kernel size of the short convolution over x, B and C."""
     norm_before_gate: bool = False

@@ -27,7 +27,7 @@ class MegaEMA(RecurrentMixer):
     """
 
     state: Size = 16
-    """n, the number of averages per channel. The paper takes 16."""
+    """n, the number of averages per channel. The paper uses 16."""
 
     def setup(self, rngs, depth):
         shape, axes = self.hidden_shape(), ("heads", "state")

@@ -41,7 +41,7 @@ class S4D(TimeInvariantMixer):
     """
 
     state: Size = 64
-    """n, the number of states per channel, even. The paper takes 64; time and memory are in proportion to it."""
+    """n, the number of states per channel, even. The paper uses 64; time and memory are proportional to it."""
     init: Literal["lin", "inv"] = "lin"
     """Frequencies at the start: "lin" w_j = pi j, or "inv" w_j = n / pi (n / (2 j + 1) - 1)."""
     dt_min: Positive = DT_MIN

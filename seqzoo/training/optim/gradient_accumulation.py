@@ -41,9 +41,9 @@ class NormTest(Settings):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Largest standard deviation of the mean gradient over its norm. Published: 0.1 to 0.5."""
     initial_steps: Annotated[int, Field(ge=2, lt=2**31)] = 2
-    """Batches of the first update; a variance needs at least 2."""
+    """Batches of the first update; the variance needs at least 2."""
     max_steps: Annotated[int, Field(ge=4, le=2**30)] = 16
-    """Most batches of an update, a power of two."""
+    """Largest number of batches of an update, a power of two."""
 
     @field_validator("max_steps")
     @classmethod

@@ -129,7 +129,7 @@ class WSD(Schedule):
     final_fraction: Fraction = 0.1
     """Learning rate at the last step, as a fraction of the largest."""
     cooldown_fraction: Cooldown = 0.2
-    """Part of all steps, the last, in which the learning rate falls."""
+    """Fraction of all steps, at the end, in which the learning rate falls."""
 
     def after_warmup(self, learning_rate, steps):
         down = _cooldown(self.cooldown_fraction, self.final_fraction, steps, self.rest(steps))
@@ -148,7 +148,7 @@ class InverseSquareRoot(Schedule):
     final_fraction: Fraction = 0.1
     """Learning rate at the last step, as a fraction of its value without a cooldown."""
     cooldown_fraction: Cooldown | None = None
-    """Part of all steps, the last, in which the learning rate falls straight; None: no cooldown."""
+    """Fraction of all steps, at the end, in which the learning rate falls linearly; None: no cooldown."""
 
     @model_validator(mode="after")
     def _final_fraction_is_of_a_cooldown(self):

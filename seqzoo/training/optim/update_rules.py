@@ -72,9 +72,9 @@ class UpdateRule(Settings):
     """An update rule with its settings."""
 
     weight_decay: NonNegative = 0.1
-    """Decoupled weight decay: times the learning rate, not part of the gradient."""
+    """Decoupled weight decay: multiplied by the learning rate, not part of the gradient."""
     decay_all: bool = False
-    """Decay all parameters; if not, only matrices that their mixer does not mark with decay=False."""
+    """Decays all parameters. If False, only matrices, except those that a mixer marks with decay=False."""
 
     def transformation(self, parameters: nnx.State) -> optax.GradientTransformation:
         """The optax transformation from g to u, weight decay included.
