@@ -14,7 +14,7 @@ from helpers.tolerances import RELATIVE, assert_close, rms
 
 FORMS = ["recurrent", "chunkwise"]
 VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token
-# With chunks of 4: documents of 1, 2, 3, 4, 5, 6 and 9 tokens, ids that return, padding in front, inside, behind and everywhere.
+# With chunks of 4: documents of 1, 2, 3, 4, 5, 6 and 9 tokens, ids that return, padding before, inside, after and everywhere.
 IDS = np.array(
     [
         [0, 0, 5, 1, 1, 2, 0, 2, 2, 1, 1, 1, 0, 0, 1, 3, 3, 3, 3, 3, 3, 0, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 0],
@@ -87,7 +87,7 @@ def assert_close_on_the_scale_of(mild, got, wanted, what=""):
 
 
 def assert_documents_are_those_run_alone(op, arrays, per_token, ids, form, **settings):
-    """One packed row behind another document's state, against each document without ids, from zero, in float64."""
+    """One packed row after the state of another document, against each document without ids, from zero, in float64."""
     got = everything(op, arrays, ids[None], np.array([7], np.int32), implementation=form, **settings)
     weights = projection((got["output"], got["last"]))
     wanted = {name: np.zeros(x.shape) for name, x in got.items()}

@@ -71,7 +71,7 @@ def enrolled(default, variants=pytest.mark.slow):
 
 
 every = enrolled(mixers.names())
-# By default a ring, a recurrence of numbers, and one of matrices whose first values travel through the layers.
+# By default: attention over a ring, an elementwise recurrence, and a matrix-valued one whose first values reach later layers.
 sharded = enrolled({"softmax", "s5", "rwkv7"}, pytest.mark.exhaustive)
 every_mixer_slowly = enrolled((), pytest.mark.exhaustive)
 

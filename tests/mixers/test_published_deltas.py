@@ -101,7 +101,7 @@ def test_gated_deltaproduct_takes_several_steps_per_token(settings):
     kept = np.ones((B, T, n, heads, 1))
     if mixer.forget:
         kept[:, :, 0] = step_decay(mixer.decay, affine(mixer.decay_in, x))
-    late = np.repeat(unit(split(q, heads)), n, axis=1)  # read behind each step, looked at behind the last
+    late = np.repeat(unit(split(q, heads)), n, axis=1)  # read after each step, compared after the last
     o = correct(late, unit(per_step(k)), per_step(v), beta, kept.reshape(B, T * n, heads, 1))[:, n - 1 :: n]
     assert_close(y, finished(mixer, o, silu(affine(mixer.gate, x))))
 

@@ -129,7 +129,7 @@ def test_s4d_starts_at_the_frequencies_of_its_name(init, frequencies):
     assert_close(-np.exp(wide(mixer.log_rate)), np.full((1024, 3), -0.5))
     assert_uniform(wide(mixer.log_dt), np.log(0.01), np.log(0.5))
     c = complex_of(mixer.c_real, mixer.c_imaginary)
-    assert abs((np.abs(c) ** 2).mean() - 1) < 0.1 and abs((c**2).mean()) < 0.1  # circular: both planes alike
+    assert abs((np.abs(c) ** 2).mean() - 1) < 0.1 and abs((c**2).mean()) < 0.1  # circular: equal variance in both planes
 
 
 @pytest.mark.parametrize("settings", ["", "state=12, blocks=2, stable=False, glu='full'", "state=8, blocks=1, glu='none'"])

@@ -6,7 +6,7 @@ import pytest
 from seqzoo.nn import token_shift
 
 IDS = np.array([[0, 5, 5, 0, 0, 5, 2, 0, 2, 5, 5, 0], [1, 1, 3, 3, 0, 0, 0, 3, 3, 4, 0, 4]], np.int32)
-CARRIED = np.array([5, 3], np.int32)  # row 0 goes on with the tail's document, row 1 does not
+CARRIED = np.array([5, 3], np.int32)  # row 0 continues the tail's document, row 1 does not
 X = np.random.default_rng(0).standard_normal((*IDS.shape, 3)).astype(np.float32)
 TAIL = np.random.default_rng(1).standard_normal((2, 1, 3)).astype(np.float32)
 

@@ -25,7 +25,7 @@ def torch():
 def fla(torch, tmp_path_factory):
     """fla("gla/naive") is the module fla/ops/gla/naive.py of the released wheel, loaded alone.
 
-    The package is unpacked and not installed: beside it and Triton, transformers would run Triton kernels, which a CPU cannot.
+    The package is unpacked and not installed: with it and Triton, transformers would run Triton kernels, which a CPU cannot.
     """
     folder = tmp_path_factory.mktemp("fla")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]

@@ -15,7 +15,7 @@ from seqzoo import convert
 from seqzoo.model import LanguageModel
 
 VOCAB = 97
-ARCHITECTURES = {  # class of the model, and its settings beside the vocabulary
+ARCHITECTURES = {  # class of the model, and its settings except the vocabulary
     "mamba": ("MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
     "mamba2": (
         "Mamba2ForCausalLM",

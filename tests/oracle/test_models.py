@@ -64,7 +64,7 @@ def test_packed_documents_give_what_they_give_alone(torch, models):
 
 
 def test_transformers_mamba_ignores_the_state_of_pieces_and_ours_does_not(torch, tmp_path):
-    """transformers' Mamba starts every piece of more than one token from an empty state; the convolution alone goes on."""
+    """transformers' Mamba starts every piece of more than one token from an empty state; only the convolution continues."""
     models = pair(torch, "mamba", tmp_path)
     prompt = tokens(2, 40)
     wanted = models.logits(torch, prompt)[:, 25:]

@@ -244,7 +244,7 @@ def test_a_run_resumes_with_other_settings_only_with_changed_and_records_them(tm
     assert training.load_config(folder) == longer
     training.train(tiny(training__steps=8, training__keep=1), folder, console=quiet())
     assert training.train(tiny(training__steps=10), folder, console=quiet(), changed=True)["step"] == 10, (
-        "a finished run goes on too"
+        "a finished run continues too"
     )
     with pytest.raises(ValueError, match=r"training\.steps=9, but .* has a checkpoint of step 10; wanted at least 10"):
         training.train(tiny(training__steps=9), folder, console=quiet(), changed=True)

@@ -160,7 +160,7 @@ def test_nonfinite_steps_are_skipped_and_counted_up_to_a_limit(tmp_path):
 
 
 def test_a_state_that_is_not_finite_is_not_saved_even_if_the_loss_was(tmp_path):
-    """An infinite step leaves a finite loss behind, that of the step before, but parameters that must not be kept."""
+    """An infinite step has a finite loss, computed before the update, but its parameters must not be saved."""
     wild = dict(optimizer__learning_rate=1e38, optimizer__schedule="constant(warmup_steps=0)", training__eval_every=6)
     with pytest.raises(training.Diverged):
         training.train(

@@ -111,7 +111,7 @@ def test_the_same_numbers_come_out_on_one_device_and_on_eight(eight, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", ["gla(heads=2)", "mamba", "mamba2(head_dim=16)"])
 def test_with_time_sharded_communication_does_not_grow_with_the_row(layers):
-    """Gradients of parameters and states of layers travel, activations never do."""
+    """Devices exchange gradients of parameters and states of layers, never activations."""
     totals = []
     for length in (64, 128):
         task = f"mqar(vocab_size=256, length={length}, pairs=2, batch_size=8, eval_pairs=2)"

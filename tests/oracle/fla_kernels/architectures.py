@@ -16,7 +16,7 @@ MARKS = [
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
 HEADS = {"num_heads": 2, "head_dim": 16, "expand_v": 1.5}
-ARCHITECTURES = {  # settings beside the vocabulary
+ARCHITECTURES = {  # settings except the vocabulary
     "GLA": SMALL | {"num_heads": 2},
     "RetNet": SMALL | {"num_heads": 2},
     "HGRN2": SMALL | {"num_hidden_layers": 3, "expand_ratio": 16},

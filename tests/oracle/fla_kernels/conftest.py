@@ -1,7 +1,7 @@
 """flash-linear-attention itself, kernels and all, on a CPU: Triton's interpreter runs them with NumPy.
 
-In an environment of its own (the extra `fla`): beside it and Triton, models of transformers would run Triton kernels. This folder
-must not be tests/fla: tests/ is on the path, and `fla` would be found as an empty package wherever the real one is not installed.
+In a separate environment (the extra `fla`): with fla and Triton installed, models of transformers would run Triton kernels. This
+folder must not be tests/fla: tests/ is on the path, and `fla` would be found as an empty package if fla is not installed.
 
 Never in bfloat16: there the interpreter gives garbage, and says nothing.
 """
@@ -37,7 +37,7 @@ def _as_written(function=None, **settings):
 
 
 def _chunks_in_float32(patch):
-    """DeltaNet's and DeltaProduct's layers by chunks: the functions refuse float32, the kernels behind them take it."""
+    """DeltaNet's and DeltaProduct's layers by chunks: the functions refuse float32, the kernels that they call take it."""
     layers = {
         "delta_net": ("chunk_delta_rule", "delta_rule.chunk", "ChunkDeltaRuleFunction", "q k v beta scale"),
         "gated_deltaproduct": (

@@ -96,7 +96,7 @@ def test_a_skipped_step_is_not_part_of_an_update_and_the_schedule_continues():
 
 
 def by_the_norm_test(gradients, weights, number, eta, most):
-    """Number of batches of each update in turn, by the definition."""
+    """Number of batches of each update, in order, by the definition."""
     numbers, at = [number], 0
     while at + numbers[-1] < len(gradients):
         k = numbers[-1]
@@ -112,7 +112,7 @@ def by_the_norm_test(gradients, weights, number, eta, most):
 
 @pytest.mark.parametrize("most", [16, 8])
 def test_by_the_norm_test_the_next_update_has_as_many_batches_as_its_variance_asks_for(most):
-    """The gradient shrinks beside its noise, so that the number grows, and is large again at the end, when it stays."""
+    """The gradient shrinks relative to its noise, so the number grows; at the end it is large again, and the number stays."""
     rng = np.random.default_rng(10)
     signal = np.repeat([3.0, 1.2, 0.6, 6.0], [8, 8, 24, 40])[:, None, None]
     gradients, weights = (signal + rng.normal(size=(80, 2, 3))).astype(np.float32), rng.integers(1, 5, 80).astype(np.float32)

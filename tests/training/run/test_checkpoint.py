@@ -136,7 +136,7 @@ def test_a_removed_folder_is_reported_and_not_created_again(tmp_path, state_at):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/ns").is_dir(), reason="needs a folder that nobody may write, not even root")
+@pytest.mark.skipif(not Path("/proc/self/ns").is_dir(), reason="needs a folder that not even root can write")
 def test_a_directory_that_cannot_be_created_is_an_error_and_no_thread_waits_for_it(state_at):
     """A read-only disk, say. A thread that waited would keep the process from ending."""
     before = set(threading.enumerate())
