@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Imported before anything can fail: the errors of training have exit codes of their own below.
+    from seqzoo.data.json_files import DamagedFile
     from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
     from seqzoo.training.run import distributed
+    from seqzoo.training.run.run_dir import RunDirError
 
     try:
         given, arguments = take_flag("--distributed", arguments)  # not a setting: it differs between processes
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = fail(error, 1)
         distributed.abort(code)
         return code
-    except (UsageError, InitFromError, FileNotFoundError) as error:
+    except (UsageError, InitFromError, RunDirError, DamagedFile, FileNotFoundError) as error:
         return fail(error, 2)
 
 

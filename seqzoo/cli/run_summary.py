@@ -1,6 +1,5 @@
 """Status of a run from its folder alone: `train.py inspect RUN`, also while it trains. Nothing is written."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.cli.model_summary import show
 from seqzoo.compare.tables import print_line
+from seqzoo.data.json_files import DamagedFile, read_json
 
 
 def show_run(folder: str | Path, console: Console) -> None:
@@ -28,12 +28,12 @@ def show_run(folder: str | Path, console: Console) -> None:
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
     lines = metrics.read(folder / "metrics.jsonl")
     steps = Checkpoints(folder / "checkpoints").steps()
-    summary = _json(folder / "summary.json")
+    summary = metrics.read_summary(folder)
     at = max([*steps, *(line["step"] for line in lines)], default=0)
     state = "finished" if summary.get("finished") else summary.get("stopped", "not finished")
     print_line(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
     print_line(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
-    for line in _provenance(_json(folder / "environment.json")):
+    for line in _provenance(folder / "environment.json"):
         print_line(console, line)
     for line in _last(lines):
         print_line(console, line)
@@ -55,10 +55,18 @@ def _numbers(line: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.6g}" for key, value in line.items() if key != "step" and isinstance(value, int | float))
 
 
-def _provenance(environment: dict[str, Any]) -> Iterator[str]:
-    """Start time, machine, versions and git revision of a run, and the number of resumptions."""
+def _provenance(path: Path) -> Iterator[str]:
+    """Start time, machine, versions and git revision of a run, and the number of resumptions; nothing without the file."""
+    environment = read_json(path, absent={})
     if not environment:
         return
+    try:
+        yield from _describe(environment)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedFile(f"{path} is damaged: wanted what a run records of its machine, found no {error}") from None
+
+
+def _describe(environment: dict[str, Any]) -> Iterator[str]:
     device, git, again = environment["device"], environment["git"], environment.get("resumed", [])
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     yield f"started {environment['time']}" + (f", resumed: {len(again)}, last {again[-1]['time']}" if again else "")
@@ -68,7 +76,3 @@ def _provenance(environment: dict[str, Any]) -> Iterator[str]:
         count = len(found["loaded"]) + len(found["not_loaded"])
         yield f"initial parameters from {found['path']}{step}: {len(found['loaded'])} of {count} loaded"
     yield f"git {git['revision']}{', with changes' if git['changed'] else ''}" if git else "no git revision"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,6 +1,8 @@
 """The commands train, resume and eval."""
 
+import ast
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -54,9 +56,20 @@ def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> co
         if path in given or path in seen:
             raise UsageError(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
         seen.add(path)
-        typed = lambda value, path=path: config.settings(config.replace(base, {path: None if value == "None" else value}))[path]
-        axes[path] = tuple(map(typed, split(values)))
+        axes[path] = tuple(_typed(base, path, value) for value in split(values))
     return config.Comparison(base=base, axes=axes)
+
+
+def _typed(base: config.Experiment, path: str, word: str) -> Any:
+    """The value of a setting from a word of the command line: the word itself if the setting takes text, else a Python literal."""
+    try:
+        literal = ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        literal = word
+    try:
+        return config.settings(config.replace(base, {path: None if word == "None" else word}))[path]
+    except config.ConfigError:
+        return config.settings(config.replace(base, {path: literal}))[path]
 
 
 class Evaluation(config.Section):

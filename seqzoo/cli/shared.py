@@ -13,7 +13,6 @@ from seqzoo.specs import did_you_mean
 Result = TypeVar("Result")
 Chosen = TypeVar("Chosen", config.Experiment, config.Comparison, config.Config)
 
-QUICKSTART = Path("configs/quickstart.py")
 NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate", "help")
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
@@ -94,9 +93,7 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
         if Path(path).is_dir():
             raise UsageError(f"{path} is a folder; wanted a command or a config file: resume {path}, or eval {path}?")
         return config.load_file(path), arguments[1:]
-    if QUICKSTART.is_file():
-        return config.load_file(QUICKSTART), arguments
-    from seqzoo.cli import quickstart  # without a checkout in the working directory
+    from seqzoo.cli import quickstart
 
     return quickstart.config, arguments
 

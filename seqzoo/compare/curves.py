@@ -74,7 +74,8 @@ def _check(lines: Mapping[str, Lines], metric: str, x: str) -> None:
     numbers = lambda line: {key for key, value in line.items() if isinstance(value, int | float)} - {"step", "tokens", "seconds"}
     known = sorted(set().union(*(numbers(line) | ({POSITIONS} & line.keys()) for run in lines.values() for line in run)))
     if metric not in known:
-        raise ValueError(f"no run has a metric {metric!r}.{did_you_mean(metric, known)} Metrics: {', '.join(known) or 'none yet'}")
+        found = f"no run has a metric {metric!r}.{did_you_mean(metric, known)}"
+        raise ValueError(f"{found} Metrics of {', '.join(lines)}: {', '.join(known) or 'none yet'}")
     for label, run in lines.items():
         if any(x not in line for line in run if metric in line):
             raise ValueError(f"the metrics of {label} have no {x!r}; wanted --x step")

@@ -13,6 +13,7 @@ from seqzoo.compare.report import REPORT
 from seqzoo.compare.results import write_figures, write_results
 from seqzoo.compare.summary import LAYERS, Run, label_of, summarise, value_label, varied_axes
 from seqzoo.compare.tables import caption, print_line, table
+from seqzoo.data.json_files import DamagedFile, read_json
 
 RUNS = "runs"
 
@@ -75,7 +76,7 @@ def _open_folder(folder: Path, comparison: config.Comparison) -> Path:
     path = folder / "config.json"
     if path.exists():
         # Compared as JSON, which has no tuples.
-        if json.loads(path.read_text()) != json.loads(comparison.model_dump_json()):
+        if read_json(path) != json.loads(comparison.model_dump_json()):
             raise ValueError(
                 f"{folder} holds another comparison or a run; wanted a new folder, or the same settings as its config.json"
             )
@@ -104,6 +105,10 @@ def _new_run(comparison: config.Comparison, number: int, count: int, point: dict
 
 def _with_summary(run: Run, folder: Path) -> Run:
     """The run with the summary that an earlier call wrote."""
-    path = folder / RUNS / run.name / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    from seqzoo.training.run.metrics import read_summary
+
+    try:
+        summary = read_summary(folder / RUNS / run.name)
+    except DamagedFile as error:  # one damaged member does not end the comparison
+        return run._replace(problem=str(error))
     return run._replace(summary=summary, problem=summary.get("stopped"))

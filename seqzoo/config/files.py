@@ -28,7 +28,7 @@ def load_json(path: str | Path) -> Config:
         return kind(**data)
     except plugins.PluginError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is damaged: wanted the JSON of a config, found {error}") from None

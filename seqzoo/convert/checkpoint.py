@@ -1,12 +1,13 @@
 """The files of a checkpoint: config.json, where every key must be used, and tensors by name."""
 
 import contextlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from seqzoo.data.json_files import DamagedFile, read_json
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"  # maps tensors to files, if there are several
@@ -86,6 +87,11 @@ class Checkpoint:
 
     def __enter__(self) -> "Checkpoint":
         listed = self._json(INDEX).get("weight_map", {}) if (self.folder / INDEX).is_file() else {}
+        if not (isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())):
+            raise ConvertError(f"{self.folder / INDEX} is damaged: wanted weight_map={{tensor: file}}, found {str(listed)[:60]}")
+        if outside := sorted({name for name in listed.values() if Path(name).name != name}):
+            found = ", ".join(outside)
+            raise ConvertError(f"{self.folder / INDEX} names files outside its folder: {found}; wanted names of files in it")
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(self._file(name)) for name in sorted(set(listed.values())) or [WEIGHTS]]
             self._at = {tensor: file for file in files for tensor in file.keys()}
@@ -111,9 +117,9 @@ class Checkpoint:
         if not path.is_file():
             raise ConvertError(f"{path} does not exist; wanted a checkpoint folder with {CONFIG} and {WEIGHTS}")
         try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ConvertError(f"{path} is not valid JSON: {error}") from None
+            return read_json(path)
+        except DamagedFile as error:
+            raise ConvertError(str(error)) from None
 
     def _file(self, name):
         try:

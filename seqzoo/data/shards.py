@@ -12,16 +12,16 @@ nowhere else. A shard holds whole documents.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqzoo.data.atomic_io import atomic_write
 from seqzoo.data.errors import DataError
+from seqzoo.data.json_files import DamagedFile, read_json
 
 FORMAT = "seqzoo corpus"
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ class Settings(_Model):
 class StoredFile(_Model):
     """Name, size and hash of a file."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]  # in the folder of the manifest
     bytes: int
     sha256: str
 
@@ -175,8 +175,8 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
             raise DataError(f"{folder} is not completely prepared; run the same `train.py prepare` again to continue")
         raise DataError(f"{folder} is not a prepared corpus: it has no {name}")
     try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") != 1:
+        found = read_json(path)
+        if found.get("format") == FORMAT and found.get("version") != 1:
             raise DataError(
                 f"{path} has version {found.get('version')!r}, wanted 1: prepare the corpus again, or use a newer seqzoo"
             )
@@ -187,8 +187,8 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
         raise DataError(
             f"{path} is not a manifest of seqzoo, or damaged: {where}: {problem['msg']}; prepare the corpus again"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is damaged (not JSON: {error}); prepare the corpus again") from None
+    except DamagedFile as error:
+        raise DataError(f"{error}; prepare the corpus again") from None
 
 
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True, alone: bool = True) -> None:

@@ -20,6 +20,7 @@ from jax import Array
 from seqzoo import config, convert
 from seqzoo.convert.checkpoint import Checkpoint
 from seqzoo.data.atomic_io import error_reason
+from seqzoo.data.json_files import read_json
 from seqzoo.model import LanguageModel, params
 from seqzoo.training.run import distributed
 from seqzoo.training.run.checkpoint import Checkpoints, damage
@@ -101,16 +102,13 @@ def _open(path: Path) -> Source:
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} does not exist; wanted a run folder, or a checkpoint folder that seqzoo.convert reads")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if isinstance(found, dict) and "model_type" in found:
+    found = read_json(file)
+    if "model_type" in found:
         return _open_checkpoint(path)
-    if isinstance(found, dict) and "axes" in found:
+    if "axes" in found:
         inside = ", ".join(sorted(str(each.parent) for each in path.glob("*/*/config.json")))
         raise ValueError(f"holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
-    if not (isinstance(found, dict) and isinstance(found.get("model"), dict)):
+    if not isinstance(found.get("model"), dict):
         raise ValueError(f"{file} is neither that of a run nor that of a checkpoint; wanted one of these folders")
     return _open_run(path, found["model"])
 

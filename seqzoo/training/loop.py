@@ -69,10 +69,14 @@ def train(
     if not distributed.from_main_process(Checkpoints(Path(folder) / "checkpoints").steps):
         init_from.check(setup)
     metric_writers.check(experiment.run.log)
-    enter = lambda: run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed)
-    folder = distributed.from_main_process(enter)
-    finished = distributed.from_main_process(lambda: metrics.finished_summary(folder, experiment.training.steps))
-    return finished or _Loop(setup, folder, console).run()
+
+    def enter() -> tuple[Path, dict[str, Any] | None]:
+        metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
+        finished = metrics.finished_summary(Path(folder), experiment.training.steps)
+        return run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed), finished
+
+    opened, finished = distributed.from_main_process(enter)
+    return finished or _Loop(setup, opened, console).run()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:

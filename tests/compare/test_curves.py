@@ -101,7 +101,7 @@ def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "x", "says"),
     [
-        ("los", "step", "no run has a metric 'los'. Did you mean 'loss'\\? Metrics: accuracy, loss"),
+        ("los", "step", "no run has a metric 'los'. Did you mean 'loss'\\? Metrics of .*: accuracy, loss"),
         ("mfu", "step", "no run has a metric 'mfu'"),  # None everywhere: nothing to draw
         ("loss", "seconds", "the metrics of softmax.* have no 'seconds'; wanted --x step"),
     ],

@@ -54,7 +54,7 @@ class Trainer:
         if self.diverges(experiment):
             summary |= {"finished": False, "stopped": "step 7: no longer finite"}
         else:
-            summary |= {"finished": True}
+            summary |= {"finished": True, "early": False}
         (folder / "summary.json").write_text(json.dumps(summary))
         if self.diverges(experiment):
             raise training.Diverged("step 7: no longer finite")

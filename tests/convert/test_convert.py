@@ -261,7 +261,7 @@ def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(convert.ConvertError, match=r"model.safetensors does not exist; pytorch_model.bin must be converted"):
         convert.load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(convert.ConvertError, match=r"config.json is not valid JSON"):
+    with pytest.raises(convert.ConvertError, match=r"config.json is damaged: wanted a JSON object"):
         convert.load(folder)
 
 

@@ -277,7 +277,7 @@ def damage_schema(out, other):
         (damage_starts, r"held_out-00001\.starts\.npy is not what was prepared"),
         (damage_foreign, r"train-00099\.tokens\.npy does not belong to this corpus: .*manifest\.json does not list it"),
         (damage_swapped, r"train-00001\.tokens\.npy is not what was prepared"),
-        (damage_manifest, r"manifest\.json is damaged \(not JSON"),
+        (damage_manifest, r"manifest\.json is damaged: wanted a JSON object"),
         (damage_version, r"manifest\.json has version 2, wanted 1"),
         (damage_schema, r"manifest\.json is not a manifest of seqzoo, or damaged: owner: Extra"),
     ],

@@ -5,7 +5,6 @@ Each holds the SHA-256 of its files, since nothing else would detect a changed b
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,12 +14,13 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
+from seqzoo.data.json_files import DamagedFile, read_json
 from seqzoo.training.run import distributed
 from seqzoo.training.state import State
 
 DIGESTS = "sha256.json"
 ABOUT = "about.json"  # config and git revision, for a checkpoint that is moved out of its run folder
-STAMPED_LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of completion into it, after the digests are taken
+WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by Orbax when the save is complete, after the digests
 TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
 
@@ -70,6 +70,18 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
+
+    def about_latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The latest checkpoint that records the config of its run, and that config; None if there is none. Checks no digests."""
+        for step in reversed(self.steps()):
+            path = self.folder / str(step)
+            try:
+                settings = read_json(path / ABOUT, absent={}).get("config")
+            except DamagedFile:  # its digest will not be right either: `resume` reports it and takes an older one
+                continue
+            if isinstance(settings, dict):
+                return path, settings
+        return None
 
     def save(self, state: State) -> None:
         """Starts to write the state under its own step; the caller may donate it at once.
@@ -186,20 +198,21 @@ class Checkpoints:
 def damage(path: Path) -> str | None:
     """Defect of a checkpoint: a file that is missing or not as it was written; None if there is none. Reads all files."""
     try:
-        wanted = json.loads((path / DIGESTS).read_text())
-        found = {name: _sha256(path / name) for name in wanted if (path / name).is_file()}
+        wanted = read_json(path / DIGESTS)
+        found = {name: _sha256(path / name) for name in _files(path)}
     except (OSError, ValueError) as error:
         return f"{DIGESTS}: {error_reason(error)}"
-    missing = [name for name in wanted if name not in found]
-    if missing:
+    if missing := [name for name in wanted if name not in found]:
         return f"{', '.join(missing)} is missing"
+    if unknown := [name for name in found if name not in wanted]:
+        return f"{', '.join(unknown)} is not listed in {DIGESTS}"
     changed = [name for name in wanted if found[name] != wanted[name]]
     return f"{', '.join(changed)} is not as it was written" if changed else None
 
 
 def _files(path: Path) -> list[str]:
     names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    return [name for name in names if name not in (DIGESTS, STAMPED_LATER)]
+    return [name for name in names if name not in (DIGESTS, *WRITTEN_LATER)]
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,6 @@ from the record. Weights & Biases cannot delete lines, so a repeated step is not
 """
 
 import importlib.util
-import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from seqzoo import config
 from seqzoo.data.atomic_io import write_errors, write_json
+from seqzoo.data.json_files import read_json, require
 
 EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # which extra of this package brings the package of that name
 
@@ -118,7 +118,8 @@ class Wandb:
         import wandb  # pyright: ignore[reportMissingImports]  (an extra)
 
         self.path = folder / "wandb.json"
-        self._given = json.loads(self.path.read_text()) if self.path.exists() else {"id": uuid.uuid4().hex[:12]}
+        self._given = read_json(self.path, absent={"id": uuid.uuid4().hex[:12]})
+        require(self._given, str(self.path), id=str)
         settings = experiment.model_dump(mode="json")
         self._run = wandb.init(id=self._given["id"], resume="allow", name=folder.name, dir=str(folder), config=settings)
         for names in ("train/*", "eval/*"):

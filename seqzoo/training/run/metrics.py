@@ -12,6 +12,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.data.atomic_io import write_errors, write_json, write_text
+from seqzoo.data.json_files import read_json, read_json_lines, require
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 from seqzoo.training.objective import ACCURACY, objective_of
@@ -24,11 +25,17 @@ LABELS = ("step", "kind", "eval_set", "tokens", "seconds")  # the fields of a li
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a metrics.jsonl; none if there is no such file. An incomplete last line, left by a crash, is skipped."""
-    path = Path(path)
-    text = path.read_text() if path.exists() else ""
-    whole, _, _ = text.rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    """The lines of a metrics.jsonl; none if there is no such file. An incomplete last line, left by a crash, is skipped.
+
+    Raises:
+      DamagedFile: a line is not one that a run writes.
+    """
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, 1):
+        require(line, f"line {number} of {path}", step=int, kind=str)
+        if line["kind"] == "eval":
+            require(line, f"line {number} of {path}", eval_set=str)
+    return lines
 
 
 class MetricsFile:
@@ -173,9 +180,17 @@ class Metrics:
 
 def finished_summary(folder: Path, steps: int) -> dict[str, Any] | None:
     """The summary of a run that has ended, or None; one that ended before `steps`, and not by early stopping, is to continue."""
-    path = folder / SUMMARY
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = read_summary(folder)
     return summary if summary.get("finished") and (summary["early"] or summary["step"] >= steps) else None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The contents of a run's summary.json; {} before the first. Raises DamagedFile."""
+    path = folder / SUMMARY
+    summary = read_json(path, absent={})
+    if summary.get("finished"):
+        require(summary, str(path), early=bool, step=int, parameters=int, final=dict, best=dict)
+    return summary
 
 
 def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:

@@ -9,7 +9,6 @@ checkpoints/       one directory per kept step
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -24,11 +23,16 @@ import jax
 import seqzoo
 from seqzoo import config
 from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, write_text
+from seqzoo.data.json_files import read_json, require
 from seqzoo.training.run.checkpoint import Checkpoints
 
 DATA = "data.json"
 CHANGED = "--changed"  # `changed` on the command line
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDirError(ValueError):
+    """A run folder that cannot be used as asked. The message names what it holds and what was wanted; nothing was written."""
 
 
 def create_run_dir(parent: str | Path, name: str) -> Path:
@@ -61,7 +65,7 @@ def create_or_resume(
       data: digests of the files that the task reads, `Task.fingerprint()`.
       changed: whether a run may continue with settings that change its numbers; they are recorded.
     Raises:
-      ValueError: the folder holds another experiment, other data, or other files; nothing is written then. WriteError: it
+      RunDirError: the folder holds another experiment, other data, or other files; nothing is written then. WriteError: it
         cannot be written.
     """
     folder = Path(folder)
@@ -70,9 +74,10 @@ def create_or_resume(
     if path.exists():
         held = config.load_json(path)
         if not isinstance(held, config.Experiment):
-            raise ValueError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
+            raise RunDirError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
         if not changed:
             refuse_changes(folder, held, experiment)
+            _check_checkpoint(folder, experiment)
         _check_steps(folder, experiment.training.steps)
         _check_data(folder, data or {})
         remove_temporaries(folder)
@@ -80,7 +85,7 @@ def create_or_resume(
             more["changed"] = differing
             write_text(path, experiment.model_dump_json(indent=2) + "\n")
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
+        raise RunDirError(f"{folder} has no config.json but is not empty; wanted a new folder, or that of a run to be resumed")
     else:
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,28 +97,49 @@ def create_or_resume(
 
 
 def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:
-    """Raises ValueError if the folder holds an experiment whose settings give other numbers."""
-    differing = {name: both for name, both in config.difference(held, experiment).items() if name not in config.NUMERICALLY_NEUTRAL}
-    if differing:
-        shown = "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
-        raise ValueError(f"{folder} holds another experiment ({shown}); wanted a new folder, the same settings, or {CHANGED}")
+    """Raises RunDirError if the folder holds an experiment whose settings give other numbers."""
+    if differing := _numerical(config.difference(held, experiment)):
+        found = _as_text(differing)
+        raise RunDirError(f"{folder} holds another experiment ({found}); wanted a new folder, the same settings, or {CHANGED}")
+
+
+def _check_checkpoint(folder: Path, experiment: config.Experiment) -> None:
+    """Raises RunDirError if the latest checkpoint was saved with settings that give other numbers: config.json was edited."""
+    about = Checkpoints(folder / "checkpoints").about_latest()
+    if about is None:
+        return
+    path, settings = about
+    differing = _numerical(config.difference(config.Experiment(**settings), experiment))
+    if differing := {name: both for name, both in differing.items() if not name.startswith("mesh.")}:
+        raise RunDirError(
+            f"{path} was saved with other settings ({_as_text(differing)}); wanted config.json as it was, or {CHANGED}"
+        )
+
+
+def _numerical(differing: dict[str, Any]) -> dict[str, Any]:
+    """The differences in settings that change numbers."""
+    return {name: both for name, both in differing.items() if name not in config.NUMERICALLY_NEUTRAL}
+
+
+def _as_text(differing: dict[str, Any]) -> str:
+    return "; ".join(f"{name} is {a!r} there, {b!r} here" for name, (a, b) in differing.items())
 
 
 def _check_steps(folder: Path, steps: int) -> None:
-    """Raises ValueError if the run has already done more steps."""
+    """Raises RunDirError if the run has already done more steps."""
     done = max(Checkpoints(folder / "checkpoints").steps(), default=0)
     if done > steps:
-        raise ValueError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
+        raise RunDirError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
 
 
 def _check_data(folder: Path, data: dict[str, str]) -> None:
-    """Raises ValueError if the files that the task reads are not those that the run began with."""
+    """Raises RunDirError if the files that the task reads are not those that the run began with."""
     path = folder / DATA
-    held = json.loads(path.read_text()) if path.exists() else {}
+    held = read_json(path, absent={})
     for name in sorted(held.keys() | data.keys()):
         if held.get(name) != data.get(name):
             was, found = (values.get(name, "nothing") for values in (held, data))
-            raise ValueError(
+            raise RunDirError(
                 f"{folder} was trained on other data: {name} was {was} and is {found}; wanted the same contents, or a new folder"
             )
 
@@ -160,14 +186,15 @@ def git_revision() -> dict[str, Any] | None:
 def record(folder: Path, **more: Any) -> None:
     """Adds to a run's environment.json."""
     path = folder / "environment.json"
-    write_json(path, json.loads(path.read_text()) | more)
+    write_json(path, read_json(path) | more)
 
 
 def _record_environment(path: Path, more: dict[str, Any]) -> None:
     now = environment() | more
     if path.exists():
-        recorded = json.loads(path.read_text())
-        recorded.setdefault("resumed", []).append(now)
+        recorded = read_json(path)
+        require(recorded, str(path), resumed=list) if "resumed" in recorded else recorded.update(resumed=[])
+        recorded["resumed"].append(now)
         write_json(path, recorded)
     else:
         write_json(path, now)

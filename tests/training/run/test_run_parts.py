@@ -20,11 +20,12 @@ from seqzoo.training.run.signals import StopSignals
 def test_metrics_of_later_steps_are_dropped_and_a_torn_line_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = metrics.MetricsFile(path)
-    first.append(*({"step": s, "kind": kind} for s in (1, 2, 3) for kind in ("train", "eval")))
+    lines = lambda steps: [{"step": s, **kind} for s in steps for kind in ({"kind": "train"}, {"kind": "eval", "eval_set": "a"})]
+    first.append(*lines((1, 2, 3)))
     with path.open("a") as file:
         file.write('{"step": 4, "ki')
     again = metrics.MetricsFile(path, step=2)
-    assert metrics.read(path) == [{"step": s, "kind": kind} for s in (1, 2) for kind in ("train", "eval")]
+    assert metrics.read(path) == lines((1, 2))
     assert again.evaluated == 2
 
 

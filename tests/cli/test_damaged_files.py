@@ -1,0 +1,116 @@
+"""Damaged files of a run: a command that reads one ends with a line that names it, or works; never with a traceback."""
+
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from helpers.tiny import quiet, tiny
+from seqzoo import config, training
+from seqzoo.cli import main
+
+SMALL = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "checkpoints/6/sha256.json")
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def in_the_middle(line):
+    """The file with one more line between its lines."""
+
+    def damage(data):
+        first, rest = data.split(b"\n", 1)
+        return b"\n".join([first, line, rest])
+
+    return damage
+
+
+def nulls(data):
+    """The first object of the file with null for every value."""
+    first = data.splitlines()[0] if b"\n{" in data else data
+    return json.dumps(dict.fromkeys(json.loads(first))).encode() + b"\n"
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2].rstrip(b"}\n"),
+    "null": lambda data: b"null\n",
+    "a list": lambda data: b"[]\n",
+    "a number": lambda data: b"3\n",
+    "an empty object": lambda data: b"{}\n",
+    "not UTF-8": lambda data: b'{"\xff": 1}\n',
+    "deep": lambda data: DEEP + b"\n",
+    "deep inside": lambda data: b'{"model": ' + DEEP + b"}\n",
+    "nulls for values": lambda data: nulls(data),
+    "a line of nothing": in_the_middle(b""),
+    "a torn line": in_the_middle(b'{"step": 1, "ki'),
+    "a line that is not UTF-8": in_the_middle(b'{"\xfe'),
+    "a line with other fields": in_the_middle(b'{"steps": 1}'),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    training.train(tiny(), folder, console=quiet())
+    return folder
+
+
+@pytest.fixture
+def damaged(run, tmp_path):
+    """A copy of the run with one file damaged."""
+
+    def make(name, damage):
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy)
+        path = copy / name
+        data = path.read_bytes()
+        path.write_bytes(DAMAGES[damage](data))
+        return copy
+
+    return make
+
+
+READERS = ("inspect", "plot", "resume")
+CASES = [(name, damage) for name in SMALL for damage in DAMAGES if name == "metrics.jsonl" or "line" not in damage]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
+def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, monkeypatch, name, damage):
+    monkeypatch.chdir(tmp_path)
+    folder = damaged(name, damage)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for command in READERS:
+        code = main([command, str(folder)])
+        said = capsys.readouterr().err
+        assert code in (0, 1, 2)
+        if code:
+            assert said.startswith("error: ") and said.count("\n") == 1, said[:2000]
+            assert name in said or str(folder) in said or "Metrics of softmax(heads=2): none yet" in said, said
+            assert len(said) < 1000, said[:2000]
+            assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        else:
+            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_digest_lists_every_file(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "6" / "extra").write_bytes(b"1")
+    assert training.Checkpoints(copy / "checkpoints").steps()[-1] == 6
+    from seqzoo.training.run.checkpoint import damage
+
+    assert damage(copy / "checkpoints" / "6") == "extra is not listed in sha256.json"
+    assert damage(run / "checkpoints" / "6") is None
+
+
+def test_a_damaged_member_does_not_end_a_comparison(tmp_path):
+    from seqzoo import compare
+
+    comparison = config.Comparison(base=tiny(), axes={"training.seed": (0, 1)})
+    folder = tmp_path / "comparison"
+    train = lambda experiment, folder, console: training.train(experiment, folder, console=console)
+    compare.run(comparison, folder, console=Console(quiet=True), run=train)
+    (path,) = folder.glob("runs/0-*/summary.json")
+    path.write_text("[]")
+    results = compare.run(comparison, folder, console=Console(quiet=True), run=train)
+    assert str(path) in results["runs"][0]["problem"] and results["runs"][1]["finished"]
