@@ -1,4 +1,10 @@
-"""Pairwise attention: softmax and sigmoid scores, windows, packed documents, grouped heads, and a cache."""
+"""Causal attention between pairs of tokens: softmax and sigmoid scores, windows, packed documents, grouped heads, and a KV cache.
+
+`attention` here: signature, checks, choice of implementation and cache -> one of the implementations
+`reference.py`: the definition, the whole matrix of scores     `decode.py`: the same without transposing the cache
+`blockwise.py`: block by block, own backward pass              `ring.py`: blockwise with sharded time
+`pairs.py`: mask and dropout of a pair                         `cache.py`: the state
+"""
 
 from collections.abc import Sequence
 
@@ -6,15 +12,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.attention import blockwise, decode, reference, ring
-from seqzoo.kernels.attention.cache import Cache, behind, cached_tokens, empty_cache, overflown, written
-from seqzoo.kernels.attention.pairs import ABSENT_QUERY, Settings, Tokens, dropout_words
-from seqzoo.kernels.common import implementations, segments, sharding
+from seqzoo.kernels.attention.cache import Cache, cached_tokens, empty_cache, overflowed, updated_cache
+from seqzoo.kernels.attention.pairs import PADDING_QUERY, Settings, Tokens, draw_random_bits
+from seqzoo.kernels.common import implementations, segments, sharding, xla_cpu
 
 __all__ = ["Cache", "attention", "empty_cache"]
 
 IMPLEMENTATIONS = {"reference": reference.attend, "blockwise": blockwise.attend, "decode": decode.attend}
-WHOLE_MATRIX = 2**20  # cells of the matrix of scores up to which it is the fastest form; measured on CPU
-FEW_QUERIES = 16  # so few queries read each key once: no block would be reused
+MAX_REFERENCE_SCORES = 2**20  # number of scores, b h t (s + t), up to which the reference is the fastest; measured on CPU
+FEW_QUERIES = 16  # up to so many queries the reference is taken: a key is read once, blocks would not be reused
 
 
 def attention(
@@ -33,43 +39,43 @@ def attention(
     segment_ids: Array | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> tuple[Array, Cache | None]:
-    r"""Causal attention.
+    r"""Computes causal attention.
 
         softmax:  o_i = sum_j exp(s_ij) v_j / sum_j exp(s_ij)       s_ij = scale q_i . k_j
         sigmoid:  o_i = sum_j sigmoid(s_ij + bias) v_j
 
-    where j runs over the keys that query i sees: those of the same document with index(j) <= index(i), and with a window
-    index(i) - index(j) < window. The index is that inside the document and counts real tokens only. Query head i uses key head
-    i // (h // hk) and value head i // (h // hv).
+    where j runs over the keys that query i sees: those of the same document with position(j) <= position(i), and with a window
+    position(i) - position(j) < window. The position is that inside the document and counts real tokens only. Query head i uses key
+    head i // (h // hk) and value head i // (h // hv).
 
     Args:
       q: [b, t, h, k], t >= 1, floating point.
       k: [b, t, hk, k], same dtype; hk divides h.
       v: [b, t, hv, v], same dtype; hv divides h.
-      scores: "softmax", or "sigmoid" for weights that do not compete (Ramapuram et al., 2024, arXiv:2409.04431).
-      bias: added to sigmoid scores; the paper's is -log(training length). Softmax would cancel it, so there it must be 0.
+      scores: "softmax", or "sigmoid", without normalisation over the keys (Ramapuram et al., 2024, arXiv:2409.04431).
+      bias: added to sigmoid scores; the paper's is -log(training length). It has no effect on softmax, where it must be 0.
       scale: of the dot products; None is k^-0.5.
-      window: how many tokens a query sees, itself included, >= 1; None is all.
+      window: number of tokens that a query sees, itself included, >= 1; None is all.
       dropout: probability in [0, 1) with which a weight becomes 0, after normalisation; the others grow by 1 / (1 - dropout).
-        Drawn by (row, head, document, query index, key index).
+        Drawn by (row, head, document, query position, key position).
       key: PRNG key of the dropout; None is deterministic, that is no dropout.
-      initial_state: keys and values of the carried document, from `empty_cache` or an earlier call; None starts empty and returns
+      initial_state: keys and values of the document so far, from `empty_cache` or an earlier call; None starts empty and returns
         no state. Its capacity s is at least the window; without a window s is the longest document that fits.
-      initial_segment: [b] int32, id of the carried document; 0 or None: that of the first token.
-      segment_ids: [b, t] int32, document of each token, 0 for padding; None: all continue the carried document.
+      initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
+      segment_ids: [b, t] int32 document of each token, 0 for padding; None: all continue the document of `initial_state`.
       implementation: None, a name, or several names of which the first is used:
         "reference": the whole matrix of scores; the definition.
         "blockwise": block by block, memory linear in t, own backward pass; with sharded time a ring of devices (`ring.py`).
         "decode": the whole matrix of scores without transposing the cache; costs hk (hv) times the multiplications.
-        None takes "decode" on CPUs for one query after a cache, "reference" for few queries and small matrices, else
-        "blockwise". Only "blockwise" can shard time, and a mesh that does gets it from None.
+        None takes "decode" on CPUs for one query after a cache, "reference" for few queries or scores, else "blockwise", which
+        alone can shard time.
     Returns:
       (o [b, t, h, v] in q's dtype, 0 at padding; the cache after the last token, in the old cache's dtypes, or None). Without a
-      window, tokens whose index is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
+      window, tokens whose position is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
     Raises:
-      ValueError: shapes, dtypes or settings that do not fit; the message names what was found and what was wanted.
-    Cost: time O(b h t (s + t) (k + v)), with "blockwise" less those that nobody sees (causality, window, documents); memory then
-      O(b h (s + t) (k + v)), backward included. State: see `Cache`.
+      ValueError: shapes, dtypes or settings that do not fit (found and wanted are named).
+    Cost: time and memory O(b h t (s + t)) times k + v and 1. "blockwise" skips blocks without a visible pair (causality, window,
+      documents), and its memory is O(b h (s + t) (k + v)), backward included. State: see `Cache`.
     """
     _check(q, k, v, scores, bias, window, dropout, initial_state)
     segments.check(segment_ids, initial_segment, *q.shape[:2])
@@ -80,48 +86,51 @@ def attention(
         count = initial_state.length
     else:
         count = jnp.zeros((1 if segment_ids is None else b,), jnp.int32)
-    index, length = segments.positions(segment_ids, initial_segment, count, t)
-    document = jnp.zeros_like(index) if segment_ids is None else segments.relabel(segment_ids, initial_segment)
-    tokens = Tokens(document, index)
-    queries = Tokens(jnp.where(document < 0, ABSENT_QUERY, document), index)
+    position, length = segments.positions(segment_ids, initial_segment, count, t)
+    segment = jnp.zeros_like(position) if segment_ids is None else segments.relabel(segment_ids, initial_segment)
+    tokens = Tokens(segment, position)
+    queries = Tokens(jnp.where(segment < 0, PADDING_QUERY, segment), position)
 
     cache = None
     if initial_state is not None:
         old_keys, old_values = initial_state.keys.astype(k.dtype), initial_state.values.astype(v.dtype)
         cache = (old_keys, old_values, cached_tokens(initial_state, window))
-    named = implementation if isinstance(implementation, str) or not implementation else implementation[0]
-    shards = sharding.plan("attention", b=b, t=1 if named in ("reference", "decode") else t, h=(h, k.shape[2], v.shape[2]))
-    cells = t * (t + (0 if cache is None else cache[0].shape[1]))
-    small = shards.time is None and (t <= FEW_QUERIES or b * h * cells <= WHOLE_MATRIX)
+    requested = implementation if isinstance(implementation, str) or not implementation else implementation[0]
+    sharded_length = 1 if requested in ("reference", "decode") else t
+    shards = sharding.plan("attention", b=b, t=sharded_length, h=(h, k.shape[2], v.shape[2]))
+    pairs = t * (t + (0 if cache is None else cache[0].shape[1]))
+    small = shards.time is None and (t <= FEW_QUERIES or b * h * pairs <= MAX_REFERENCE_SCORES)
     decoding = t == 1 and initial_state is not None and implementations.on_cpu()
     default = "decode" if decoding else "reference" if small else "blockwise"
     attend = implementations.choose("attention", implementation, IMPLEMENTATIONS, default)
-    words = dropout_words(key, queries, b, h) if dropout > 0 and key is not None else None
-    # Keys that may be seen lie at most a window back; not so in rows with padding, which a window does not count.
-    reach = shards.time_shards if window is None or segment_ids is not None else 1 - (1 - window) // (t // shards.time_shards)
+    random_bits = draw_random_bits(key, queries, b, h) if dropout > 0 and key is not None else None
+    # Visible keys are at most a window back in the row; not so in rows with padding, which a window does not count.
+    visible_shards = shards.time_shards
+    if window is not None and segment_ids is None:
+        visible_shards = min(1 - (1 - window) // (t // shards.time_shards), shards.time_shards)
 
-    def piece(q, k, v, cache, tokens, queries, words):
-        both = [(k, v, tokens)] if cache is None else [cache, (k, v, tokens)]
+    def run(q, k, v, cache, tokens, queries, random_bits):
+        kv_sets = [(k, v, tokens)] if cache is None else [cache, (k, v, tokens)]
         if shards.time is not None:
-            return ring.attend(settings, q, both, queries, words, shards.time, min(reach, shards.time_shards))
-        return attend(settings, q, both, queries, words)
+            return ring.attend(settings, q, kv_sets, queries, random_bits, shards.time, visible_shards)
+        return attend(settings, q, kv_sets, queries, random_bits)
 
-    arrays = (q, k, v, cache, tokens, queries, words)
+    arrays = (q, k, v, cache, tokens, queries, random_bits)
     axes = ("b t h .", "b t h .", "b t h .", ("b . h .", "b . h .", "b ."), "b t", "b t", "b h t .")
-    o = segments.mask_padding(sharding.run_sharded(shards, piece, arrays, axes, "b t h ."), segment_ids)
+    o = segments.mask_padding(sharding.run_sharded(shards, run, arrays, axes, "b t h ."), segment_ids)
     if initial_state is None:
         return o, None
 
-    lost = overflown(initial_state, tokens, window)
+    lost = overflowed(initial_state, tokens, window)
     if lost is not None:
         o = jnp.where(lost[:, :, None, None], jnp.nan, o)
-    if not shards.manual:  # on a mesh the partitioner would move o for it
-        tokens = behind(o, tokens)
-    return o, written(initial_state, k, v, tokens, length, window, whole=segment_ids is None)
+    if not shards.manual:  # on a mesh the partitioner would move o between devices for it
+        tokens = tokens._replace(position=xla_cpu.order_after(tokens.position, o[:, :, 0, 0]))
+    return o, updated_cache(initial_state, k, v, tokens, length, window, one_document=segment_ids is None)
 
 
 def _check(q, k, v, scores, bias, window, dropout, cache):
-    """Raises ValueError for whatever does not fit."""
+    """Raises ValueError for arguments that do not fit."""
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; wanted [b, t, h, k], [b, t, hk, k], [b, t, hv, v]")
     if not (q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3]) or q.shape[1] < 1:

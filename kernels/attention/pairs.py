@@ -1,4 +1,4 @@
-"""Relation of one query and one key: visibility, and weights that dropout removes. For all implementations."""
+"""Relation of a query and a key: the mask (document, order, window) and dropout, the same for all implementations."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-ABSENT_KEY, ABSENT_QUERY = -1, -2  # two documents that equal nothing, each other included
+PADDING_KEY, PADDING_QUERY = -1, -2  # segments that equal no other, nor each other
 
 
 class Tokens(NamedTuple):
-    """Document and index of tokens. The leading axis is the batch, or 1 when all rows agree."""
+    """Segment and position of tokens. The leading axis is the batch, or 1 when all rows agree."""
 
-    document: Array  # [b, n] int32, number of the document; ABSENT_KEY and ABSENT_QUERY mark padding
+    segment: Array  # [b, n] int32, number of the document within the call; PADDING_KEY or PADDING_QUERY at padding
     position: Array  # [b, n] int32, index inside that document, counting real tokens only
 
 
@@ -29,16 +29,17 @@ class Settings(NamedTuple):
 def visible(settings: Settings, queries: Tokens, keys: Tokens) -> Array:
     """[b, 1, t, s] bool: the same document, not later, and inside the window."""
     age = queries.position[:, :, None] - keys.position[:, None, :]
-    seen = (queries.document[:, :, None] == keys.document[:, None, :]) & (age >= 0)
+    mask = (queries.segment[:, :, None] == keys.segment[:, None, :]) & (age >= 0)
     if settings.window is not None:
-        seen &= age < settings.window
-    return seen[:, None]
+        mask &= age < settings.window
+    return mask[:, None]
 
 
-def dropout_words(key: Array, queries: Tokens, batch: int, heads: int) -> Array:
-    """[b, h, t, 2] uint32: a random word pair per (row, head, document, query index), from which each weight's draw follows.
+def draw_random_bits(key: Array, queries: Tokens, batch: int, heads: int) -> Array:
+    """[b, h, t, 2] uint32: two random words per (row, head, segment, query position), from which `dropout_mask` draws.
 
-    Drawing by counters that name the pair, not by its place in some block, makes the draw independent of block sizes and of cuts.
+    The counters name the pair of query and key, not its place in a block, so the draw depends neither on block sizes nor on splits
+    of the row.
     """
     key = random.wrap_key_data(random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
     shape = (batch, heads, queries.position.shape[1])
@@ -50,12 +51,12 @@ def dropout_words(key: Array, queries: Tokens, batch: int, heads: int) -> Array:
     return random.key_data(keys)
 
 
-def kept(settings: Settings, words: Array, keys: Tokens) -> Array:
+def dropout_mask(settings: Settings, random_bits: Array, keys: Tokens) -> Array:
     """[b, h, t, s], the factor of each weight: 0 with probability `dropout`, else 1 / (1 - dropout)."""
-    b, h, t, _ = words.shape
-    index = jnp.broadcast_to(keys.position, (b, keys.position.shape[1])).astype(jnp.uint32)
-    rows = random.wrap_key_data(words.reshape(b, h * t, 2), impl="threefry2x32")
+    b, h, t, _ = random_bits.shape
+    position = jnp.broadcast_to(keys.position, (b, keys.position.shape[1])).astype(jnp.uint32)
+    of_queries = random.wrap_key_data(random_bits.reshape(b, h * t, 2), impl="threefry2x32")
     along_keys = jax.vmap(random.fold_in, (None, 0))
-    drawn = random.key_data(jax.vmap(jax.vmap(along_keys, (0, None)))(rows, index))[..., 0].reshape(b, h, t, -1)
+    drawn = random.key_data(jax.vmap(jax.vmap(along_keys, (0, None)))(of_queries, position))[..., 0].reshape(b, h, t, -1)
     threshold = jnp.uint32(min(round(settings.dropout * 2**32), 2**32 - 1))
     return jnp.where(drawn >= threshold, 1 / (1 - settings.dropout), 0.0)

@@ -1,7 +1,6 @@
 """Attention by its definition: the whole matrix of scores. Differentiated by JAX.
 
-Cost: O(b h t s) time and memory. When t is small, as in decoding, this is also the fastest form: it reads each cached key once and
-copies none.
+Cost: O(b h t s) time and memory. For few queries over many keys, as in decoding, it is also fast: it reads each cached key once.
 """
 
 from collections.abc import Callable
@@ -11,18 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from seqzoo.kernels.attention.pairs import Settings, Tokens, kept, visible
+from seqzoo.kernels.attention.pairs import Settings, Tokens, dropout_mask, visible
 from seqzoo.kernels.common.implementations import state_dtype
 
 
-def score(q: Array, k: Array, dtype: Any) -> Array:
+def dot_products(q: Array, k: Array, dtype: Any) -> Array:
     """[b, h, t, s]: the dot products of q [b, t, h, k] and k [b, s, hk, k]."""
     b, t, h, width = q.shape
     grouped = q.reshape(b, t, k.shape[2], h // k.shape[2], width)
     return jnp.einsum("btigk,bsik->bigts", grouped, k, preferred_element_type=dtype).reshape(b, h, t, k.shape[1])
 
 
-def mix(w: Array, v: Array, dtype: Any) -> Array:
+def weighted_sums(w: Array, v: Array, dtype: Any) -> Array:
     """[b, t, h, v]: the sums of v [b, s, hv, v] with weights w [b, h, t, s]."""
     b, h, t, _ = w.shape
     grouped = w.astype(v.dtype).reshape(b, v.shape[2], h // v.shape[2], t, v.shape[1])
@@ -32,32 +31,32 @@ def mix(w: Array, v: Array, dtype: Any) -> Array:
 def attend(
     settings: Settings,
     q: Array,
-    pieces: list[tuple[Array, Array, Tokens]],
+    kv_sets: list[tuple[Array, Array, Tokens]],
     queries: Tokens,
-    words: Array | None,
+    random_bits: Array | None,
     *,
-    score: Callable = score,
-    mix: Callable = mix,
+    dot_products: Callable = dot_products,
+    weighted_sums: Callable = weighted_sums,
 ) -> Array:
-    """o [b, t, h, v] in q's dtype: every query over the keys and values of all pieces (cache, chunk)."""
+    """Computes o [b, t, h, v] in q's dtype: every query over the keys and values of all sets, the cache's and the call's own."""
     dtype = state_dtype(q)
-    keys = Tokens(*(jnp.concatenate(leaves, axis=1) for leaves in zip(*(tokens for _, _, tokens in pieces), strict=True)))
-    seen = visible(settings, queries, keys)
-    scores = jnp.concatenate([score(q, k, dtype) for k, _, _ in pieces], axis=-1) * settings.scale
+    keys = Tokens(*(jnp.concatenate(leaves, axis=1) for leaves in zip(*(tokens for _, _, tokens in kv_sets), strict=True)))
+    mask = visible(settings, queries, keys)
+    scores = jnp.concatenate([dot_products(q, k, dtype) for k, _, _ in kv_sets], axis=-1) * settings.scale
     if settings.scores == "softmax":
-        scores = jnp.where(seen, scores, -jnp.inf)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = weights / jnp.where(total == 0, 1, total)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        largest = jax.lax.stop_gradient(jnp.where(largest == -jnp.inf, 0, largest))
+        weights = jnp.exp(scores - largest)
+        denominator = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights / jnp.where(denominator == 0, 1, denominator)
     else:
         weights = jax.nn.sigmoid(scores + settings.bias)
-    weights = jnp.where(seen, weights, 0)
-    if words is not None:
-        weights = weights * kept(settings, words, keys)
+    weights = jnp.where(mask, weights, 0)
+    if random_bits is not None:
+        weights = weights * dropout_mask(settings, random_bits, keys)
     ends = [0]
-    for k, _, _ in pieces:
+    for k, _, _ in kv_sets:
         ends.append(ends[-1] + k.shape[1])
-    parts = [mix(weights[..., a:z], v, dtype) for a, z, (_, v, _) in zip(ends, ends[1:], pieces, strict=False)]
+    parts = [weighted_sums(weights[..., a:z], v, dtype) for a, z, (_, v, _) in zip(ends, ends[1:], kv_sets, strict=False)]
     return sum(parts[1:], parts[0]).astype(q.dtype)

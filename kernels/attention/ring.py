@@ -1,10 +1,16 @@
-"""Attention with time cut over devices: queries stay, keys and values go round (Liu et al. 2023, arXiv:2310.01889).
+"""Ring attention: with sharded time queries stay, keys and values rotate over the devices (Liu et al. 2023, arXiv:2310.01889).
 
-Every device runs `blockwise` over the keys it holds, hands them on to the next, and merges what it gets by the denominators of the
-partial softmaxes. In the backward pass the gradients of keys and values travel with them and are home after a whole round. Keys
-that lie later, and with a window those too far back, cost no work: the bounds of `blockwise` are empty there.
-Cost: as `blockwise`, on the last device t / pieces queries over all keys; 2 x pieces messages of one piece's keys and values
-(backward 4 x), and memory for one piece's.
+    step 0          step 1          step 2          step 3
+    q0 | k0 v0      q0 | k3 v3      q0 | k2 v2      q0 | k1 v1       after each step every device passes its keys and
+    q1 | k1 v1      q1 | k0 v0      q1 | k3 v3      q1 | k2 v2       values on to the next
+    q2 | k2 v2      q2 | k1 v1      q2 | k0 v0      q2 | k3 v3
+    q3 | k3 v3      q3 | k2 v2      q3 | k1 v1      q3 | k0 v0
+
+In each step a device runs `blockwise.py` over the keys that it holds, and merges the results by the denominators of the partial
+softmaxes. In the backward pass the gradients of keys and values travel with them, and return to their device at the end. Keys of
+later shards, and with a window those too far back, cost no work: their block ranges are empty.
+Cost: as blockwise, on the last device t / shards queries over all keys; 2 x shards messages of one shard's keys and values
+(backward 4 x), and memory for one shard's.
 """
 
 from functools import partial
@@ -15,99 +21,98 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from seqzoo.kernels.attention import blockwise
-from seqzoo.kernels.attention.pairs import ABSENT_KEY, ABSENT_QUERY, Settings, Tokens
+from seqzoo.kernels.attention.pairs import PADDING_KEY, PADDING_QUERY, Settings, Tokens
 from seqzoo.kernels.common.implementations import state_dtype
 from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
 
 
-class Round(NamedTuple):
-    """Settings and block sizes of a call, static when it is traced."""
+class RingPlan(NamedTuple):
+    """Settings, block sizes and steps of a call, static when it is traced."""
 
     settings: Settings
     axis: str
-    steps: int  # pieces that a query may see, its own included
-    rows: int
-    columns: int
-    cached: int  # keys per block of the cache
+    steps: int  # shards that a query may see, its own included
+    sizes: blockwise.BlockSizes  # of the queries and keys of a shard
+    cache_sizes: blockwise.BlockSizes  # of the queries of a shard and the keys of the cache
 
 
 def attend(
     settings: Settings,
     q: Array,
-    pieces: list[tuple[Array, Array, Tokens]],
+    kv_sets: list[tuple[Array, Array, Tokens]],
     queries: Tokens,
-    words: Array | None,
+    random_bits: Array | None,
     axis: str,
     steps: int,
 ) -> Array:
-    """`blockwise.attend` for one piece of time: the last of `pieces` is this device's; one before it is a cache, equal on all."""
+    """`blockwise.attend` for one shard of time; the last of `kv_sets` is this shard's, the one before it a cache, equal on all."""
     b, t, h, _ = q.shape
-    *cache, own = pieces
-    rows = columns = blockwise.block_length(t, b * h)
-    cached = blockwise.block_length(cache[0][0].shape[1], b * h) if cache else 0
-    plan = Round(settings, axis, steps, rows, columns, cached)
-    blocked = lambda piece, length: (
-        *(blockwise.pad(jnp.moveaxis(x, 1, 2), length, 2) for x in piece[:2]),
-        blockwise.whole_blocks(piece[2], length, ABSENT_KEY),
+    *cache, own = kv_sets
+    block = blockwise.block_size(t, b * h)
+    cache_block = blockwise.block_size(cache[0][0].shape[1], b * h) if cache else 0
+    plan = RingPlan(settings, axis, steps, blockwise.BlockSizes(block, block), blockwise.BlockSizes(block, cache_block))
+    to_blocks = lambda kv, size: (
+        *(blockwise.pad(jnp.moveaxis(x, 1, 2), size, 2) for x in kv[:2]),
+        blockwise.pad_tokens(kv[2], size, PADDING_KEY),
     )
-    queries = blockwise.whole_blocks(queries, rows, ABSENT_QUERY)
-    words = None if words is None else blockwise.pad(words, rows, 2)
+    queries = blockwise.pad_tokens(queries, block, PADDING_QUERY)
+    random_bits = None if random_bits is None else blockwise.pad(random_bits, block, 2)
     arguments = (
-        blockwise.pad(jnp.moveaxis(q, 1, 2), rows, 2),
-        blocked(own, columns),
-        blocked(cache[0], cached) if cache else None,
-        (queries, words),
+        blockwise.pad(jnp.moveaxis(q, 1, 2), block, 2),
+        to_blocks(own, block),
+        to_blocks(cache[0], cache_block) if cache else None,
+        (queries, random_bits),
     )
     o = cast(Array, _attend(plan, *match_vma(arguments, over=(axis,))))
     return jnp.moveaxis(o[:, :, :t], 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Round, q: Array, own: tuple, cache: tuple | None, side: tuple) -> Array:
-    """o [b, h, t, v]; own and cache are (k, v, tokens), side (queries, words)."""
-    return _forward(plan, q, own, cache, side)[0]
+def _attend(plan: RingPlan, q: Array, own: tuple, cache: tuple | None, query_info: tuple) -> Array:
+    """Computes o [b, h, t, v]; own and cache are (k, v, tokens), query_info (queries, random bits)."""
+    return _forward(plan, q, own, cache, query_info)[0]
 
 
-def _forward(plan, q, own, cache, side):
+def _forward(plan, q, own, cache, query_info):
     dtype = state_dtype(q)
     o = zeros_like_vma(q, (*q.shape[:3], own[1].shape[3]), dtype)
-    sums = zeros_like_vma(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
-    so_far = (o, sums)
+    log_sum = zeros_like_vma(q, (*q.shape[:3], 1), dtype) - jnp.inf if plan.settings.scores == "softmax" else None
+    merged = (o, log_sum)
     if cache is not None:
-        so_far = blockwise.forward(*_cells(plan, q, cache, side, plan.cached), dtype)
+        merged = blockwise.forward(*_block_arguments(plan, plan.cache_sizes, q, cache, query_info), dtype)
 
     def step(_, carry):
-        so_far, held = carry
-        here = blockwise.forward(*_cells(plan, q, held, side, plan.columns), dtype)
-        return _merged(so_far, here), _pass_on(plan, held)
+        merged, kv = carry
+        result = blockwise.forward(*_block_arguments(plan, plan.sizes, q, kv, query_info), dtype)
+        return _merge(merged, result), _rotate(plan, kv)
 
-    (o, sums), _ = lax.fori_loop(0, plan.steps, step, (so_far, own))
-    return o.astype(q.dtype), sums
-
-
-def _save(plan, q, own, cache, side):
-    o, sums = _forward(plan, q, own, cache, side)
-    return o, (q, own, cache, side, blockwise.row_statistics(o, sums))
+    (o, log_sum), _ = lax.fori_loop(0, plan.steps, step, (merged, own))
+    return o.astype(q.dtype), log_sum
 
 
-def _backward(plan, saved, do):
-    q, own, cache, side, statistics = saved
+def _save(plan, q, own, cache, query_info):
+    o, log_sum = _forward(plan, q, own, cache, query_info)
+    return o, (q, own, cache, query_info, blockwise.softmax_residuals(o, log_sum))
+
+
+def _backward(plan, residuals, do):
+    q, own, cache, query_info, of_softmax = residuals
     dtype = state_dtype(q)
-    back = lambda piece, columns: blockwise.backward(*_cells(plan, q, piece, side, columns), statistics, do)
+    gradients_of = lambda kv, sizes: blockwise.backward(*_block_arguments(plan, sizes, q, kv, query_info), of_softmax, do)
     cast = lambda gradients, like: tuple(g.astype(x.dtype) for g, x in zip(gradients, like, strict=True))
 
     def step(_, carry):
-        dq, dk, dv, held = carry
-        dq_here, dk_here, dv_here = back(held, plan.columns)
-        dk, dv, held = _pass_on(plan, (dk + dk_here, dv + dv_here, held))
-        return dq + dq_here, dk, dv, held
+        dq, dk, dv, kv = carry
+        dq_step, dk_step, dv_step = gradients_of(kv, plan.sizes)
+        dk, dv, kv = _rotate(plan, (dk + dk_step, dv + dv_step, kv))
+        return dq + dq_step, dk, dv, kv
 
     start = (*(zeros_like_vma(x, dtype=dtype) for x in (q, *own[:2])), own)
     dq, dk, dv, _ = lax.fori_loop(0, plan.steps, step, start)
-    dk, dv = _pass_on(plan, (dk, dv), -plan.steps)  # home, if it was no whole round
+    dk, dv = _rotate(plan, (dk, dv), -plan.steps)  # back to their device, if fewer steps than devices
     d_cache = None
     if cache is not None:
-        dq_cache, *gradients = back(cache, plan.cached)
+        dq_cache, *gradients = gradients_of(cache, plan.cache_sizes)
         dq, d_cache = dq + dq_cache, (*cast(gradients, cache[:2]), None)
     return match_vma((*cast((dq,), (q,)), (*cast((dk, dv), own[:2]), None), d_cache, None))
 
@@ -115,28 +120,29 @@ def _backward(plan, saved, do):
 _attend.defvjp(_save, _backward)
 
 
-def _cells(plan, q, piece, side, columns):
-    """(plan, q, k, v, cells) of one piece's keys, for `blockwise`."""
-    k, v, keys = piece
-    queries, words = side
-    ends = blockwise.bounds(plan.settings, queries, keys, plan.rows, columns, carried=k.shape[2])
-    return blockwise.Plan(plan.settings, plan.rows, columns), q, k, v, blockwise.Cells(queries, keys, *ends, words)
+def _block_arguments(plan, sizes, q, kv, query_info):
+    """(settings, sizes, q, k, v, mask info) of one set of keys and values, for `blockwise`."""
+    k, v, keys = kv
+    queries, random_bits = query_info
+    ranges = blockwise.block_ranges(plan.settings, queries, keys, sizes, cached=k.shape[2])
+    return plan.settings, sizes, q, k, v, blockwise.MaskInfo(queries, keys, *ranges, random_bits)
 
 
-def _merged(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
-    """The attention over two sets of keys from that over each."""
+def _merge(one: tuple[Array, Array | None], other: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+    """Merges the attention over two sets of keys, each (o, logarithm of the denominators)."""
     if one[1] is None or other[1] is None:
         return one[0] + other[0], None
-    top = jnp.maximum(one[1], other[1])
-    base = jnp.where(top == -jnp.inf, 0, top)
+    largest = jnp.maximum(one[1], other[1])
+    base = jnp.where(largest == -jnp.inf, 0, largest)
     weights = jnp.exp(one[1] - base), jnp.exp(other[1] - base)
     total = weights[0] + weights[1]
     o = (one[0] * weights[0] + other[0] * weights[1]) / jnp.where(total == 0, 1, total)
     return o, jnp.where(total == 0, -jnp.inf, base + jnp.log(jnp.where(total == 0, 1, total)))
 
 
-def _pass_on(plan: Round, held: Any, by: int = 1) -> Any:
+def _rotate(plan: RingPlan, tree: Any, by: int = 1) -> Any:
+    """Passes arrays to the device that is `by` further along the ring."""
     count = lax.axis_size(plan.axis)
     if by % count == 0:
-        return held
-    return lax.ppermute(held, plan.axis, [(i, (i + by) % count) for i in range(count)])
+        return tree
+    return lax.ppermute(tree, plan.axis, [(i, (i + by) % count) for i in range(count)])

@@ -101,6 +101,20 @@ def scan(step: Callable, start: Any, xs: Any, reverse: bool = False) -> tuple[An
     return lax.scan(step, start, xs, reverse=reverse, unroll=implementations.on_cpu() or 1)
 
 
+def order_after(x: Array, o: Array) -> Array:
+    """`lax.optimization_barrier((x, o))[0]` for integers x >= 0 [b or 1, t] and floats o [b, t]: x, available once o is computed.
+
+    Attention writes its cache at slots made from such an x, and o reads the old cache. Only in that order does a loop update one
+    cache in place; otherwise XLA copies it, to read the old one while it makes the new. XLA:CPU drops the barrier before it decides
+    on copies, so there the dependency is made by arithmetic: the maximum of x and a negative number from the bits of o.
+    """
+    o = lax.stop_gradient(o)
+    if not implementations.on_cpu():
+        return lax.optimization_barrier((x, o))[0]
+    bits = lax.bitcast_convert_type(o.astype(jnp.float32), jnp.int32)
+    return jnp.maximum(x, -1 - lax.shift_right_logical(bits, jnp.int32(1)))  # below 0 for any o, NaN included
+
+
 def materialise(tree: Any) -> Any:
     """The arrays themselves, computed once and stored. XLA:CPU fuses a cheap producer into each of its readers otherwise."""
     return lax.optimization_barrier(tree) if implementations.on_cpu() else tree

@@ -10,13 +10,13 @@ import pytest
 from helpers.attention_cases import IMPLEMENTATIONS, PACKED, inputs, value_and_gradients
 from helpers.tolerances import assert_close
 from seqzoo.kernels.attention import attention, blockwise, empty_cache
-from seqzoo.kernels.attention.pairs import Settings, Tokens, dropout_words, kept
+from seqzoo.kernels.attention.pairs import Settings, Tokens, draw_random_bits, dropout_mask
 
 
-def visited(document, index, window=None, carried=0, block=32):
-    tokens = Tokens(jnp.asarray(document, jnp.int32), jnp.asarray(index, jnp.int32))
+def visited(segment, position, window=None, cached=0, block=32):
+    tokens = Tokens(jnp.asarray(segment, jnp.int32), jnp.asarray(position, jnp.int32))
     settings = Settings("softmax", 0.0, 1.0, window, 0.0)
-    first, end = blockwise.bounds(settings, tokens, tokens, block, block, carried)
+    first, end = blockwise.block_ranges(settings, tokens, tokens, blockwise.BlockSizes(block, block), cached)
     return np.asarray(first).tolist(), np.asarray(end).tolist()
 
 
@@ -26,7 +26,7 @@ def test_fully_masked_blocks_are_skipped():
     assert visited(0 * row, row, window=33) == ([0, 0, 1, 2], [1, 2, 3, 4])
     assert visited(0 * row, row, window=34) == ([0, 0, 0, 1], [1, 2, 3, 4])
     assert visited(row // 64, row % 64) == ([0, 0, 2, 2], [1, 2, 3, 4])
-    # Indices alone would send block 1, which holds the ends of one document and the start of the next, to blocks of later rows.
+    # Positions alone would send block 1, which holds the ends of one document and the start of the next, to blocks of later rows.
     assert visited(row >= 50, np.where(row < 50, row, row - 50)) == ([0, 0, 1, 1], [1, 2, 3, 4])
     assert visited(0 * row - 1, row) == ([0, 0, 0, 0], [0, 0, 0, 0])
 
@@ -107,12 +107,12 @@ def test_dropout_does_not_depend_on_cuts():
 
 def test_dropout_removes_the_stated_share_of_weights_independently_and_keeps_the_mean():
     n, rate = 64, 0.3
-    # In each row two documents of n queries meet the same n key indices.
+    # In each row two documents of n queries meet the same n key positions.
     documents = jnp.broadcast_to(jnp.repeat(jnp.arange(2, dtype=jnp.int32), n)[None], (2, 2 * n))
     indices = jnp.broadcast_to(jnp.tile(jnp.arange(n, dtype=jnp.int32), 2)[None], (2, 2 * n))
     queries, keys = Tokens(documents, indices), Tokens(documents[:, :n], indices[:, :n])
     settings = Settings("softmax", 0.0, 1.0, None, rate)
-    factors = np.asarray(kept(settings, dropout_words(jax.random.key(0), queries, 2, 3), keys), np.float64)
+    factors = np.asarray(dropout_mask(settings, draw_random_bits(jax.random.key(0), queries, 2, 3), keys), np.float64)
     values = np.unique(factors)
     np.testing.assert_allclose(values, [0, 1 / (1 - rate)], rtol=1e-6)
     deviation = np.sqrt(rate * (1 - rate) / factors.size)
