@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, UsageError, checked
+from seqzoo.cli.shared import UsageError, checked, parse_arguments
+
+FORMATS = (".png", ".svg", ".pdf")
 
 
 class Plot(config.Section):
@@ -18,7 +19,7 @@ class Plot(config.Section):
     x: Literal["step", "tokens", "seconds"] = "step"
     """The x axis."""
     out: str | None = None
-    """PNG to write; None: METRIC.png in the working directory."""
+    """File to write, a .png, .svg or .pdf; None: METRIC.png in the working directory."""
 
 
 def plot(arguments: list[str], console: Console) -> int:
@@ -28,11 +29,13 @@ def plot(arguments: list[str], console: Console) -> int:
 
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     folders, words = arguments[:count], arguments[count:]
-    settings = tyro.cli(Plot, args=words, prog="train.py plot RUN...", config=FLAGS)
+    settings = parse_arguments(Plot, words, "train.py plot RUN...")
     if not folders:
         raise UsageError("plot needs run folders: train.py plot runs/NAME runs/OTHER")
-    figure = checked(lambda: curves.draw(folders, settings.metric, settings.x))
     out = Path(settings.out or f"{settings.metric}.png")
+    if out.suffix not in FORMATS:
+        raise UsageError(f"--out {out}: wanted a file that ends in {', '.join(FORMATS)}")
+    figure = checked(lambda: curves.draw(folders, settings.metric, settings.x))
     with write_errors(out):
         figures.save(figure, out)
     console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)

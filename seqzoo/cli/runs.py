@@ -4,12 +4,19 @@ import ast
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from seqzoo import config
-from seqzoo.cli.shared import FLAGS, UsageError, checked, choose_config, parse_settings, take_flag, take_run_folder
+from seqzoo.cli.shared import (
+    UsageError,
+    checked,
+    choose_config,
+    parse_arguments,
+    parse_settings,
+    take_flag,
+    take_run_folder,
+)
 from seqzoo.specs import split
 
 DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
@@ -108,7 +115,7 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
     folder, words = take_run_folder("eval", arguments)
     stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
-    chosen = tyro.cli(Evaluation, default=Evaluation(mesh=stored.mesh), args=words, prog=f"train.py eval {folder}", config=FLAGS)
+    chosen = parse_arguments(Evaluation, words, f"train.py eval {folder}", default=Evaluation(mesh=stored.mesh))
     step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}

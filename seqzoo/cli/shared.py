@@ -1,13 +1,17 @@
 """Parts that commands share: usage errors, flags, and the choice of a config."""
 
+import contextlib
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
 
 from seqzoo import config
+from seqzoo.config.base import last_refusal
 from seqzoo.specs import did_you_mean
 
 Result = TypeVar("Result")
@@ -98,9 +102,27 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
     return quickstart.config, arguments
 
 
+def parse_arguments(kind: type[Result], arguments: list[str], prog: str, **more: Any) -> Result:
+    """The settings of the command line as an object of `kind`.
+
+    Raises:
+      UsageError: a setting is out of its range, in one line. SystemExit: --help, or words that are no settings.
+    """
+    last_refusal.set(None)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, prog=prog, config=FLAGS, **more)
+    except SystemExit:
+        if (refusal := last_refusal.get()) is not None:
+            raise UsageError(str(refusal)) from refusal
+        sys.stderr.write(said.getvalue())
+        raise
+
+
 def parse_settings(loaded: Chosen, arguments: list[str], prog: str = "train.py") -> Chosen:
     """The loaded config with the settings of the command line. Raises SystemExit for --help and for wrong settings."""
-    chosen = tyro.cli(type(loaded), default=loaded, args=arguments, prog=prog, description=USAGE, config=FLAGS)
+    chosen = parse_arguments(type(loaded), arguments, prog, default=loaded, description=USAGE)
     if isinstance(chosen, config.Comparison) and isinstance(loaded, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)
         for path in sorted(chosen.varied):

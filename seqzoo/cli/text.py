@@ -5,7 +5,6 @@ import shlex
 import signal
 from typing import Annotated
 
-import tyro
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from seqzoo import config
 from seqzoo.cli.runs import one_experiment
-from seqzoo.cli.shared import FLAGS, UsageError, checked, fail, take_run_folder
+from seqzoo.cli.shared import UsageError, checked, fail, parse_arguments, take_run_folder
 from seqzoo.specs import Length
 
 
@@ -44,7 +43,7 @@ def prepare(arguments: list[str], console: Console) -> int:
     if distributed.is_multiprocess():
         raise UsageError("prepare runs in one process, found several; wanted --distributed off")
     prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
-    chosen = checked(lambda: tyro.cli(Prepare, args=settings, prog=prog, config=FLAGS))
+    chosen = checked(lambda: parse_arguments(Prepare, settings, prog))
     source, folder = named
     try:
         manifest = checked(lambda: data.prepare(source, folder, **chosen.model_dump(), console=console))
@@ -71,7 +70,7 @@ def generate(arguments: list[str], console: Console) -> int:
     if distributed.is_multiprocess():
         raise UsageError("generate runs in one process, found several; wanted --distributed off")
     folder, rest = take_run_folder("generate", arguments)
-    settings = tyro.cli(config.Generation, args=rest, prog=f"train.py generate {folder}", config=FLAGS)
+    settings = parse_arguments(config.Generation, rest, f"train.py generate {folder}")
     stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
     model = checked(lambda: training.load_model(folder))
     tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.TokenIds())

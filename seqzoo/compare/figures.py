@@ -170,9 +170,9 @@ def decoding(rates: Mapping[str, Mapping[int, float]]):
 
 
 def save(figure, path: Path) -> None:
-    """Writes a PNG under a temporary name and renames it."""
+    """Writes a figure in the format that the path's suffix names, under a temporary name, and renames it."""
     temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=160)
+    figure.savefig(temporary, format=path.suffix[1:], dpi=160)
     temporary.replace(path)
 
 

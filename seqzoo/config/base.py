@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import tyro
@@ -13,6 +14,10 @@ from seqzoo.specs import Registry, Settings, Spec, did_you_mean, parse, split
 
 class ConfigError(ValueError):
     """A wrong or unreadable config. One line: the setting, the value found, the values wanted."""
+
+
+# The last error of a section: a parser that reports it in its own words, over several lines, takes it for a usage error.
+last_refusal: ContextVar[ConfigError | None] = ContextVar("last_refusal", default=None)
 
 
 def one_word(parse, show, metavar):
@@ -81,7 +86,9 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:  # pydantic's own text takes several lines
-            raise ConfigError("; ".join(_message(problem) for problem in error.errors())) from None
+            refusal = ConfigError("; ".join(_message(problem) for problem in error.errors()))
+            last_refusal.set(refusal)
+            raise refusal from None
 
     @model_validator(mode="before")
     @classmethod

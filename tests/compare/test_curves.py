@@ -120,6 +120,8 @@ def test_the_command_writes_the_picture_it_names(runs, tmp_path, monkeypatch, ca
     from matplotlib.image import imread
 
     assert np.ptp(imread(tmp_path / "loss.png")) > 0.5 and (tmp_path / "picture.png").is_file()
+    assert cli.main(["plot", "one", "--out", "picture.svg"]) == 0
+    assert (tmp_path / "picture.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ def test_the_command_writes_the_picture_it_names(runs, tmp_path, monkeypatch, ca
         (["one", "--metric", "los"], 2, "Did you mean 'loss'?"),
         (["none"], 2, "none is not a run folder"),
         ([], 2, "plot needs run folders"),
+        (["one", "--out", "a.gif"], 2, "--out a.gif: wanted a file that ends in .png, .svg, .pdf"),
         (["one", "--out", "nowhere/a.png"], 1, "cannot write nowhere/a.png"),
     ],
 )
