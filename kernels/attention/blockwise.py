@@ -161,7 +161,7 @@ def _save(settings, sizes, q, k, v, info):
 
 
 def softmax_residuals(o: Array, log_sum: Array | None) -> tuple[Array, Array] | None:
-    """Residuals of softmax beside q, k and v: the outputs, and finite logarithms of the denominators."""
+    """Residuals of softmax in addition to q, k and v: the outputs, and finite logarithms of the denominators."""
     return None if log_sum is None else (o, jnp.where(log_sum == -jnp.inf, 0, log_sum))
 
 

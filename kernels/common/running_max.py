@@ -1,4 +1,7 @@
-"""The running maximum of each document: the pre-pass that keeps exponential gates in range (Aaren, mLSTM, RWKV-4)."""
+"""Running maximum of each document, by an associative scan: the stabiliser of exponential gates (Aaren, mLSTM, RWKV-4).
+
+A mixer with gates exp(x_t) first computes m_t, then uses exp(x_t - m_t), which cannot overflow; the factor cancels in its output.
+"""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -14,13 +17,13 @@ def running_max(
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
 ) -> tuple[Array, Array]:
-    """m_t = max(m_{t-1} + g_t, x_t) inside each document, -inf before its first token.
+    """Computes m_t = max(m_{t-1} + g_t, x_t) inside each document, -inf before its first token.
 
     Args:
       x: [b, t, h] float, -inf included.
       log_decay: g <= 0, [b, t, h], -inf included, which forgets exactly; None is 0 everywhere.
       initial_state: [b, h] m before the first token; None is -inf.
-      initial_segment: [b] int32, the document it belongs to; 0 or None: the first token's.
+      initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32, ids of packed documents; padding (0) is skipped and decays nothing.
     Returns:
       (m_{t-1}, m_t), both [b, t, h] in x's dtype; m_{t-1} is -inf where a document starts, and at padding. No gradient flows: m
@@ -31,13 +34,13 @@ def running_max(
     x = lax.stop_gradient(x)
     decay = jnp.zeros_like(x) if log_decay is None else lax.stop_gradient(log_decay).astype(x.dtype)
     first = jnp.full_like(x[:, 0], -jnp.inf) if initial_state is None else lax.stop_gradient(initial_state).astype(x.dtype)
-    fresh = None  # tokens with nothing before them
+    empty_past = None  # tokens without an earlier token in their document, and padding
     if segment_ids is not None:
         real = (segment_ids != 0)[..., None]
         starts = segments.starts(segment_ids, initial_segment)[..., None]
-        fresh = starts | ~real
+        empty_past = starts | ~real
         x = jnp.where(real, x, -jnp.inf)
-        decay = jnp.where(starts, -jnp.inf, jnp.where(real, decay, 0))  # a new document forgets all that was before
+        decay = jnp.where(starts, -jnp.inf, jnp.where(real, decay, 0))  # a document's first token forgets everything
 
     def local(x, decay, first):
         total_decay, maximum = lax.associative_scan(_compose, (decay, x), axis=1)
@@ -49,9 +52,9 @@ def running_max(
 
     shards = sharding.plan("running_max", b=x.shape[0], t=x.shape[1], h=x.shape[2:])
     before, maximum = sharding.run_sharded(shards, local, (x, decay, first), ("b t h", "b t h", "b h"), ("b t h", "b t h"))
-    return (before if fresh is None else jnp.where(fresh, -jnp.inf, before)), maximum
+    return (before if empty_past is None else jnp.where(empty_past, -jnp.inf, before)), maximum
 
 
 def _compose(a: tuple, b: tuple) -> tuple:
-    """Two stretches of tokens, b after a, as one; each is (the sum of its decays, its maximum when started at -inf)."""
+    """Joins two stretches of tokens, b after a; each is (the sum of its decays, its maximum when started at -inf)."""
     return a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])

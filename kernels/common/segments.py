@@ -49,7 +49,7 @@ def starts(segment_ids: Array, initial_segment: Array | None = None) -> Array:
 def first_tokens(segment_ids: Array | None, initial_segment: Array, length: int) -> Array:
     """[b, t] bool: the first token of every document, also of the very first, which has nothing to forget and is not in `starts`.
 
-    For recurrences in which an empty past differs from a state of zeros. `initial_segment` 0 means that there was no token yet.
+    For recurrences in which an empty past differs from a zero state. `initial_segment` 0: there was no token before this call.
     """
     if segment_ids is None:
         indices = lax.broadcasted_iota(jnp.int32, (initial_segment.shape[0], length), 1)
@@ -114,7 +114,7 @@ def _last_real(segment_ids: Array) -> Array:
 
 
 def _latest(carried: Array, last: Array) -> Array:
-    """`last` unless there is none."""
+    """The last id seen: `last` unless it is 0."""
     return jnp.where(last == 0, carried, last)
 
 

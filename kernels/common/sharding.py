@@ -75,15 +75,15 @@ def plan(op: str, *, b: int = 1, t: int = 1, h: Sequence[int] = ()) -> OpShardin
     free = {axis: mesh.shape[axis] for axis in AXES if types.get(axis) == AxisType.Auto}
     decisions = []
 
-    def shard(what, axes, counts):
+    def shard(dimension, axes, counts):
         used, ways = [], 1
         for axis in axes:
             size = free.get(axis, 1)
             if size > 1 and counts and all(count and count % (ways * size) == 0 for count in counts):
                 used, ways = [*used, axis], ways * size
-                decisions.append(f"{what} over {axis}={size}")
+                decisions.append(f"{dimension} over {axis}={size}")
             elif size > 1:
-                decisions.append(f"{axis}={size} unused ({what}: {', '.join(map(str, counts)) or 'none'})")
+                decisions.append(f"{axis}={size} unused ({dimension}: {', '.join(map(str, counts)) or 'none'})")
         return tuple(used)
 
     rows = shard("rows", BATCH, [b])
@@ -100,7 +100,7 @@ def run_sharded(sharding: OpSharding, function: Callable, arrays: Sequence[Any],
       sharding: from `plan`; an empty one calls `function` directly.
       function: from shards of the arrays to shards of the results.
       arrays: arrays, None, or small trees of arrays with equal axes; floats and integers.
-      axes: the axis letters of each, see `OpSharding.spec`; a tuple of such for a tuple whose arrays have different axes.
+      axes: the axis letters of each, see `OpSharding.spec`; a tuple of them for a tuple of arrays with different axes.
       out: the same for the results, a string or a tuple of strings. If any input is a float, all results must be floats.
     """
     if not sharding.manual:
@@ -158,10 +158,10 @@ def _run_forward(job, *leaves):
 
     def shard(*leaves):
         def of_floats(*floats):
-            everything = list(leaves)
+            arguments = list(leaves)
             for i, x in zip(job.floats, floats, strict=True):
-                everything[i] = x
-            return job.function(*everything)
+                arguments[i] = x
+            return job.function(*arguments)
 
         out, pull = jax.vjp(of_floats, *(leaves[i] for i in job.floats))
         saved, treedef = jax.tree.flatten(pull)
@@ -188,10 +188,10 @@ def _run_backward(job, saved, cotangents):
 
     outs = tuple(job.specs[i] for i in job.floats)
     gradients = job.shard_map(shard, (_subsets(job.manual), job.outs), outs)(saved.groups, cotangents)
-    every: list[Array | None] = [None] * len(job.specs)
+    of_arguments: list[Array | None] = [None] * len(job.specs)
     for i, gradient in zip(job.floats, match_vma((gradients, saved.groups))[0], strict=True):
-        every[i] = gradient
-    return tuple(every)
+        of_arguments[i] = gradient
+    return tuple(of_arguments)
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -214,12 +214,12 @@ def prefix_over_shards(compose: Callable, transition: Any, start: Any, axis: str
       The state before this shard (reverse: after it), varying over `axis`. One all-gather of the transitions.
     """
     start, transition = match_vma((start, transition), over=(axis,))
-    everyone = jax.tree.map(lambda x: lax.all_gather(x, axis), transition)
+    transitions = jax.tree.map(lambda x: lax.all_gather(x, axis), transition)
     here, count = lax.axis_index(axis), lax.axis_size(axis)
 
     def one(i, state):
         i = count - 1 - i if reverse else i
-        after = compose(state, jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), everyone))
+        after = compose(state, jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), transitions))
         return jax.tree.map(lambda new, old: jnp.where(i > here if reverse else i < here, new, old), after, state)
 
     return lax.fori_loop(0, count, one, start)
