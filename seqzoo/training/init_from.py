@@ -115,10 +115,10 @@ def _open(path: Path) -> Source:
 
 def _open_checkpoint(path: Path) -> Source:
     settings = convert.settings(path)
-    with Checkpoint(path):  # all its files are there
+    with Checkpoint(path):  # checks that all its files exist
         model = nnx.eval_shape(lambda: LanguageModel(**settings, rngs=nnx.Rngs(0)))
     shapes = _flat(params.map_variables(lambda _, variable: tuple(variable.shape), params.split(model)[1]))
-    del settings["vocab_size"]  # is the task's here
+    del settings["vocab_size"]  # the task sets it
     return Source(path, shapes, json.loads(config.Model(**settings).model_dump_json()))
 
 

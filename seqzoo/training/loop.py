@@ -202,7 +202,7 @@ class _Loop:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def is_due(self, every: int) -> bool:
-        """Tells if something that is done every so many steps, and at the end, is due after the current step."""
+        """Tells if an action of every `every` steps, and of the last step, is due after the current step."""
         return self.step > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
     def compile(self, state: State, spec: BatchSpec, batch: input_pipeline.Batch | None) -> Compiled:

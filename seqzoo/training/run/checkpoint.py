@@ -44,13 +44,13 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.about = about or {}
-        self.best: int | None = None  # the step of a checkpoint that stays
+        self.best: int | None = None  # the step of a checkpoint that is never removed
         self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
         self.complete: int | None = None  # the last of them that is known to be on disk
         self._saving: Path | None = None
 
     def __enter__(self):
-        # If a directory cannot be made in the background, threads wait for it for ever, and the process does not end.
+        # If a directory that is created in the background fails, threads wait for it for ever, and the process does not end.
         options = ocp.options.AsyncOptions(post_finalization_callback=self._digest, create_directories_asynchronously=False)
         self._checkpointer = ocp.StandardCheckpointer(async_options=options)
         # Orbax prints a failed save three times with its traceback; here it becomes one error, with that traceback as its cause.
@@ -94,7 +94,7 @@ class Checkpoints:
         self.wait()
         step = int(state["step"])
         path = self.folder / str(step)
-        if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run folder
+        if not self.folder.is_dir():  # Orbax would create it again, without the rest of the run folder
             raise WriteError(f"cannot write {path}: {self.folder} is not a folder any more")
         self._saving = path
         self._or_write_error(lambda: self._checkpointer.save(path, state))

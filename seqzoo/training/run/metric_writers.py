@@ -15,7 +15,7 @@ from seqzoo import config
 from seqzoo.data.atomic_io import write_errors, write_json
 from seqzoo.data.json_files import read_json, require
 
-EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # which extra of this package brings the package of that name
+EXTRAS = {"tensorboard": "log", "wandb": "wandb"}  # extra of seqzoo that installs each package
 
 Line = dict[str, Any]
 
@@ -109,7 +109,7 @@ class Wandb:
     """One Weights & Biases run for all processes of a run, one after another.
 
     RUN/wandb.json keeps its id, and the last step whose lines of each kind it has: lines of steps done again after a resume are not
-    sent, since its history can only grow. Steps are a metric of their own, because wandb's own steps cannot go back, and an
+    sent, since its history can only grow. The step is sent as a metric, because wandb's own steps cannot go back, and an
     evaluation may come later than its step's training line. Project, account and mode (WANDB_MODE=offline) are those of wandb's own
     settings and environment variables.
     """
