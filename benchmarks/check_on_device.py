@@ -58,8 +58,8 @@ def _normal(seed: int, *shape) -> np.ndarray:
 
 
 def _recurrence(gate):
-    spread = 1 + 0.1 * np.abs(_normal(0, BATCH, LENGTH, 24))
-    return {"a": np.exp(_times(gate[..., None], spread)), "b": _normal(1, BATCH, LENGTH, 24), "initial": _normal(2, BATCH, 24)}
+    factors = 1 + 0.1 * np.abs(_normal(0, BATCH, LENGTH, 24))
+    return {"a": np.exp(_times(gate[..., None], factors)), "b": _normal(1, BATCH, LENGTH, 24), "initial": _normal(2, BATCH, 24)}
 
 
 def _selective(gate):
@@ -111,10 +111,10 @@ def _local(gate):
     }
 
 
-def _times(gate, spread):
-    """gate * spread, with 0 and -inf exact."""
+def _times(gate, factors):
+    """gate * factors, with 0 and -inf exact."""
     with np.errstate(invalid="ignore"):
-        return np.broadcast_to(np.where(np.isfinite(gate), gate * spread, gate), spread.shape).copy()
+        return np.broadcast_to(np.where(np.isfinite(gate), gate * factors, gate), factors.shape).copy()
 
 
 def _attend(**settings):

@@ -12,7 +12,7 @@ import numpy as np
 
 from helpers.tolerances import RELATIVE, assert_close, rms
 
-FORMS = ["recurrent", "chunkwise"]
+IMPLEMENTATIONS = ["recurrent", "chunkwise"]
 VIOLENT = [0.0, -20.0, -100.0, -1e4, -1e6, -np.inf]  # log decays at every 17th token
 # With chunks of 4: documents of 1, 2, 3, 4, 5, 6 and 9 tokens, ids that return, padding before, inside, after and everywhere.
 IDS = np.array(
@@ -86,9 +86,9 @@ def assert_close_on_the_scale_of(mild, got, wanted, what=""):
         assert_close(got[name], wanted[name], scale=rms(mild[name]), what=f"{name} {what}")
 
 
-def assert_documents_are_those_run_alone(op, arrays, per_token, ids, form, **settings):
+def assert_documents_are_those_run_alone(op, arrays, per_token, ids, implementation, **settings):
     """One packed row after the state of another document, against each document without ids, from zero, in float64."""
-    got = everything(op, arrays, ids[None], np.array([7], np.int32), implementation=form, **settings)
+    got = everything(op, arrays, ids[None], np.array([7], np.int32), implementation=implementation, **settings)
     weights = projection((got["output"], got["last"]))
     wanted = {name: np.zeros(x.shape) for name, x in got.items()}
     real = np.flatnonzero(ids)
@@ -125,11 +125,11 @@ def assert_a_cut_changes_nothing(op, arrays, per_token, cut):
     assert_close(summed(lambda x: cut_in_two(op, x, per_token, cut, IDS, carried)), whole)
 
 
-def assert_dtypes_are_kept(op, arrays, form):
+def assert_dtypes_are_kept(op, arrays, implementation):
     """float64 stays float64, and bfloat16 accumulates in a float32 state."""
-    assert_close(everything64(op, arrays, implementation=form), exact(op, arrays), tolerance=RELATIVE["float64"])
+    assert_close(everything64(op, arrays, implementation=implementation), exact(op, arrays), tolerance=RELATIVE["float64"])
     low = {name: jnp.asarray(x, jnp.bfloat16) for name, x in arrays.items()}
-    got, wanted = everything(op, low, implementation=form), exact(op, low)
+    got, wanted = everything(op, low, implementation=implementation), exact(op, low)
     assert {name: str(x.dtype) for name, x in got.items()} == {**dict.fromkeys(got, "bfloat16"), "last": "float32"}
     assert_close(got, wanted, tolerance=RELATIVE["bfloat16"])
     assert_close(got["last"], wanted["last"])

@@ -61,7 +61,7 @@ def test_a_row_cut_anywhere_gives_what_it_gives_whole_and_the_slots_are_right(sc
     q, k, v = inputs(dtype=np.float32)
     wanted = oracle(q, k, v, scores=scores, window=window, segment_ids=PACKED)
     step = partial(continued, scores=scores, window=window, implementation=implementation)
-    # At borders of documents and inside them, a piece of padding alone (row 0), pieces shorter and longer than the ring.
+    # At borders of documents and inside them, a part of padding alone (row 0), parts shorter and longer than the ring buffer.
     for cuts in ((0, 70), (0, 3, 37, 39, 70)):
         cache, last = empty_cache(2, capacity, (2, 1), 6, 5, np.float32), np.zeros(2, np.int32)
         outputs = []

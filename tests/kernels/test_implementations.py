@@ -24,11 +24,11 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 
 
 @pytest.mark.parametrize(
-    ("sizes", "form"),
+    ("sizes", "implementation"),
     [((1, 8, 8), "small"), ((4, 8, 8), "small"), ((16, 8, 8), "many"), ((2, 64, 100), "wide"), ((10**6, 1, 1), "many")],
 )
-def test_the_nearest_sizes_decide_by_their_ratios(sizes, form):
-    assert implementations.fastest(TABLE, "head", sizes, "unknown") == ("f", form)
+def test_the_nearest_sizes_decide_by_their_ratios(sizes, implementation):
+    assert implementations.fastest(TABLE, "head", sizes, "unknown") == ("f", implementation)
 
 
 def test_a_sole_implementation_without_a_time_is_the_fastest():
@@ -42,20 +42,20 @@ def test_a_case_without_a_measurement_takes_the_default(monkeypatch):
 
 
 @pytest.mark.parametrize("decays", [{}, {"log_decay": (1, 9, 2)}, {"log_decay": (1, 9, 2, 4)}, {"value_log_decay": (1, 9, 2, 4)}])
-@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
-def test_an_op_takes_the_form_of_the_table_for_its_kind(form, decays, monkeypatch):
-    other = {"recurrent": "chunkwise", "chunkwise": "recurrent"}[form]
+@pytest.mark.parametrize("implementation", ["recurrent", "chunkwise"])
+def test_an_op_takes_the_implementation_of_the_table_for_its_kind(implementation, decays, monkeypatch):
+    other = {"recurrent": "chunkwise", "chunkwise": "recurrent"}[implementation]
     kind = (
         "none" if not decays else "value" if "value_log_decay" in decays else "head" if len(decays["log_decay"]) == 3 else "channel"
     )
     kinds = {
-        name: {(2, 4, 4): entry(form, other) if name == kind else entry(other, form)}
+        name: {(2, 4, 4): entry(implementation, other) if name == kind else entry(other, implementation)}
         for name in ("none", "head", "channel", "value")
     }
     monkeypatch.setattr("seqzoo.kernels.linear_attention.defaults.TUNING", {"cpu": kinds})
     x = jnp.zeros((1, 9, 2, 4))
     said = explain(functools.partial(linear_attention, **{name: jnp.zeros(shape) for name, shape in decays.items()}), x, x, x)
-    assert said[0] == f"linear_attention: implementation={form!r}, implementation={other!r} with gradients"
+    assert said[0] == f"linear_attention: implementation={implementation!r}, implementation={other!r} with gradients"
 
 
 @pytest.mark.parametrize("op", tune.OPS)
@@ -79,7 +79,7 @@ def test_every_candidate_is_timed_and_the_table_says_so():
 
 
 def test_with_gradients_the_other_form_runs(monkeypatch):
-    """A form that cannot run is not noticed by the pass that does not take it."""
+    """An implementation that cannot run is not noticed by the pass that does not take it."""
 
     class Broken:
         def forward(*arrays, **settings):

@@ -1,4 +1,4 @@
-"""The selective scan: every form against the float64 definition, under the laws of states and documents."""
+"""The selective scan: every implementation against the float64 definition, under the laws of states and documents."""
 
 import functools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import scan_cases
-from helpers.scan_cases import FORMS, IDS, VIOLENT
+from helpers.scan_cases import IDS, IMPLEMENTATIONS, VIOLENT
 from helpers.tolerances import assert_close
 from seqzoo.kernels.selective_scan import selective_scan
 
@@ -33,86 +33,86 @@ def draw(batch=2, length=LENGTH, channels=3, states=2, log_decay=None, seed=0):
     return {name: a.astype(np.float32) for name, a in arrays.items()}
 
 
-@pytest.mark.parametrize("form", ["reference", *FORMS])
-def test_it_is_the_formula(form):
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
+def test_it_is_the_formula(implementation):
     arrays = draw(length=5)
     x, dt, A, B, C, D, h = (np.asarray(a, np.float64) for a in arrays.values())
-    got, last = selective_scan(**arrays, implementation=form)
+    got, last = selective_scan(**arrays, implementation=implementation)
     for t in range(5):
         h = np.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None]
         assert_close(got[:, t], np.einsum("bdn,bn->bd", h, C[:, t]) + D * x[:, t])
     assert_close(last, h)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("length", [1, 2, 16, LENGTH])
-def test_values_final_state_and_gradients_are_the_references(form, length):
+def test_values_final_state_and_gradients_are_the_references(implementation, length):
     arrays = draw(length=length)
-    assert_close(everything(arrays, implementation=form), exact(arrays))
+    assert_close(everything(arrays, implementation=implementation), exact(arrays))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_long_rows_with_chunks_of_several_blocks_keep_their_digits(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_long_rows_with_chunks_of_several_blocks_keep_their_digits(implementation):
     arrays = draw(length=2000)
-    assert_close(everything(arrays, implementation=form), exact(arrays))
+    assert_close(everything(arrays, implementation=implementation), exact(arrays))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("log_decay", VIOLENT)
-def test_violent_decays_lose_no_digits(form, log_decay):
+def test_violent_decays_lose_no_digits(implementation, log_decay):
     arrays, mild = draw(log_decay=log_decay), exact(draw(states=1))
-    scan_cases.assert_close_on_the_scale_of(mild, everything(arrays, implementation=form), exact(arrays))
+    scan_cases.assert_close_on_the_scale_of(mild, everything(arrays, implementation=implementation), exact(arrays))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dt", [0.0, 1e6, np.inf])
-def test_rows_of_violent_steps_only_are_free_of_nan(form, dt):
+def test_rows_of_violent_steps_only_are_free_of_nan(implementation, dt):
     arrays = draw(length=20)
     arrays["dt"][:] = dt
-    got = everything(arrays, implementation=form)
+    got = everything(arrays, implementation=implementation)
     assert all(np.all(np.isfinite(a)) for a in got.values())
 
 
-@pytest.mark.parametrize("form", ["reference", *FORMS])
-def test_an_infinite_step_forgets_everything_and_writes_nothing(form):
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
+def test_an_infinite_step_forgets_everything_and_writes_nothing(implementation):
     arrays = draw(length=20)
     arrays["D"][:] = 0
     arrays["dt"][:, 11] = np.inf
-    y, last = selective_scan(**arrays, implementation=form)
+    y, last = selective_scan(**arrays, implementation=implementation)
     assert np.all(np.asarray(y)[:, 11] == 0)
     arrays["initial_state"][:] = 0
-    behind = selective_scan(**scan_cases.at(arrays, PER_TOKEN, slice(12, None)), implementation=form)
-    assert_close((y[:, 12:], last), behind)
+    rest = selective_scan(**scan_cases.at(arrays, PER_TOKEN, slice(12, None)), implementation=implementation)
+    assert_close((y[:, 12:], last), rest)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("ids", IDS, ids=["short documents", "long gaps", "padding only"])
-def test_packed_documents_are_those_run_alone(form, ids):
+def test_packed_documents_are_those_run_alone(implementation, ids):
     arrays = draw(batch=1, length=37)
-    scan_cases.assert_documents_are_those_run_alone(selective_scan, arrays, PER_TOKEN, ids, form)
+    scan_cases.assert_documents_are_those_run_alone(selective_scan, arrays, PER_TOKEN, ids, implementation)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_not_even_a_nan_at_padding_reaches_anything(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_not_even_a_nan_at_padding_reaches_anything(implementation):
     arrays = draw(batch=1, length=6)
     ids = np.array([[1, 0, 1, 1, 0, 2]], np.int32)
     for name in PER_TOKEN:
         arrays[name][ids == 0] = np.nan
-    got = everything(arrays, ids, implementation=form)
+    got = everything(arrays, ids, implementation=implementation)
     assert all(np.all(np.isfinite(a)) for a in got.values())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cut", [1, 20, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_row_cut_anywhere_gives_what_the_whole_row_gives(form, cut):
-    op = functools.partial(selective_scan, implementation=form)
+def test_a_row_cut_anywhere_gives_what_the_whole_row_gives(implementation, cut):
+    op = functools.partial(selective_scan, implementation=implementation)
     scan_cases.assert_a_cut_changes_nothing(op, draw(batch=3, length=37), PER_TOKEN, cut)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_float64_stays_float64_and_bfloat16_keeps_a_float32_state(form):
-    scan_cases.assert_dtypes_are_kept(selective_scan, draw(), form)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float64_stays_float64_and_bfloat16_keeps_a_float32_state(implementation):
+    scan_cases.assert_dtypes_are_kept(selective_scan, draw(), implementation)
 
 
 def test_leaving_out_the_skip_and_the_state_means_zeros():
@@ -122,16 +122,16 @@ def test_leaving_out_the_skip_and_the_state_means_zeros():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
-def test_vmap_checkpoint_and_scan_compose(form):
-    op = functools.partial(selective_scan, implementation=form)
+@pytest.mark.parametrize("implementation", ["chunkwise", "recurrent"])
+def test_vmap_checkpoint_and_scan_compose(implementation):
+    op = functools.partial(selective_scan, implementation=implementation)
     scan_cases.assert_vmap_checkpoint_and_scan_compose(op, draw(length=18), "x")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_batch_sharded_inputs_give_the_same_numbers(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_batch_sharded_inputs_give_the_same_numbers(implementation):
     arrays, ids = draw(batch=8, length=37), np.resize(IDS, (8, 37))
-    scan_cases.assert_a_mesh_changes_nothing(selective_scan, arrays, ids, implementation=form)
+    scan_cases.assert_a_mesh_changes_nothing(selective_scan, arrays, ids, implementation=implementation)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def steps(scan):
     return lambda start, xs: scan(lambda s, x: (jnp.sin(s) + x, s * x), start, xs)
 
 
+POSITIONS = np.arange(8, dtype=np.int32).reshape(2, 4)
+
 CASES = {
     "matmul of rows": (xla_cpu.matmul, jnp.matmul, draw((4, 3, 6), (6, 5))),
     "matmul of a vector": (xla_cpu.matmul, jnp.matmul, draw((6,), (6, 5))),
@@ -42,6 +44,16 @@ CASES = {
     ),
     "sum over columns": (lambda x: xla_cpu.sum_keepdims(x, -1), lambda x: jnp.sum(x, -1, keepdims=True), draw((3, 4, 5))),
     "sum over rows": (lambda x: xla_cpu.sum_keepdims(x, -2), lambda x: jnp.sum(x, -2, keepdims=True), draw((3, 4, 5))),
+    "sum in a loop": (
+        lambda x: xla_cpu.sum_in_loop(x, np.ones((3, 4), np.float32)),
+        lambda x: jnp.sum(x, axis=1),
+        draw((3, 4, 5)),
+    ),
+    "order after": (
+        lambda o: xla_cpu.order_after(POSITIONS, o) * o,
+        lambda o: lax.optimization_barrier((POSITIONS, lax.stop_gradient(o)))[0] * o,
+        draw((2, 4)),
+    ),
     "cumsum": (xla_cpu.cumsum, lambda x: jnp.cumsum(x, axis=0), draw((5, 2, 3))),
     "scan": (steps(xla_cpu.scan), steps(lax.scan), draw((3,), (7, 3))),
     "materialise": (lambda x: xla_cpu.materialise(x) * x, lambda x: x * x, draw((3, 4))),
@@ -86,3 +98,9 @@ def test_other_devices_get_the_plain_operation(name, monkeypatch):
     monkeypatch.setattr(xla_cpu.implementations, "platform", lambda: "gpu")
     primitives = lambda function: sorted(equation.primitive.name for equation in jax.make_jaxpr(function)(*arrays).eqns)
     assert primitives(ours) == primitives(plain)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, -np.inf, np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_ordering_after_any_output_does_not_change_positions(value, dtype):
+    np.testing.assert_array_equal(xla_cpu.order_after(POSITIONS, jnp.full((2, 4), value, dtype)), POSITIONS)
