@@ -74,8 +74,8 @@ def attention(
       window, tokens whose position is s or more have no slot: their outputs are NaN, and nothing in the cache is overwritten.
     Raises:
       ValueError: shapes, dtypes or settings that do not fit (found and wanted are named).
-    Cost: time and memory O(b h t (s + t)) times k + v and 1. "blockwise" skips blocks without a visible pair (causality, window,
-      documents), and its memory is O(b h (s + t) (k + v)), backward included. State: see `Cache`.
+    Cost: O(b h t (s + t) (k + v)) time and O(b h t (s + t)) memory. "blockwise" skips blocks without a visible pair (causality,
+      window, documents), and its memory is O(b h (s + t) (k + v)), backward included. State: see `Cache`.
     """
     _check(q, k, v, scores, bias, window, dropout, initial_state)
     segments.check(segment_ids, initial_segment, *q.shape[:2])
