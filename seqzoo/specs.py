@@ -53,8 +53,9 @@ class Spec(NamedTuple):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
+    return f" Did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def choice(setting: str, value: str, known: Iterable[str]) -> str:
@@ -81,6 +82,8 @@ def parse(text: str) -> Spec:
     for keyword in tree.keywords:
         if keyword.arg is None:
             raise SpecError(f"{found}: '**' has no meaning in a spec; write each setting out")
+        if keyword.arg in dict(settings):
+            raise SpecError(f"{found}: {keyword.arg!r} is given twice, wanted once")
         try:
             settings.append((keyword.arg, ast.literal_eval(keyword.value)))
         except (ValueError, TypeError, RecursionError, MemoryError):
@@ -91,7 +94,7 @@ def parse(text: str) -> Spec:
 
 
 def split(specs: str) -> tuple[str, ...]:
-    """Splits "a, b(x=1, y=2)" at its top-level commas."""
+    """Splits "a, b(x=1, y=2)" at its top-level commas; the last character may be one. Raises SpecError if a part is empty."""
     parts, nesting, current = [], 0, ""
     for character in specs:
         nesting += (character in "([{") - (character in ")]}")
@@ -100,7 +103,11 @@ def split(specs: str) -> tuple[str, ...]:
             current = ""
         else:
             current += character
-    return tuple(part.strip() for part in (*parts, current) if part.strip())
+    found = [part.strip() for part in (*parts, current)]
+    found = found[:-1] if not found[-1] else found
+    if "" in found:
+        raise SpecError(f"{_shown(specs)} has nothing between two commas, wanted a name")
+    return tuple(found)
 
 
 class Settings(BaseModel):

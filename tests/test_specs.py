@@ -30,6 +30,8 @@ def test_what_is_no_spec_is_refused(text):
         (mixers.registry, "softmx", "no mixer is called 'softmx'. Did you mean 'softmax'?"),
         (mixers.registry, "softmax(head=4)", "softmax has no setting 'head'. Did you mean 'heads'?"),
         (mixers.registry, "gla(rngs=1)", "gla has no setting 'rngs'"),
+        (mixers.registry, "GLA", "no mixer is called 'GLA'. Did you mean 'gla'?"),
+        (mixers.registry, "gla(heads=2, heads=4)", "'heads' is given twice, wanted once"),
         (channels.registry, "swigl", "no channel mixer is called 'swigl'. Did you mean 'swiglu'?"),
     ],
 )

@@ -1,8 +1,10 @@
 """The command `help`: everything that a spec can name, and its settings."""
 
+from collections.abc import Iterator
+
 from rich.console import Console
 
-from seqzoo import plugins
+from seqzoo import config, plugins
 from seqzoo.cli.reference import REGISTRIES, Entry, default_in_words, entries
 from seqzoo.cli.shared import NAMES, USAGE, UsageError, checked, take_flag
 from seqzoo.compare.tables import print_line
@@ -23,13 +25,33 @@ def help(arguments: list[str], console: Console) -> int:
         if name in NAMES:
             print_line(console, USAGE)
             continue
-        found = list(entries(name))
-        if not found:
-            known = [each.name for each in entries()]
+        shown = [*map(in_words, called(name)), *settings_called(name)]
+        if not shown:
+            known = [*(each.name for each in entries()), *config.settings(config.Experiment())]
             raise UsageError(f"nothing is called {name!r}.{did_you_mean(name, known)} train.py help lists all names")
-        for each in found:
-            print_line(console, in_words(each))
+        for each in shown:
+            print_line(console, each)
     return 0
+
+
+def called(name: str) -> Iterator[Entry]:
+    """The entries of a name: in specs, or that of a class."""
+    for each in entries():
+        if name.casefold() in (each.name.casefold(), each.source.rpartition(".")[2].casefold()):
+            yield each
+
+
+def settings_called(name: str) -> Iterator[str]:
+    """The settings of an experiment of that name, dotted or its last part, for a terminal."""
+    for path, default in config.settings(config.Experiment()).items():
+        *sections, last = path.split(".")
+        if name.replace("-", "_") not in (path, last, *sections):
+            continue
+        owner = config.Experiment
+        for section in sections:
+            owner = type(getattr(owner(), section))
+        text = " ".join((owner.model_fields[last].description or "").split())
+        yield f"--{path.replace('_', '-')}: setting of an experiment, default {default!r}\n{' ' * INDENT}{text}"
 
 
 def overview() -> str:

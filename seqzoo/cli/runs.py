@@ -97,6 +97,8 @@ def resume(arguments: list[str], console: Console) -> int:
     refuse_distributed_comparison(found)
     changed, words = CHANGED in words, [word for word in words if word != CHANGED]
     if not words:
+        if isinstance(found, config.Experiment):
+            checked(lambda: training.check(found, resumed=True))
         return start(found, folder, console, changed=changed)
     stored = one_experiment(found, folder)
     chosen = parse_settings(stored, words, prog=f"train.py resume {folder}")

@@ -90,7 +90,7 @@ def choose_config(arguments: list[str]) -> tuple[config.Config, list[str]]:
     """The config that the first argument names, and the other arguments."""
     if arguments and not arguments[0].startswith("-"):
         path = arguments[0]
-        if not Path(path).exists() and not path.endswith(".py"):
+        if not path.endswith(".py") and not Path(path).is_dir():
             near = did_you_mean(path, NAMES)
             known = f"Commands: {', '.join(NAMES)}; a config file ends in .py"
             raise UsageError(f"{path!r} is neither a command nor a config file.{near} {known}")

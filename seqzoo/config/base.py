@@ -22,10 +22,18 @@ last_refusal: ContextVar[ConfigError | None] = ContextVar("last_refusal", defaul
 
 def one_word(parse, show, metavar):
     """Lets tyro read a field from one word of the command line."""
+
+    def read(words):
+        try:
+            return parse(words[0])
+        except ValueError as error:
+            last_refusal.set(ConfigError(str(error)))
+            raise
+
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: parse(words[0]),
+        instance_from_str=read,
         is_instance=lambda value: not isinstance(value, str),
         str_from_instance=lambda value: [show(value)],
     )

@@ -63,7 +63,8 @@ class Model(Section):
     stack: StackMode = "scan"
     """Run the layers by lax.scan (compile time independent of depth) or by a loop; the numbers are the same."""
     remat: Remat = "none"
-    """Recomputation in the backward pass instead of saving: of nothing, of whole blocks, or of all but matrix products."""
+    """Activation checkpointing (rematerialisation): recompute in the backward pass nothing, whole blocks, or all but matrix
+    products."""
     dtype: DType | None = None
     """Dtype of the computation; None: that of the parameters. Recurrent states are float32 or better in any case."""
     residual_dtype: DType | None = None

@@ -1,5 +1,6 @@
 """LanguageModel: embedding, stack of blocks and head; it obeys the same law as its mixers."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from seqzoo.model.block import AnySpec, BlockSettings, Norm, NormPosition
 from seqzoo.model.sharding import constrain
 from seqzoo.model.stack import Remat, Stack, StackMode, StackState
 from seqzoo.nn import Linear, dropout
-from seqzoo.specs import Length, Positive, Rate, Size, SpecError, checked
+from seqzoo.nn.layer import floating_dtype
+from seqzoo.specs import Length, Positive, Rate, Size, checked
 
 
 class ModelState(NamedTuple):
@@ -97,11 +99,15 @@ class LanguageModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vocab_size, self.d_model = vocab_size, d_model
-        param_dtype = _float("param_dtype", param_dtype)
-        dtype = None if dtype is None else _float("dtype", dtype)
+        floating = functools.partial(floating_dtype, "LanguageModel")
+        param_dtype = floating("param_dtype", param_dtype)
+        dtype = None if dtype is None else floating("dtype", dtype)
         self.dtype = self.residual_dtype = param_dtype if dtype is None else dtype
         if residual_dtype is not None:  # a layer without a dtype would compute in that of its input, the residual stream
-            dtype, self.residual_dtype = self.dtype, jnp.promote_types(self.dtype, _float("residual_dtype", residual_dtype))
+            dtype, self.residual_dtype = (
+                self.dtype,
+                jnp.promote_types(self.dtype, floating("residual_dtype", residual_dtype)),
+            )
         settings = BlockSettings(channel, norm, norm_eps, normed_residual, residual_scale, dropout, dtype, param_dtype)
 
         normal = jax.nn.initializers.normal(d_model**-0.5)
@@ -183,14 +189,3 @@ class LanguageModel(nnx.Module):
 
 def _zeros(batch: int) -> Array:
     return jnp.zeros((batch,), jnp.int32)
-
-
-def _float(name: str, dtype: DTypeLike) -> jnp.dtype:
-    """The dtype, if it is a real floating-point one; else raises SpecError."""
-    try:
-        found = None if dtype is None else jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise SpecError(f"LanguageModel: {name}={dtype!r}, wanted a floating-point dtype such as 'bfloat16'")
-    return found

@@ -4,9 +4,10 @@ from typing import Any, ClassVar, dataclass_transform
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from seqzoo import specs
-from seqzoo.specs import Size, settings_model
+from seqzoo.specs import Size, SpecError, settings_model
 
 Depth = tuple[Any, int]
 """(index, count) of a layer in its stack; the index may be traced."""
@@ -77,11 +78,15 @@ class Layer(_Declared):
         """Checks the settings, sets each as an attribute, and calls `setup`.
 
         Raises:
-          SpecError: a setting that is unknown or out of range. ValueError: settings that do not fit each other, or d_model.
+          SpecError: a setting or dtype that is unknown or out of range. ValueError: settings that do not fit each other, or
+            d_model. TypeError: rngs is something else.
         """
         checked = self.Settings(**settings)
         self.d_model = Width(d_model=d_model).d_model
-        self.dtype, self.param_dtype = dtype, param_dtype
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"{type(self).__name__}: rngs={rngs!r}, wanted flax.nnx.Rngs, such as nnx.Rngs(0)")
+        self.dtype = None if dtype is None else floating_dtype(self.registered_name, "dtype", dtype)
+        self.param_dtype = floating_dtype(self.registered_name, "param_dtype", param_dtype)
         for name in type(checked).model_fields:
             setattr(self, name, getattr(checked, name))
         self.setup(rngs, depth)
@@ -96,6 +101,17 @@ class Layer(_Declared):
     def cache_dtype(self, dtype: Any = None) -> Any:
         """The dtype of activations that a state keeps: the one given, else that of the computation."""
         return next(each for each in (dtype, self.dtype, self.param_dtype) if each is not None)
+
+
+def floating_dtype(owner: str | None, name: str, dtype: DTypeLike) -> jnp.dtype:
+    """The dtype, if it is a real floating-point one; else raises SpecError, which begins with `owner` and `name`."""
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise SpecError(f"{owner or 'layer'}: {name}={dtype!r}, wanted a floating-point dtype such as 'bfloat16'")
+    return found
 
 
 def inner_width(d_model: int, expand: float, setting: str = "expand") -> int:

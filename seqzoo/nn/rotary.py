@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+"""Rotary position embedding, RoPE (Su et al. 2021, arXiv:2104.09864)."""
 
 import jax.numpy as jnp
 from jax import Array

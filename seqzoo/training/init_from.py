@@ -126,6 +126,9 @@ def _open_run(path: Path, settings: dict[str, Any]) -> Source:
     checkpoints = Checkpoints(path / "checkpoints")
     problem = "has no checkpoint"
     for step in reversed(checkpoints.steps()):
+        if (defect := damage(checkpoints.folder / str(step))) is not None:
+            problem = f"checkpoint {step} is damaged: {defect}"
+            continue
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 held: Any = checkpointer.metadata(checkpoints.folder / str(step)).item_metadata.tree
@@ -134,7 +137,7 @@ def _open_run(path: Path, settings: dict[str, Any]) -> Source:
             return Source(path, _flat(shapes), settings, key)
         except Exception as error:  # Orbax raises many types of error; each means that this checkpoint cannot be read
             problem = f"checkpoint {step} does not load: {error_reason(error)}"
-    raise ValueError(f"{problem}; wanted a run that has saved a checkpoint")
+    raise ValueError(f"{problem}; wanted a run with a complete checkpoint")
 
 
 def _match(setup: TrainSetup, source: Source) -> Report:

@@ -76,7 +76,11 @@ def train(
         return run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed), finished
 
     opened, finished = distributed.from_main_process(enter)
-    return finished or _Loop(setup, opened, console).run()
+    if finished:
+        more = f"for more steps: train.py resume {opened} --training.steps N --changed"
+        console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
+        return finished
+    return _Loop(setup, opened, console).run()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:

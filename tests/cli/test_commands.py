@@ -118,6 +118,7 @@ def test_two_runs_get_two_folders(ran, file):
     [
         (("--model.layers", "sofmax"), "Did you mean 'softmax'?"),
         (("--model.layers", "softmax(head=2)"), "Did you mean 'heads'?"),
+        (("--model.layers", "gla,,softmax"), "'gla,,softmax' has nothing between two commas"),
         (("--task", "mqar(pair=2)"), "Did you mean 'pairs'?"),
         (("--model.layer", "softmax"), "--model.layers"),
         (("--model.norm", "batch"), "rms"),
@@ -144,6 +145,7 @@ def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written
     [
         (("evl", "runs/a"), "'evl' is neither a command nor a config file. Did you mean 'eval'?"),
         (("configs/none.py",), "there is no config file configs/none.py"),
+        (("README.md",), "a config file ends in .py"),
         (("eval",), "eval needs a run folder"),
         (("eval", "runs/none"), "runs/none is not a run folder"),
         (("resume", "runs/none"), "runs/none is not a run folder"),
@@ -154,6 +156,22 @@ def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written
 def test_a_wrong_first_argument_is_reported(ran, capsys, words, says):
     assert ran(*words) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1\nimport nosuch\n", "mine.py, line 2: ModuleNotFoundError: No module named 'nosuch'"),
+        ("def f(\n", "mine.py, line 1: SyntaxError: '(' was never closed"),
+        ("config = 3\n", "mine.py defines config=3"),
+    ],
+)
+def test_a_config_file_that_cannot_be_run_is_reported_with_its_line(ran, tmp_path, capsys, text, says):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert ran(path) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 def test_a_setting_that_is_an_axis_cannot_be_overridden(ran, comparison, capsys):

@@ -114,3 +114,13 @@ def test_a_damaged_member_does_not_end_a_comparison(tmp_path):
     path.write_text("[]")
     results = compare.run(comparison, folder, console=Console(quiet=True), run=train)
     assert str(path) in results["runs"][0]["problem"] and results["runs"][1]["finished"]
+
+
+def test_an_edited_config_that_fits_no_model_is_refused_in_one_line(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace("softmax(heads=2)", "softmax(heads=3)"))
+    assert main(["resume", str(copy)]) == 2
+    said = capsys.readouterr().err
+    assert "heads=3 does not divide d_model=16" in said and said.count("\n") == 1

@@ -35,6 +35,13 @@ def test_tasks_and_channel_mixers_are_shown_too(capsys):
     assert "  pairs: int in [1, 2**31) or a tuple of int in [1, 2**31), default 8\n" in text
 
 
+def test_a_class_and_a_setting_of_an_experiment_are_found_too(capsys):
+    assert shown(capsys, "GatedLinearAttention") == shown(capsys, "gla")
+    assert shown(capsys, "learning-rate") == shown(capsys, "optimizer.learning_rate")
+    assert "--optimizer.learning-rate: setting of an experiment, default 0.001\n    Largest" in shown(capsys, "learning_rate")
+    assert "--mesh.fsdp: " in shown(capsys, "mesh") and "--mesh.fsdp: " in shown(capsys, "fsdp")
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(capsys):
     assert cli.main(["help", "sofmax"]) == 2
     assert "nothing is called 'sofmax'. Did you mean 'softmax'?" in capsys.readouterr().err

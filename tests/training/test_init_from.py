@@ -161,11 +161,11 @@ def test_other_shapes_are_refused_by_name_before_anything_is_written(source, mam
     ("content", "says"),
     [
         (None, "config.json does not exist; wanted a run folder, or a checkpoint folder that seqzoo.convert reads"),
-        ("{", "config.json is not valid JSON"),
-        ("[]", "config.json is neither that of a run nor that of a checkpoint"),
+        ("{", "config.json is damaged: wanted a JSON object"),
+        ("[]", "config.json is damaged: wanted a JSON object"),
         ('{"axes": {}}', "holds a comparison; wanted one of its runs: there is none yet"),
         ('{"model_type": "mambo"}', "model_type='mambo' is not supported.* Did you mean 'mamba'"),
-        ('{"model": {}}', "has no checkpoint; wanted a run that has saved a checkpoint"),
+        ('{"model": {}}', "has no checkpoint; wanted a run with a complete checkpoint"),
     ],
 )
 def test_a_folder_without_a_model_is_refused_in_one_line(content, says, tmp_path):

@@ -39,9 +39,9 @@ class AttentionMixer(Mixer):
     head_dim: Size | None = None
     """Width of a head; None: d_model / heads."""
     window: Length | None = None
-    """Number of tokens that a token sees, itself included; None: its whole document."""
+    """Sliding window: number of tokens that a token sees, itself included; None: its whole document."""
     rope_theta: Positive | None = 10000.0
-    """Base of the rotary positions (Su et al. 2021, arXiv:2104.09864); None: no positions."""
+    """Base of the rotary positions, RoPE (Su et al. 2021, arXiv:2104.09864); None: no positions."""
     rope_dim: Size | None = None
     """Number of channels of a head that are rotated, the first ones; an even number; None: all."""
     qk_norm: Norm | None = None
