@@ -62,8 +62,8 @@ def _selective(b, t, d, n):
     return _case("selective_scan", f"B{b} T{t} D{d} N{n}", inputs, call, ("recurrent",), others)
 
 
-def _linear_attention(b, t, h, width, decay):
-    """`decay`: "no", "head", "channel", "value", or "exclusive": per channel, read before the write and with a bonus, as RWKV-6."""
+def _linear_attention(b, t, h, width, decay, read_before_write=False):
+    """`decay`: "no", "head", "channel" or "value". `read_before_write` comes with a bonus, as in RWKV-6."""
     axis = {"value": "value_log_decay"}.get(decay, "log_decay")
     gates = {"no": (), "head": (b, t, h)}.get(decay, (b, t, h, width))
 
@@ -73,21 +73,22 @@ def _linear_attention(b, t, h, width, decay):
         arrays = (q, k / width**0.5, v)
         if gates:
             arrays += (jax.nn.log_sigmoid(jax.random.normal(keys[3], gates) + 4.0),)
-        return (*arrays, jax.random.normal(keys[4], (h, width))) if decay == "exclusive" else arrays
+        return (*arrays, jax.random.normal(keys[4], (h, width))) if read_before_write else arrays
 
     def arguments(*rest):
         named = dict(zip((axis, "bonus") if gates else (), rest, strict=False))
-        return named | ({"read_before_write": True} if decay == "exclusive" else {})
+        return named | ({"read_before_write": True} if read_before_write else {})
 
     def call(implementation):
         return lambda q, k, v, *rest: linear_attention(q, k, v, **arguments(*rest), scale=1.0, implementation=implementation)[0]
 
     others = {"lax.scan": lambda q, k, v, *rest: plain.linear_attention_scan(q, k, v, **arguments(*rest))}
-    if decay in ("head", "channel"):
+    if decay in ("head", "channel") and not read_before_write:
         others["associative_scan"] = plain.linear_attention_associative
     if decay == "head":
         others["quadratic"] = plain.linear_attention_quadratic
-    return _case("linear_attention", f"{decay} decay B{b} T{t} H{h} K{width}", inputs, call, LINEAR_ATTENTION, others)
+    label = f"{decay} decay{', read before write' if read_before_write else ''} B{b} T{t} H{h} K{width}"
+    return _case("linear_attention", label, inputs, call, LINEAR_ATTENTION, others)
 
 
 def _delta(b, t, h, width, decay):
@@ -144,7 +145,7 @@ def cases(quick: bool) -> tuple[Case, ...]:
             _linear_attention(1, 512, 4, 64, "channel"),
             _linear_attention(1, 512, 4, 64, "no"),
             _linear_attention(1, 512, 4, 64, "value"),
-            _linear_attention(1, 512, 4, 64, "exclusive"),
+            _linear_attention(1, 512, 4, 64, "channel", read_before_write=True),
             _delta(1, 512, 4, 64, "head"),
             _delta(1, 512, 4, 64, "channel"),
             _attention(1, 1024, 4, 64, "softmax"),
@@ -163,7 +164,7 @@ def cases(quick: bool) -> tuple[Case, ...]:
         _linear_attention(1, 2048, 8, 128, "channel"),
         _linear_attention(2, 2048, 4, 64, "no"),
         _linear_attention(2, 2048, 4, 64, "value"),
-        _linear_attention(2, 2048, 4, 64, "exclusive"),
+        _linear_attention(2, 2048, 4, 64, "channel", read_before_write=True),
         _delta(2, 2048, 4, 64, "no"),
         _delta(2, 2048, 4, 64, "head"),
         _delta(1, 2048, 8, 128, "head"),
