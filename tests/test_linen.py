@@ -14,10 +14,10 @@ from seqzoo import mixers
 
 B, T, D = 2, 12, 32
 FIRST = ("softmax", "lru", "rwkv6")  # a cache, two planes, a tail and a depth; the wrapper knows no mixer by name
+SLOW = ("gated_deltanet", "gsa", "mamba2", "min_lstm", "rwkv7")  # other states and parameters
 ALONE = {"rwkv7": "rwkv7(first_value=False)"}  # otherwise it has parameters that wait for the values of an earlier layer
-every = pytest.mark.parametrize(
-    "spec", [pytest.param(ALONE.get(name, name), marks=() if name in FIRST else pytest.mark.slow) for name in mixers.names()]
-)
+tier = lambda name: () if name in FIRST else pytest.mark.slow if name in SLOW else pytest.mark.exhaustive
+every = pytest.mark.parametrize("spec", [pytest.param(ALONE.get(name, name), marks=tier(name)) for name in mixers.names()])
 
 
 class Net(nn.Module):

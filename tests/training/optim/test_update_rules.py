@@ -296,11 +296,13 @@ def piece(leaf):
     return leaf.sharding.shard_shape(leaf.shape)
 
 
-MESHES = (dict(mesh__replica=2, mesh__fsdp=4), dict(mesh__fsdp=4, mesh__tensor=2))
+MESHES = (
+    pytest.param(dict(mesh__replica=2, mesh__fsdp=4), marks=pytest.mark.exhaustive, id="replica and fsdp"),
+    pytest.param(dict(mesh__fsdp=4, mesh__tensor=2), marks=pytest.mark.slow, id="fsdp and tensor"),
+)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes", MESHES)
 def test_optimizers_step_alike_on_one_device_and_on_eight_and_come_back_from_a_checkpoint(sizes, tmp_path, capfd):
     """No device holds more of the moments than its share, and XLA never gathers whole arrays, or it would say so."""
     for name in NAMES:
