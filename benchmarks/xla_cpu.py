@@ -25,12 +25,12 @@ from seqzoo.kernels.common import xla_cpu
 
 PLAIN: dict[str, Callable] = {
     "matmul": jnp.matmul,
-    "_product": lambda spec, x, y, precision: jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype),
-    "sum_keepdims": lambda x, axis: jnp.sum(x, axis=axis, keepdims=True),
+    "sum_columns": lambda x: jnp.sum(x, axis=-1, keepdims=True),
+    "sum_in_loop": lambda x, ones: jnp.sum(x, axis=1),
     "cumsum": lambda x: jnp.cumsum(x, axis=0),
     "scan": lax.scan,
     "materialise": lambda tree: tree,
-    "broadcast": jnp.broadcast_to,
+    "broadcast_rows": lambda x, rows: jnp.broadcast_to(x, (*x.shape[:-2], rows, x.shape[-1])),
 }
 
 
@@ -58,12 +58,14 @@ def projection(b: int, t: int, d: int) -> tuple[str, Callable, tuple]:
 
 
 def timed() -> list[tuple[str, Callable, tuple]]:
-    """(label, function, arrays) of all cases: projections, and linear attention token by token and in chunks."""
+    """(label, function, arrays) of all cases: projections, linear attention token by token and in chunks, selective scans."""
     chosen = [projection(8, 256, 128), projection(2, 2048, 256)]
     for case in cases(quick=False):
         if case.op == "linear_attention" and "K64" in case.label:
             arrays = case.inputs(jax.random.key(0))
             chosen += [(f"{case.label} {name}", case.ours[name], arrays) for name in ("recurrent", "chunkwise")]
+        elif case.op == "selective_scan":
+            chosen.append((case.label, case.ours["default"], case.inputs(jax.random.key(0))))
     return chosen
 
 

@@ -273,6 +273,7 @@ def settings_of(owner: Any) -> type[Settings]:
     return owner if issubclass(owner, Settings) else owner.Settings
 
 
+@functools.cache
 def _attribute_docstrings(owner: type) -> dict[str, str]:
     """The docstrings that follow the annotated fields in a class body; {} where there is no source."""
     try:

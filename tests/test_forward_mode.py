@@ -13,8 +13,8 @@ from seqzoo.nn import LayerNorm, Linear, RMSNorm
 
 WIDTH, LENGTH = 16, 6
 CHANNELS = ("swiglu", "geglu", "gelu", "rwkv")
-# By default one mixer of each family.
-FAMILIES = ("softmax", "linear", "gated_deltanet", "mamba", "rwkv7", "hgrn", "base_conv")
+# By default one mixer for each op.
+FAMILIES = ("softmax", "linear", "mamba", "hgrn", "base_conv")
 SMALL = {"mamba2": "head_dim=16"}
 
 
@@ -81,6 +81,6 @@ def test_a_model_has_forward_mode(remat):
 )
 def test_jacobians_and_hessians_of_a_layer_are_those_of_reverse_mode(layer):
     x = rows()[0, :2]
-    assert_close(jax.jacfwd(layer)(x), jax.jacrev(layer)(x))
+    assert_close(jax.jit(jax.jacfwd(layer))(x), jax.jit(jax.jacrev(layer))(x))
     loss = lambda x: jnp.sum(jnp.sin(layer(x)))
-    assert_close(jax.hessian(loss)(x), jax.jacrev(jax.jacrev(loss))(x))
+    assert_close(jax.jit(jax.hessian(loss))(x), jax.jit(jax.jacrev(jax.jacrev(loss)))(x))

@@ -1,7 +1,11 @@
-"""Workarounds for XLA's CPU compiler. On other devices each function is the plain operation that its docstring names."""
+"""Workarounds for XLA's CPU compiler. On other devices each function is the plain operation that its docstring names.
+
+`python -m benchmarks.xla_cpu` times ops with each of them and with the plain operation (benchmarks/results/xla_cpu_jax-*.json). One
+that pays with no supported version of JAX is to be deleted.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +15,6 @@ from jax import Array, lax
 from jax.sharding import AxisType
 
 from seqzoo.kernels.common import implementations
-from seqzoo.kernels.common.vma import match_vma
 
 
 def matmul(x: Array, w: Array) -> Array:
@@ -31,46 +34,14 @@ def _on_mesh() -> bool:
     return any(size > 1 for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
 
 
-def product(spec: str, x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
-    """`jnp.einsum(spec, x, y)` in x's dtype, for reverse-mode differentiation; every index is in two of the three, "..." in x.
+def sum_columns(x: Array) -> Array:
+    """`jnp.sum(x, axis=-1, keepdims=True)`.
 
-    JAX's own gradient of x y to y is (dy^T x)^T, and for dy^T XLA on CPUs computes dy again, across its rows; here it is x^T dy.
-    """
-    return _product(spec, *match_vma((x, y)), precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _product(spec, x, y, precision):
-    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype)
-
-
-def _forward(spec, x, y, precision):
-    return _product(spec, x, y, precision), (x, y)
-
-
-def _backward(spec, precision, arguments, d):
-    (of_x, of_y), (_, _, of_d) = spec.partition("->")[0].split(","), spec.partition("->")
-    x, y = arguments
-    d_x = _product(f"{of_d},{of_y}->{of_x}", d, y, precision)
-    if of_d[-2:].isalpha() and implementations.on_cpu() and max(d.shape[-2:]) <= 16:
-        # XLA would fold the transposition into the product, and calls a library for each small product of columns by columns.
-        d, of_d = lax.optimization_barrier(jnp.swapaxes(d, -1, -2)), of_d[:-2] + of_d[:-3:-1]
-    return d_x, _product(f"{of_x},{of_d}->{of_y}", x, d, precision)
-
-
-_product.defvjp(_forward, _backward)
-
-
-def sum_keepdims(x: Array, axis: int) -> Array:
-    """`jnp.sum(x, axis, keepdims=True)` over one of the last two axes.
-
-    XLA:CPU adds one number at a time where it sums over the last axis, or over few rows inside a fusion; a product with ones is
-    several times as fast (a quarter of the time of a gradient with decays per channel, B2 T2048 H4 K64).
+    XLA:CPU adds one number at a time over the last axis; a product with ones is vectorised.
     """
     if not implementations.on_cpu():
-        return jnp.sum(x, axis=axis, keepdims=True)
-    spec = {-1: "...wr,ri->...wi", -2: "...rw,ri->...iw"}[axis]
-    return jnp.einsum(spec, x, jnp.ones((x.shape[axis], 1), x.dtype), precision=lax.Precision.HIGHEST)
+        return jnp.sum(x, axis=-1, keepdims=True)
+    return jnp.einsum("...wr,ri->...wi", x, jnp.ones((x.shape[-1], 1), x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def sum_in_loop(x: Array, ones: Array) -> Array:
@@ -85,19 +56,15 @@ def sum_in_loop(x: Array, ones: Array) -> Array:
 
 
 def cumsum(x: Array) -> Array:
-    """`jnp.cumsum(x, axis=0)` of a few large terms.
-
-    A product with a triangle of ones: for the chunks of a block faster than a loop (29.6 -> 24.8 ms forward and backward without
-    decay, B2 T2048 H4 K64).
-    """
+    """`jnp.cumsum(x, axis=0)` of a few large terms: a product with a triangle of ones, for the states of the chunks of a block."""
     if not implementations.on_cpu():
         return jnp.cumsum(x, axis=0)
     ones = jnp.asarray(np.tri(len(x)), x.dtype)
-    return product("nm,mx->nx", ones, x.reshape(len(x), -1), lax.Precision.HIGHEST).reshape(x.shape)
+    return jnp.einsum("nm,mx->nx", ones, x.reshape(len(x), -1), precision=lax.Precision.HIGHEST).reshape(x.shape)
 
 
 def scan(step: Callable, start: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan` over a few large elements, unrolled: on CPUs a loop's slices and updates cost more than such a step."""
+    """`lax.scan` over a few large elements, unrolled. It pays with JAX 0.11, and costs about as much with JAX 0.10."""
     return lax.scan(step, start, xs, reverse=reverse, unroll=implementations.on_cpu() or 1)
 
 
@@ -120,31 +87,17 @@ def materialise(tree: Any) -> Any:
     return lax.optimization_barrier(tree) if implementations.on_cpu() else tree
 
 
-def broadcast(x: Array, shape: Sequence[int]) -> Array:
-    """`jnp.broadcast_to(x, shape)` along the last two axes, with the sums of the gradient as in `sum_keepdims`."""
-    for axis in (-2, -1):
-        if x.shape[axis] == 1 < shape[axis]:
-            x = (_repeat if implementations.on_cpu() else _plain_repeat)(x, axis, shape[axis])
-    return x
+def broadcast_rows(x: Array, rows: int) -> Array:
+    """`jnp.broadcast_to(x, (..., rows, d))` of x [..., 1, d]; the gradient of few rows is their sum by additions, stored."""
+    return _repeat(x, rows) if implementations.on_cpu() and rows <= 16 else _plain_repeat(x, rows)
 
 
-def _plain_repeat(x, axis, size):
-    return jnp.broadcast_to(x, (*x.shape[:-2], size, x.shape[-1]) if axis == -2 else (*x.shape[:-1], size))
+def _plain_repeat(x, rows):
+    return jnp.broadcast_to(x, (*x.shape[:-2], rows, x.shape[-1]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _repeat(x, axis, size):
-    return _plain_repeat(x, axis, size)
-
-
-def _repeat_forward(x, axis, size):
-    return _repeat(x, axis, size), None
-
-
-def _repeat_backward(axis, size, _, d):
-    if axis == -2 and size <= 16:  # few rows: additions, stored, or each reader does them again (8 -> 2 ms of the 94 above)
-        return (materialise(functools.reduce(jnp.add, (d[..., i : i + 1, :] for i in range(size)))),)
-    return (sum_keepdims(d, axis),)
-
-
-_repeat.defvjp(_repeat_forward, _repeat_backward)
+_repeat = jax.custom_vjp(_plain_repeat, nondiff_argnums=(1,))
+_repeat.defvjp(
+    lambda x, rows: (_repeat(x, rows), None),
+    lambda rows, _, d: (materialise(functools.reduce(jnp.add, (d[..., i : i + 1, :] for i in range(rows)))),),
+)

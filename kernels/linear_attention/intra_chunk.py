@@ -88,7 +88,7 @@ def head_decay(einsum, q, k, v, transition: Transition, read_before_write: bool)
     mask, decay_from_start, decay_to_end, chunk_decay = decay_mask(jnp.exp(split_heads(g)), read_before_write)
     scores = (scores[:, None] * mask.reshape(z, r, c, c)).reshape(z * r, c, c)
     v = split_heads(v)
-    decayed = lambda x: merge_heads(xla_cpu.broadcast(x, (*x.shape[:2], v.shape[-1])))
+    decayed = lambda x: merge_heads(jnp.broadcast_to(x, (*x.shape[:2], v.shape[-1])))
     values = merge_heads(times(decay_to_end, v))
     output = lambda read, _: decayed(decay_from_start) * read + merge_heads(einsum("zij,zjv->ziv", scores, v))
     return IntraChunk(output, q, (k, values), decayed(chunk_decay))
@@ -224,7 +224,7 @@ def decayed_outputs(einsum, scores, v, decays, read_before_write):
 
 def block_scores(einsum, q, k):
     """q k^T within blocks [z, blocks, rows, width]."""
-    return einsum("zBik,zBjk->zBij", q, k) if q.shape[-2] > 1 else xla_cpu.sum_keepdims(q * k, axis=-1)
+    return einsum("zBik,zBjk->zBij", q, k) if q.shape[-2] > 1 else xla_cpu.sum_columns(q * k)
 
 
 def block_outputs(einsum, scores, v):

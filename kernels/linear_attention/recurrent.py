@@ -153,11 +153,11 @@ def decay_gradients(factors, before, r):
     if factors.value_decay is None:
         if factors.key_decay is None:
             return factors
-        of_keys = xla_cpu.sum_keepdims(product, axis=-1)[..., 0]
+        of_keys = xla_cpu.sum_columns(product)[..., 0]
         of_keys = of_keys if factors.key_decay.ndim == 3 else jnp.sum(of_keys, axis=-1)
         return factors._replace(key_decay=factors.key_decay * of_keys)
     if factors.key_decay is None:
-        return factors._replace(value_decay=factors.value_decay * xla_cpu.sum_keepdims(product, axis=-2)[:, :, 0])
+        return factors._replace(value_decay=factors.value_decay * jnp.sum(product, axis=-2))
     of_values = factors.value_decay * query_state(factors.key_decay, product)
     of_keys = factors.key_decay * query_state_transposed(factors.value_decay, product)
     return factors._replace(key_decay=of_keys, value_decay=of_values)

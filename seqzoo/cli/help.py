@@ -1,11 +1,12 @@
 """The command `help`: everything that a spec can name, and its settings."""
 
+import itertools
 from collections.abc import Iterator
 
 from rich.console import Console
 
 from seqzoo import config, plugins
-from seqzoo.cli.reference import REGISTRIES, Entry, default_in_words, entries
+from seqzoo.cli.reference import Entry, default_in_words, entries
 from seqzoo.cli.shared import NAMES, USAGE, UsageError, checked, take_flag
 from seqzoo.compare.tables import print_line
 from seqzoo.specs import did_you_mean, split
@@ -57,9 +58,8 @@ def settings_called(name: str) -> Iterator[str]:
 def overview() -> str:
     """All names by kind, each with the first line of its docstring."""
     lines = ["train.py help NAME shows the settings of a name. A spec is a name with settings, such as gla(heads=4, expand_v=2)."]
-    for kind in REGISTRIES:
-        lines += ["", f"{kind}s:"]
-        lines += [f"  {each.name:<{WIDTH}}{each.summary}" for each in entries() if each.kind == kind]
+    for kind, named in itertools.groupby(entries(), key=lambda each: each.kind):
+        lines += ["", f"{kind}s:", *(f"  {each.name:<{WIDTH}}{each.summary}" for each in named)]
     return "\n".join(lines)
 
 

@@ -164,7 +164,12 @@ def test_difference_gives_both_values_and_ignores_the_section_run():
     assert config.difference(tiny(), changed) == {"model.depth": (1, 3)}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+LARGE = ("lm_mixers.py", "mqar_equal_state.py", "mqar_figure2.py")  # dozens of models
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.name, marks=pytest.mark.slow if path.name in LARGE else ()) for path in CONFIGS]
+)
 def test_every_config_in_the_repository_is_valid_and_fits_its_task_and_model(path):
     chosen = config.load_file(path)
     for experiment, *_ in compare.group_by_label(chosen).values():

@@ -11,6 +11,7 @@ from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.kernels.common import explain, sharding
 from seqzoo.kernels.common.running_max import running_max
 
+jitted = jax.jit(running_max)
 B, T = IDS.shape
 H = 4
 CARRIED = np.array([5, 3, 2], np.int32)  # row 0's state belongs to its first document
@@ -54,14 +55,14 @@ def assert_equal_where_finite(got, wanted):
 def test_it_is_the_loop_at_mild_and_violent_decays(violent, packed):
     x, decay, first = inputs(violent=violent)
     ids, segment = (IDS, CARRIED) if packed else (None, None)
-    got = jax.jit(running_max)(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
+    got = jitted(x, log_decay=decay, initial_state=first, initial_segment=segment, segment_ids=ids)
     assert_equal_where_finite(got, read_aloud(x, decay, first, ids, segment))
 
 
 def test_without_decay_or_state_it_is_the_plain_maximum():
     x, _, _ = inputs()
     wanted = np.maximum.accumulate(x, axis=1)
-    before, maximum = running_max(x)
+    before, maximum = jitted(x)
     assert np.array_equal(maximum, wanted)
     assert np.all(np.isneginf(before[:, 0])) and np.array_equal(before[:, 1:], wanted[:, :-1])
 
@@ -72,18 +73,18 @@ def test_nothing_is_lost_after_a_large_decay():
     decay[:, 3] = -1e6
     x = np.full((1, 64, 1), -np.inf, np.float32)
     x[:, 8] = 1.0
-    _, maximum = running_max(x, log_decay=decay)
+    _, maximum = jitted(x, log_decay=decay)
     assert_close(maximum[0, 8:, 0], 1 - 1e-3 * np.arange(56), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("cut", [13, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (1, 36))])
 def test_pieces_in_turn_give_the_whole(cut):
     x, decay, first = inputs()
-    whole = running_max(x, log_decay=decay, initial_state=first, initial_segment=CARRIED, segment_ids=IDS)
+    whole = jitted(x, log_decay=decay, initial_state=first, initial_segment=CARRIED, segment_ids=IDS)
     head, tail = slice(0, cut), slice(cut, None)
 
     def run(tokens, **carried):
-        return running_max(x[:, tokens], log_decay=decay[:, tokens], segment_ids=IDS[:, tokens], **carried)
+        return jitted(x[:, tokens], log_decay=decay[:, tokens], segment_ids=IDS[:, tokens], **carried)
 
     one = run(head, initial_state=first, initial_segment=CARRIED)
     two = run(tail, initial_state=one[1][:, -1], initial_segment=carried_on(CARRIED, IDS[:, head]))
@@ -120,9 +121,9 @@ def test_no_gradient_flows_and_dtypes_are_kept():
     x, decay, first = inputs()
     x = np.where(np.isfinite(x), x, 0)
     loss = lambda x, decay, first: jnp.sum(running_max(x, log_decay=decay, initial_state=first)[1])
-    assert all(not np.any(g) for g in jax.grad(loss, argnums=(0, 1, 2))(x, decay, first))
+    assert all(not np.any(g) for g in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, decay, first))
     low = [jnp.asarray(a, jnp.bfloat16) for a in (x, decay, first)]
-    before, maximum = running_max(low[0], log_decay=low[1], initial_state=low[2])
+    before, maximum = jitted(low[0], log_decay=low[1], initial_state=low[2])
     assert before.dtype == maximum.dtype == jnp.bfloat16
     wanted = read_aloud(*(np.asarray(a, np.float64) for a in low))
     assert_close(maximum, wanted[1], tolerance=RELATIVE["bfloat16"])

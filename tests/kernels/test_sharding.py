@@ -79,7 +79,16 @@ OPS = {
         [lambda t, b: (b, t, K), lambda t, b: (4, K), lambda t, b: (K,)],
     ),
 }
-every = pytest.mark.parametrize("name", OPS)
+# Variants of an op follow a comma; they run on one of the meshes by default.
+MESHES = ({"fsdp": 2, "seq": 2, "tensor": 2}, {"seq": 8})
+on_meshes = pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param(name, sizes, id=f"{name}-{sizes}", marks=pytest.mark.slow if ", " in name and sizes is MESHES[1] else ())
+        for name in OPS
+        for sizes in MESHES
+    ],
+)
 one_of_each = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if ", " in name else ()) for name in OPS])
 
 
@@ -106,8 +115,7 @@ def pulled(op, *arguments):
     return outputs, gradients
 
 
-@every
-@pytest.mark.parametrize("sizes", [dict(fsdp=2, seq=2, tensor=2), dict(seq=8)], ids=str)
+@on_meshes
 def test_cut_over_a_mesh_an_op_gives_what_it_gives_on_one_device(name, sizes):
     """Whole rows on one device against pieces of 16 tokens, and of 4: shorter than documents and chunks."""
     op = functools.partial(OPS[name][0], segment_ids=segments())
@@ -156,7 +164,7 @@ def test_inside_a_callers_shard_map_an_op_differentiates(name, held):
     assert_close(cut, whole, what=f"{name} in {held}")
 
 
-@every
+@pytest.mark.parametrize("name", OPS)
 def test_axes_that_do_not_divide_are_not_sharded(name):
     """One row and one token, as in decoding, on a mesh that cuts everything."""
     op, few = OPS[name][0], arrays(name, t=1, b=1)

@@ -23,7 +23,7 @@ def test_a_state_to_which_nothing_is_written_loses_no_digit():
     x = np.full((1, 4096, 1), -INF, np.float32)
     x[:, 0] = 10.0
     decay = -1e-3 * np.random.default_rng(0).random(x.shape).astype(np.float32)
-    gates = exponential_gates(x, decay)
+    gates = jax.jit(exponential_gates)(x, decay)
     assert not np.any(gates.log_decay[:, 1:]) and np.all(np.isneginf(gates.log_weight[:, 1:]))
     assert_close(gates.maximum[0, -1, 0], 10 + decay[0, 1:].sum(dtype=np.float64))
 
@@ -53,7 +53,7 @@ def test_the_state_is_the_plain_sum_over_its_largest_weight_and_so_are_gradients
 
     with jax.enable_x64(True):
         arguments = [jnp.asarray(a) for a in (x, decay, v)]
-        pulled = [jax.vjp(form, *arguments) for form in (gated, plain)]
+        pulled = [jax.vjp(jax.jit(form), *arguments) for form in (gated, plain)]
         dy = jnp.asarray(random.standard_normal(x.shape))
         got, wanted = ((y, pull(dy)) for y, pull in pulled)
         assert_close(got, wanted, tolerance=RELATIVE["float64"])

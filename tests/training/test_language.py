@@ -162,7 +162,10 @@ def test_threads_read_ahead_and_every_process_its_own_rows():
             assert {shard.data.shape for shard in batch[name].addressable_shards} == {(4, 2)}
 
 
-@pytest.mark.parametrize("values", [{}, {**STREAM, "training__micro_batches": 2}], ids=["windows", "stream"])
+@pytest.mark.parametrize(
+    "values",
+    [pytest.param({}, marks=pytest.mark.slow, id="windows"), pytest.param({**STREAM, "training__micro_batches": 2}, id="stream")],
+)
 def test_a_run_from_files_resumes_bitwise_and_on_other_devices_to_rounding(values, digest, numbers, tmp_path):
     experiment = tiny(**{"task": "counting()", "model__layers": ("gla(heads=2)",), "model__dropout": 0.1, **values})
     training.train(experiment, tmp_path / "whole", console=quiet())

@@ -144,7 +144,10 @@ OBSTACLES = {
 }
 
 
-@pytest.mark.parametrize("obstacle", OBSTACLES)
+FIRST = ("full disk, checkpoint", "full disk, metrics", "run folder gone")
+
+
+@pytest.mark.parametrize("obstacle", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in OBSTACLES])
 def test_a_write_that_fails_stops_the_run_with_one_error_and_loses_the_last_interval_only(
     obstacle, whole, digest, numbers, tmp_path
 ):
