@@ -25,12 +25,13 @@ from seqzoo.kernels.common import xla_cpu
 
 PLAIN: dict[str, Callable] = {
     "matmul": jnp.matmul,
-    "sum_columns": lambda x: jnp.sum(x, axis=-1, keepdims=True),
+    "_product": lambda spec, x, y, precision: jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype),
+    "sum_keepdims": lambda x, axis: jnp.sum(x, axis=axis, keepdims=True),
     "sum_in_loop": lambda x, ones: jnp.sum(x, axis=1),
     "cumsum": lambda x: jnp.cumsum(x, axis=0),
     "scan": lax.scan,
     "materialise": lambda tree: tree,
-    "broadcast_rows": lambda x, rows: jnp.broadcast_to(x, (*x.shape[:-2], rows, x.shape[-1])),
+    "broadcast": jnp.broadcast_to,
 }
 
 

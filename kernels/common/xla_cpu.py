@@ -5,7 +5,7 @@ that pays with no supported version of JAX is to be deleted.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import AxisType
 
 from seqzoo.kernels.common import implementations
+from seqzoo.kernels.common.vma import match_vma
 
 
 def matmul(x: Array, w: Array) -> Array:
@@ -34,14 +35,47 @@ def _on_mesh() -> bool:
     return any(size > 1 for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
 
 
-def sum_columns(x: Array) -> Array:
-    """`jnp.sum(x, axis=-1, keepdims=True)`.
+def product(spec: str, x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
+    """`jnp.einsum(spec, x, y)` in x's dtype, for reverse-mode differentiation; every index is in two of the three, "..." in x.
 
-    XLA:CPU adds one number at a time over the last axis; a product with ones is vectorised.
+    JAX's own gradient of x y to y is (dy^T x)^T; here it is x^T dy, and one of few rows and columns is transposed before it is stored.
+    That pays in delta rules with decays per channel, whose chunks are trees of small blocks.
+    """
+    return _product(spec, *match_vma((x, y)), precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _product(spec, x, y, precision):
+    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype)
+
+
+def _forward(spec, x, y, precision):
+    return _product(spec, x, y, precision), (x, y)
+
+
+def _backward(spec, precision, arguments, d):
+    (of_x, of_y), (_, _, of_d) = spec.partition("->")[0].split(","), spec.partition("->")
+    x, y = arguments
+    d_x = _product(f"{of_d},{of_y}->{of_x}", d, y, precision)
+    if of_d[-2:].isalpha() and implementations.on_cpu() and max(d.shape[-2:]) <= 16:
+        # XLA would fold the transposition into the product, and calls a library for each small product of columns by columns.
+        d, of_d = lax.optimization_barrier(jnp.swapaxes(d, -1, -2)), of_d[:-2] + of_d[:-3:-1]
+    return d_x, _product(f"{of_x},{of_d}->{of_y}", x, d, precision)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def sum_keepdims(x: Array, axis: int) -> Array:
+    """`jnp.sum(x, axis, keepdims=True)` over one of the last two axes.
+
+    XLA:CPU adds one number at a time where it sums over the last axis, or over few rows inside a fusion; a product with ones is
+    vectorised.
     """
     if not implementations.on_cpu():
-        return jnp.sum(x, axis=-1, keepdims=True)
-    return jnp.einsum("...wr,ri->...wi", x, jnp.ones((x.shape[-1], 1), x.dtype), precision=lax.Precision.HIGHEST)
+        return jnp.sum(x, axis=axis, keepdims=True)
+    spec = {-1: "...wr,ri->...wi", -2: "...rw,ri->...iw"}[axis]
+    return jnp.einsum(spec, x, jnp.ones((x.shape[axis], 1), x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def sum_in_loop(x: Array, ones: Array) -> Array:
@@ -60,7 +94,7 @@ def cumsum(x: Array) -> Array:
     if not implementations.on_cpu():
         return jnp.cumsum(x, axis=0)
     ones = jnp.asarray(np.tri(len(x)), x.dtype)
-    return jnp.einsum("nm,mx->nx", ones, x.reshape(len(x), -1), precision=lax.Precision.HIGHEST).reshape(x.shape)
+    return product("nm,mx->nx", ones, x.reshape(len(x), -1), lax.Precision.HIGHEST).reshape(x.shape)
 
 
 def scan(step: Callable, start: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
@@ -87,17 +121,31 @@ def materialise(tree: Any) -> Any:
     return lax.optimization_barrier(tree) if implementations.on_cpu() else tree
 
 
-def broadcast_rows(x: Array, rows: int) -> Array:
-    """`jnp.broadcast_to(x, (..., rows, d))` of x [..., 1, d]; the gradient of few rows is their sum by additions, stored."""
-    return _repeat(x, rows) if implementations.on_cpu() and rows <= 16 else _plain_repeat(x, rows)
+def broadcast(x: Array, shape: Sequence[int]) -> Array:
+    """`jnp.broadcast_to(x, shape)` along the last two axes, with the sums of the gradient as in `sum_keepdims`."""
+    for axis in (-2, -1):
+        if x.shape[axis] == 1 < shape[axis]:
+            x = (_repeat if implementations.on_cpu() else _plain_repeat)(x, axis, shape[axis])
+    return x
 
 
-def _plain_repeat(x, rows):
-    return jnp.broadcast_to(x, (*x.shape[:-2], rows, x.shape[-1]))
+def _plain_repeat(x, axis, size):
+    return jnp.broadcast_to(x, (*x.shape[:-2], size, x.shape[-1]) if axis == -2 else (*x.shape[:-1], size))
 
 
-_repeat = jax.custom_vjp(_plain_repeat, nondiff_argnums=(1,))
-_repeat.defvjp(
-    lambda x, rows: (_repeat(x, rows), None),
-    lambda rows, _, d: (materialise(functools.reduce(jnp.add, (d[..., i : i + 1, :] for i in range(rows)))),),
-)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _repeat(x, axis, size):
+    return _plain_repeat(x, axis, size)
+
+
+def _repeat_forward(x, axis, size):
+    return _repeat(x, axis, size), None
+
+
+def _repeat_backward(axis, size, _, d):
+    if axis == -2 and size <= 16:  # few rows: additions, stored, or each reader does them again
+        return (materialise(functools.reduce(jnp.add, (d[..., i : i + 1, :] for i in range(size)))),)
+    return (sum_keepdims(d, axis),)
+
+
+_repeat.defvjp(_repeat_forward, _repeat_backward)

@@ -33,9 +33,7 @@ def join(first: Array, second: Array) -> Array:
 
 def times(x: Array | None, y: Array) -> Array:
     """Computes x * y. None is 1; x may have a single row or column for all of y's."""
-    if x is None:
-        return y
-    return (xla_cpu.broadcast_rows(x, y.shape[-2]) if x.shape[-2] == 1 < y.shape[-2] else x) * y
+    return y if x is None else xla_cpu.broadcast(x, y.shape) * y
 
 
 @jax.custom_vjp

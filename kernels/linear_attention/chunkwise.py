@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..common import implementations
+from ..common import implementations, xla_cpu
 from ..common.vma import zeros_like_vma
 from . import inter_chunk, intra_chunk, recurrent
-from .products import product
 
 
 def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, save):
@@ -72,7 +71,7 @@ def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_
     def step(carry, i_and_states):
         (r, gradients), (i, states) = carry, i_and_states
         inputs_i, others_i = jax.tree.map(lambda x: chunking.get(x, i), (inputs, others))
-        do_i, u = others_i
+        (do_i, u), states = xla_cpu.materialise((others_i, states))
         saved = inter_chunk.Residuals(states if len(states) > 1 else None, u)
         _, pullback = jax.vjp(lambda *inputs_and_s: block(*inputs_and_s, residuals=saved)[:2], *inputs_i, states[0])
         *gradients_i, r = pullback((do_i.astype(r.dtype), r))
@@ -169,7 +168,7 @@ def block_function(q, k, v, transition, scale, read_before_write):
     """The function that computes one block: (q, k, v, transition, s, residuals) -> (o, last state, states, u)."""
     # Products of float32 must not be rounded to TF32 or bfloat16; those of narrower inputs may, their inputs were already.
     wide = jnp.result_type(q, k, v).itemsize >= 4
-    einsum = functools.partial(product, precision=lax.Precision.HIGHEST if wide else lax.Precision.DEFAULT)
+    einsum = functools.partial(xla_cpu.product, precision=lax.Precision.HIGHEST if wide else lax.Precision.DEFAULT)
     if shares_scores(transition):
         intra = intra_chunk.head_decay
     else:

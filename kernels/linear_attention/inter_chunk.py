@@ -24,11 +24,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..common import xla_cpu
-from .block_tree import inverse, times
+from .block_tree import inverse
 from .intra_chunk import LowRank
-from .products import product
 
-_einsum = functools.partial(product, precision=lax.Precision.HIGHEST)  # states keep all their digits
+_einsum = functools.partial(xla_cpu.product, precision=lax.Precision.HIGHEST)  # states keep all their digits
 
 
 class Residuals(NamedTuple):
@@ -128,7 +127,7 @@ delta_states.defvjp(_delta_states_forward, _delta_states_backward)
 
 def decayed(decay, s):
     """The state after a chunk's decay."""
-    return s if decay is None else times(decay, s)
+    return s if decay is None else xla_cpu.broadcast(decay, s.shape) * s
 
 
 def decay_gradient(decay, states, after):

@@ -224,7 +224,7 @@ def decayed_outputs(einsum, scores, v, decays, read_before_write):
 
 def block_scores(einsum, q, k):
     """q k^T within blocks [z, blocks, rows, width]."""
-    return einsum("zBik,zBjk->zBij", q, k) if q.shape[-2] > 1 else xla_cpu.sum_columns(q * k)
+    return einsum("zBik,zBjk->zBij", q, k) if q.shape[-2] > 1 else xla_cpu.sum_keepdims(q * k, axis=-1)
 
 
 def block_outputs(einsum, scores, v):

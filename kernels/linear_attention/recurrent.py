@@ -153,7 +153,7 @@ def decay_gradients(factors, before, r):
     if factors.value_decay is None:
         if factors.key_decay is None:
             return factors
-        of_keys = xla_cpu.sum_columns(product)[..., 0]
+        of_keys = xla_cpu.sum_keepdims(product, axis=-1)[..., 0]
         of_keys = of_keys if factors.key_decay.ndim == 3 else jnp.sum(of_keys, axis=-1)
         return factors._replace(key_decay=factors.key_decay * of_keys)
     if factors.key_decay is None:
