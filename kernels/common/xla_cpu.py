@@ -38,8 +38,8 @@ def _on_mesh() -> bool:
 def product(spec: str, x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
     """`jnp.einsum(spec, x, y)` in x's dtype, for reverse-mode differentiation; every index is in two of the three, "..." in x.
 
-    JAX's own gradient of x y to y is (dy^T x)^T; here it is x^T dy, and one of few rows and columns is transposed before it is stored.
-    That pays in delta rules with decays per channel, whose chunks are trees of small blocks.
+    JAX's own gradient of x y to y is (dy^T x)^T; here it is x^T dy, where a small dy is transposed and stored first. That pays in
+    delta rules with decays per channel, whose chunks are trees of small blocks.
     """
     return _product(spec, *match_vma((x, y)), precision)
 
