@@ -226,9 +226,8 @@ def _read(words: tuple[str, ...], field: str, held_out: float, files: tuple[File
         parts[document.split(held_out)].add(document, tokenizer)
         digest = digests.setdefault(document.file.label, hashlib.sha256())
         if document.row is not None:
-            digest.update(
-                len(document.text).to_bytes(8, "little")
-            )  # otherwise the hash would not depend on the borders between rows
+            # The length, so that the hash depends on the borders between rows.
+            digest.update(len(document.text).to_bytes(8, "little"))
         digest.update(document.text)
         _check_size(words, sum(part.text_bytes for part in parts.values()))
     sources.check_splits(words, held_out, *(len(parts[name].starts) for name in SPLITS))

@@ -43,9 +43,7 @@ class Source(NamedTuple):
     path: Path
     shapes: Shapes
     settings: dict[str, Any]  # of the section `model`, as JSON has them
-    key: str | None = (
-        None  # the part of a run's state that holds the parameters: "params" or "ema"; None: a checkpoint of another project
-    )
+    key: str | None = None  # the parameters in a run's state: "params" or "ema"; None: a checkpoint of another project
 
 
 class Report(NamedTuple):
@@ -126,9 +124,6 @@ def _open_run(path: Path, settings: dict[str, Any]) -> Source:
     checkpoints = Checkpoints(path / "checkpoints")
     problem = "has no checkpoint"
     for step in reversed(checkpoints.steps()):
-        if (defect := damage(checkpoints.folder / str(step))) is not None:
-            problem = f"checkpoint {step} is damaged: {defect}"
-            continue
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 held: Any = checkpointer.metadata(checkpoints.folder / str(step)).item_metadata.tree
@@ -136,7 +131,7 @@ def _open_run(path: Path, settings: dict[str, Any]) -> Source:
             shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), held[key], is_leaf=lambda leaf: hasattr(leaf, "shape"))
             return Source(path, _flat(shapes), settings, key)
         except Exception as error:  # Orbax raises many types of error; each means that this checkpoint cannot be read
-            problem = f"checkpoint {step} does not load: {error_reason(error)}"
+            problem = f"checkpoint {step} does not load: {damage(checkpoints.folder / str(step)) or error_reason(error)}"
     raise ValueError(f"{problem}; wanted a run with a complete checkpoint")
 
 
