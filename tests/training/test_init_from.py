@@ -119,6 +119,12 @@ def test_an_older_checkpoint_is_taken_where_the_latest_is_damaged(tmp_path):
     assert_same(loaded, older)
 
 
+def test_the_missing_file_of_the_only_checkpoint_is_named(tmp_path):
+    (saved_run(tmp_path / "source", 2) / "checkpoints" / "2" / "_METADATA").unlink()
+    with pytest.raises(init_from.InitFromError, match="checkpoint 2 does not load: _METADATA is missing; wanted"):
+        training.check(tiny(model__init_from=str(tmp_path / "source")))
+
+
 @pytest.fixture
 def mamba(tmp_path):
     tensors = mamba_tensors()
