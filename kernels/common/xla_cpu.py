@@ -38,8 +38,8 @@ def _on_mesh() -> bool:
 def product(spec: str, x: Array, y: Array, precision: lax.Precision | None = None) -> Array:
     """`jnp.einsum(spec, x, y)` in x's dtype, for reverse-mode differentiation; every index is in two of the three, "..." in x.
 
-    JAX's own gradient of x y to y is (dy^T x)^T; here it is x^T dy, where a small dy is transposed and stored first. That pays in
-    delta rules with decays per channel, whose chunks are trees of small blocks.
+    JAX's own gradient of x y to y is (dy^T x)^T; here it is x^T dy, where a small dy is transposed and stored first. That pays
+    with decays per channel, whose chunks are trees of small blocks (JAX 0.10.2).
     """
     return _product(spec, *match_vma((x, y)), precision)
 
@@ -98,7 +98,7 @@ def cumsum(x: Array) -> Array:
 
 
 def scan(step: Callable, start: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan` over a few large elements, unrolled. It pays with JAX 0.11, and costs about as much with JAX 0.10."""
+    """`lax.scan` over a few large elements, unrolled: on CPUs the slices and updates of a loop cost a part of such a step."""
     return lax.scan(step, start, xs, reverse=reverse, unroll=implementations.on_cpu() or 1)
 
 
