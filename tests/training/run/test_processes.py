@@ -20,7 +20,7 @@ from seqzoo import config, convert, training
 from seqzoo.training.run import metrics
 
 TRAIN = Path(__file__).parents[3] / "train.py"
-PATIENCE = 120  # seconds, for what never comes
+PATIENCE = 600  # seconds, for what never comes; two processes on two busy cores may take minutes
 # What Gloo's threads print is one message in pieces, any of which may stand between those of another thread, or alone on a line;
 # the last piece is the line's end.
 GLOO = re.compile(r"\[Gloo\]| is connected to | peer ranks|^\d*$")
