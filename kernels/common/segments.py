@@ -33,17 +33,23 @@ def previous_token(segment_ids: Array) -> Array:
 
 def starts(segment_ids: Array, initial_segment: Array | None = None) -> Array:
     """[b, t] bool: the tokens that begin a document and forget everything before it."""
+    return _begin(segment_ids, initial_segment, lambda previous: previous != 0)
+
+
+def _begin(segment_ids, initial_segment, where):
+    """The tokens that begin a document, where `where(id of the token before, 0 if there is none)` holds too."""
 
     def local(ids, carried):
         if shards.time is not None:
             carried = sharding.prefix_over_shards(_latest, _last_real(ids), carried, shards.time)
         before = previous_token(ids)
         previous = jnp.where(before < 0, carried[:, None], jnp.take_along_axis(ids, jnp.maximum(before, 0), axis=1))
-        return (ids != 0) & (previous != 0) & (ids != previous)
+        return (ids != 0) & (ids != previous) & where(previous)
 
     shards = _plan(segment_ids)
-    carried = jnp.zeros_like(segment_ids[:, 0]) if initial_segment is None else initial_segment.astype(segment_ids.dtype)
-    return sharding.run_sharded(shards, local, (segment_ids, carried), ("b t", "b"), "b t")
+    ids = segment_ids.astype(jnp.int32)  # ids of a narrower dtype are compared with the int32 of a state
+    carried = jnp.zeros_like(ids[:, 0]) if initial_segment is None else initial_segment.astype(jnp.int32)
+    return sharding.run_sharded(shards, local, (ids, carried), ("b t", "b"), "b t")
 
 
 def first_tokens(segment_ids: Array | None, initial_segment: Array, length: int) -> Array:
@@ -54,8 +60,7 @@ def first_tokens(segment_ids: Array | None, initial_segment: Array, length: int)
     if segment_ids is None:
         indices = lax.broadcasted_iota(jnp.int32, (initial_segment.shape[0], length), 1)
         return (indices == 0) & (initial_segment == 0)[:, None]
-    unused = jnp.iinfo(initial_segment.dtype).min  # an id that differs from any document's
-    return starts(segment_ids, jnp.where(initial_segment == 0, unused, initial_segment))
+    return _begin(segment_ids, initial_segment, lambda previous: True)
 
 
 def relabel(segment_ids: Array, initial_segment: Array | None = None) -> Array:

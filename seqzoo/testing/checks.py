@@ -86,10 +86,11 @@ def check_packing(it: MixerUnderTest) -> None:
 
 
 def check_state(it: MixerUnderTest) -> None:
-    """A state comes back with its shapes and dtypes, has the bytes that are reported, and recompiles nothing."""
+    """A state comes back with its shapes and dtypes, has the bytes that are reported, may be donated, and recompiles nothing."""
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
     wanted, found = shapes(it.empty_state()), shapes(it.packed.state)
     assert wanted == found == shapes(it.state), f"{it}: the state comes back as {found}, wanted {wanted}"
+    jax.jit(lambda state: state, donate_argnums=0)(it.empty_state())  # fails if two leaves share a buffer
     x, dy, dstate = it.inputs(5)
     it(it.packed.state, x, SEGMENT_IDS, dy, dstate)
     assert it.traced == 1, f"{it}: a state that was returned compiles the mixer again"

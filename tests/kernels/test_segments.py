@@ -40,6 +40,16 @@ def test_starts_numbers_positions_and_last_ids_are_those_of_a_plain_reading():
     assert all(a.dtype == jnp.int32 for a in (numbers, positions, count, last))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32])
+def test_ids_of_any_integer_dtype_give_the_same(dtype):
+    ids, first = jnp.asarray(IDS, dtype), jnp.asarray(FIRST)
+    wide = jnp.asarray(IDS)
+    np.testing.assert_array_equal(segments.starts(ids, first), segments.starts(wide, first))
+    np.testing.assert_array_equal(segments.first_tokens(ids, first, 13), segments.first_tokens(wide, first, 13))
+    np.testing.assert_array_equal(segments.relabel(ids, first), segments.relabel(wide, first))
+    np.testing.assert_array_equal(segments.last_segment(ids, first), segments.last_segment(wide, first))
+
+
 def test_an_id_that_comes_back_opens_a_third_document():
     assert segments.relabel(jnp.array([[1, 2, 0, 1]])).tolist() == [[0, 1, -1, 2]]
 
@@ -56,6 +66,11 @@ def test_the_first_document_of_all_has_a_first_token_too():
     seen = jnp.array([0, 1, 2, 0], jnp.int32)
     wanted = [[0, 1, 0, 0, 1], [0, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]
     assert segments.first_tokens(ids, seen, 5).astype(int).tolist() == wanted
+    lowest = jnp.iinfo(jnp.int32).min  # an id like any other
+    assert (
+        segments.first_tokens(jnp.where(ids == 1, lowest, ids), jnp.where(seen == 1, lowest, seen), 5).astype(int).tolist()
+        == wanted
+    )
     assert segments.first_tokens(None, seen[:2], 3).astype(int).tolist() == [[1, 0, 0], [0, 0, 0]]
 
 

@@ -50,5 +50,5 @@ class TimeInvariantMixer(Mixer):
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> ComplexState:
         """Both parts zero; `max_length` has no influence on their size."""
-        zeros = jnp.zeros((batch, *self.state_shape()), jnp.promote_types(jnp.float32, self.cache_dtype(dtype)))
-        return ComplexState(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+        zeros = lambda: jnp.zeros((batch, *self.state_shape()), jnp.promote_types(jnp.float32, self.cache_dtype(dtype)))
+        return ComplexState(zeros(), zeros(), jnp.zeros((batch,), jnp.int32))
