@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from seqzoo.data.json_files import DamagedFile
     from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
     from seqzoo.training.run import distributed
+    from seqzoo.training.run.lock import LockedError
     from seqzoo.training.run.run_dir import RunDirError
 
     try:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = fail(error, 1)
         distributed.abort(code)
         return code
-    except (UsageError, InitFromError, RunDirError, DamagedFile, FileNotFoundError) as error:
+    except (UsageError, InitFromError, RunDirError, LockedError, DamagedFile, FileNotFoundError) as error:
         return fail(error, 2)
 
 

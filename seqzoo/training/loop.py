@@ -20,6 +20,7 @@ from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
 from seqzoo.training.run.checkpoint import Checkpoints
 from seqzoo.training.run.clock import Clock
+from seqzoo.training.run.lock import RunLock
 from seqzoo.training.run.metrics import Metrics
 from seqzoo.training.run.mfu import mfu, training_flops
 from seqzoo.training.run.profiling import Profiler
@@ -59,8 +60,9 @@ def train(
       "bits_per_byte".
     Raises:
       ValueError: settings that do not fit, or a folder that holds something else. Diverged: numbers that are not finite.
-      CheckpointError: checkpoints exist and none loads. Interrupted: SIGINT or SIGTERM, after saving.
-      WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
+      LockedError: another process trains in the folder. CheckpointError: checkpoints exist and none loads.
+      Interrupted: SIGINT or SIGTERM, after saving. WriteError: the disk is full, or the folder cannot be written; the last good
+        checkpoint is as it was.
     """
     console = console or Console(quiet=not distributed.is_main_process())
     profiling.enable_compilation_cache(experiment.run.compilation_cache)
@@ -73,14 +75,21 @@ def train(
     def enter() -> tuple[Path, dict[str, Any] | None]:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
-        return run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed), finished
+        opened = run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed, lock=lock)
+        return opened, finished
 
-    opened, finished = distributed.from_main_process(enter)
-    if finished:
-        more = f"for more steps: train.py resume {opened} --training.steps N --changed"
-        console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
-        return finished
-    return _Loop(setup, opened, console).run()
+    lock = RunLock(Path(folder))
+    try:
+        opened, finished = distributed.from_main_process(enter)
+        if finished:
+            more = f"for more steps: train.py resume {opened} --training.steps N --changed"
+            console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
+            return finished
+        if lock.note:
+            console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
+        return _Loop(setup, opened, console).run()
+    finally:
+        lock.release()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:

@@ -6,6 +6,7 @@ environment.json   versions, git revision, devices, command line; one more entry
 metrics.jsonl      one line per logged step and evaluation set
 summary.json       step, results and throughput so far
 checkpoints/       one directory per kept step
+lock               held by the process that trains here
 """
 
 import importlib.metadata
@@ -24,7 +25,8 @@ import seqzoo
 from seqzoo import config
 from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, write_text
 from seqzoo.data.json_files import read_json, require
-from seqzoo.training.run.checkpoint import Checkpoints
+from seqzoo.training.run.checkpoint import ABOUT, Checkpoints
+from seqzoo.training.run.lock import RunLock
 
 DATA = "data.json"
 CHANGED = "--changed"  # `changed` on the command line
@@ -57,6 +59,7 @@ def create_or_resume(
     *,
     data: dict[str, str] | None = None,
     changed: bool = False,
+    lock: RunLock,
 ) -> Path:
     """Opens a folder for a run, new or resumed, and records config and environment, and `mesh` if it is not the config's.
 
@@ -64,14 +67,16 @@ def create_or_resume(
       folder, experiment, mesh: as in `loop.train`.
       data: digests of the files that the task reads, `Task.fingerprint()`.
       changed: whether a run may continue with settings that change its numbers; they are recorded.
+      lock: of the folder; it is taken here, once the folder is known to be that of a run, and before anything in it changes.
     Raises:
-      RunDirError: the folder holds another experiment, other data, or other files; nothing is written then. WriteError: it
-        cannot be written.
+      LockedError: another process trains there. RunDirError: the folder holds another experiment, other data, or other files;
+        nothing is written then. WriteError: it cannot be written.
     """
     folder = Path(folder)
     path = folder / "config.json"
     more: dict[str, Any] = {} if mesh is None else {"mesh": mesh.model_dump()}
     if path.exists():
+        lock.acquire()
         held = config.load_json(path)
         if not isinstance(held, config.Experiment):
             raise RunDirError(f"{folder} holds a comparison, wanted a new folder or one of the experiment that is to be resumed")
@@ -89,6 +94,7 @@ def create_or_resume(
     else:
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         if data:
             write_json(folder / DATA, data)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
@@ -109,7 +115,11 @@ def _check_checkpoint(folder: Path, experiment: config.Experiment) -> None:
     if about is None:
         return
     path, settings = about
-    differing = _numerical(config.difference(config.Experiment(**settings), experiment))
+    try:
+        saved = config.Experiment(**settings)
+    except config.ConfigError as error:
+        raise RunDirError(f"{path / ABOUT} has no valid settings ({error}); wanted those of the run, or {CHANGED}") from error
+    differing = _numerical(config.difference(saved, experiment))
     if differing := {name: both for name, both in differing.items() if not name.startswith("mesh.")}:
         raise RunDirError(
             f"{path} was saved with other settings ({_as_text(differing)}); wanted config.json as it was, or {CHANGED}"
