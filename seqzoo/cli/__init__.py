@@ -52,7 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = fail(error, 1)
         distributed.abort(code)
         return code
-    except (UsageError, InitFromError, RunDirError, LockedError, DamagedFile, FileNotFoundError) as error:
+    except (
+        UsageError,
+        InitFromError,
+        RunDirError,
+        LockedError,
+        DamagedFile,
+        distributed.DisagreementError,
+        FileNotFoundError,
+    ) as error:
         return fail(error, 2)
 
 

@@ -67,15 +67,20 @@ def train(
     console = console or Console(quiet=not distributed.is_main_process())
     profiling.enable_compilation_cache(experiment.run.compilation_cache)
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    data = setup.task.fingerprint()
+    distributed.check_agreement(_identity(setup.experiment) | {f"data {name}": str(digest) for name, digest in data.items()})
     distributed.check_mesh(setup.mesh)
     if not distributed.from_main_process(Checkpoints(Path(folder) / "checkpoints").steps):
         init_from.check(setup)
     metric_writers.check(experiment.run.log)
 
+    if changed:  # settings that do not fit the checkpoints are refused before config.json takes them
+        Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, lambda line: console.print(line, markup=False))
+
     def enter() -> tuple[Path, dict[str, Any] | None]:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
-        opened = run_dir.create_or_resume(folder, experiment, mesh, data=setup.task.fingerprint(), changed=changed, lock=lock)
+        opened = run_dir.create_or_resume(folder, experiment, mesh, data=data, changed=changed, lock=lock)
         return opened, finished
 
     lock = RunLock(Path(folder))
@@ -95,12 +100,20 @@ def train(
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
     """Raises ValueError if the experiment does not fit its task, its model, the devices or installed packages. Writes nothing.
 
+    With several processes all must call it, and it also raises if they differ in settings or versions.
+
     resumed: the run already has parameters, so `model.init_from` is not read.
     """
     metric_writers.check(experiment.run.log)
     setup = prepare(experiment)
+    distributed.check_agreement(_identity(experiment))
     if not resumed:
         init_from.check(setup)
+
+
+def _identity(experiment: config.Experiment) -> dict[str, str]:
+    """All that processes of one run must have in common before they read data: settings and versions."""
+    return {name: repr(value) for name, value in config.settings(experiment).items()} | run_dir.versions()
 
 
 class _Pending(NamedTuple):

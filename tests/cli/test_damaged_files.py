@@ -124,3 +124,14 @@ def test_an_edited_config_that_fits_no_model_is_refused_in_one_line(run, tmp_pat
     assert main(["resume", str(copy)]) == 2
     said = capsys.readouterr().err
     assert "heads=3 does not divide d_model=16" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--model.d-model", "32"), ("--optimizer.rule", "sgd")], ids=lambda words: words[0])
+def test_settings_that_do_not_fit_the_checkpoints_change_nothing(run, tmp_path, capsys, words):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert main(["resume", str(copy), "--training.steps", "9", *words, "--changed"]) == 1
+    assert "wanted the settings it was saved with" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert main(["resume", str(copy)]) == 0

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
@@ -147,7 +148,7 @@ class Checkpoints:
         failed: dict[int, str] = {}
         for step in reversed(distributed.from_main_process(self.steps) if only is None else [only]):
             path = self.folder / str(step)
-            problem = distributed.from_main_process(lambda path=path: damage(path))
+            problem = distributed.from_main_process(lambda path=path: damage(path) or misfit(path, abstract))
             if problem is None:
                 try:
                     with ocp.StandardCheckpointer() as checkpointer:
@@ -158,7 +159,7 @@ class Checkpoints:
             report(f"checkpoint {path} does not load: {problem}")
         if failed:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in failed.items())
-            raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}). Remove the folder to start from scratch.")
+            raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}); wanted the settings it was saved with")
         return None, failed
 
     def _clear(self) -> list[str]:
@@ -208,6 +209,30 @@ def damage(path: Path) -> str | None:
         return f"{', '.join(unknown)} is not listed in {DIGESTS}"
     changed = [name for name in wanted if found[name] != wanted[name]]
     return f"{', '.join(changed)} is not as it was written" if changed else None
+
+
+def misfit(path: Path, abstract: State) -> str | None:
+    """Parameters, or else the optimizer state, that have other shapes in a checkpoint than in `abstract`; None if all fit.
+
+    Orbax would find the same, but in pages of text of TensorStore.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        held: Any = checkpointer.metadata(path).item_metadata
+    if held is None:
+        return None  # `restore` will say what is wrong
+    there, here = (_shapes(tree.get("params", {})) for tree in (held.tree, abstract))
+    names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    shown = [f"parameter {name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in names]
+    if shown:
+        return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
+    there, here = (sorted(_shapes(tree.get("opt_state", {})).values()) for tree in (held.tree, abstract))
+    return None if there == here else f"its optimizer state has {len(there)} arrays, wanted {len(here)} or of other shapes"
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+    return {".".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def _files(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ the disk is made by process 0 and sent to the others by `from_main_process`, so 
 """
 
 import itertools
+import json
 import os
 import pickle
 import sys
@@ -17,6 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 T = TypeVar("T")
+
+
+class DisagreementError(ValueError):
+    """Processes of one run that were started with different settings, versions or data. The message names what differs."""
+
 
 WANTED = "off, auto, or ADDRESS:PORT/COUNT/INDEX such as 10.0.0.1:1234/2/0"
 
@@ -68,6 +74,25 @@ def from_main_process(call: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
+
+
+def check_agreement(found: dict[str, str]) -> None:
+    """Raises DisagreementError in every process unless all have the same values: settings, versions, data.
+
+    Processes that train with different settings would finish, and with wrong numbers. Every process must call it.
+    """
+    if not is_multiprocess():
+        return
+    wanted: dict[str, str] = json.loads(_broadcast(json.dumps(found).encode()))
+    differing = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    counts = np.ravel(multihost_utils.process_allgather(np.int32(len(differing))))
+    if not counts.any():
+        return
+    if differing:
+        shown = "; ".join(f"{name} is {found.get(name, 'absent')} here, {wanted.get(name, 'absent')} there" for name in differing)
+        raise DisagreementError(f"process {jax.process_index()} differs from process 0: {shown}; start all with the same command")
+    others = ", ".join(str(index) for index, count in enumerate(counts) if count)
+    raise DisagreementError(f"process {others} differs from process 0 in settings, versions or data; its own message says in which")
 
 
 def _broadcast(message: bytes) -> bytes:

@@ -170,12 +170,17 @@ def environment() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
-        "versions": {"seqzoo": seqzoo.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "python": platform.python_version(),
         "git": git_revision(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
         "processes": jax.process_count(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of seqzoo and of the packages that numbers depend on."""
+    return {"seqzoo": seqzoo.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 
@@ -18,19 +17,31 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from seqzoo.training.run.lock import RunLock
-RunLock(Path(sys.argv[1])).acquire()
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
 
 
-def test_the_second_process_is_refused_until_the_first_is_killed(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=f"is in use by process {other.pid} on "):
-            RunLock(tmp_path).acquire()
-        other.send_signal(signal.SIGKILL)
-    RunLock(tmp_path).acquire()
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_process_is_refused_until_the_first_is_killed(holder, tmp_path):
+    with pytest.raises(LockedError, match=f"is in use by process {holder.pid} on "):
+        RunLock(tmp_path).acquire()
+    holder.kill()
+    holder.wait()
+    free = RunLock(tmp_path)
+    free.acquire()
+    free.release()
 
 
 def test_a_lock_that_is_released_can_be_taken_again(tmp_path):
@@ -38,7 +49,9 @@ def test_a_lock_that_is_released_can_be_taken_again(tmp_path):
     first.acquire()
     assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
     first.release()
-    RunLock(tmp_path).acquire()
+    second = RunLock(tmp_path)
+    second.acquire()
+    second.release()
 
 
 def test_no_run_starts_or_resumes_in_a_folder_in_use_and_nothing_there_changes(tmp_path, capsys):

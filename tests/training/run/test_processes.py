@@ -111,6 +111,18 @@ def pair(start, *words, devices):
 
 
 @pytest.mark.slow
+def test_two_processes_with_different_settings_both_end_before_the_first_step(start, tmp_path):
+    write_config(tmp_path, tiny(mesh__fsdp=2))
+    where = address()
+    words = (("--optimizer.learning-rate", 0.5), ())
+    processes = [start("my.py", *more, "--distributed", f"{where}/2/{index}") for index, more in enumerate(words)]
+    (code, _, first), (other, _, second) = map(ended, processes)
+    assert code == other == 2 and not (tmp_path / "runs").exists(), (first, second)
+    assert "process 1 differs from process 0: optimizer.learning_rate is 0.001 here, 0.5 there; start all with the same" in second
+    assert "process 1 differs from process 0 in settings, versions or data" in first
+
+
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_one_process_resumes_bitwise(start, digest, numbers, tmp_path):
     """Bitwise, since sums over two devices have one order only."""
     often = dict(training__eval_every=300, training__checkpoint_every=200, training__log_every=20)
