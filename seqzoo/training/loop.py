@@ -25,7 +25,7 @@ from seqzoo.training.run.metrics import Metrics
 from seqzoo.training.run.mfu import mfu, training_flops
 from seqzoo.training.run.profiling import Profiler
 from seqzoo.training.run.signals import Interrupted, StopSignals
-from seqzoo.training.state import State, TrainSetup, initialise, prepare
+from seqzoo.training.state import State, TrainSetup, averaged, initialise, prepare
 from seqzoo.training.step import evaluator, train_step
 
 
@@ -304,7 +304,7 @@ class _Loop:
         if not self.is_due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
             return
         with self.clock.phase("eval"):
-            results = self.evaluate(state.get("ema", state["params"]), self.stopping)
+            results = self.evaluate(averaged(state), self.stopping)
         if results is None:
             return
         losses = {f"{name} loss": result["loss"] for name, result in results.items()}

@@ -10,7 +10,7 @@ from seqzoo import config
 from seqzoo.model import LanguageModel
 from seqzoo.training.run import distributed, run_dir
 from seqzoo.training.run.checkpoint import Checkpoints
-from seqzoo.training.state import State, TrainSetup, prepare
+from seqzoo.training.state import State, TrainSetup, averaged, prepare
 from seqzoo.training.step import evaluator
 
 
@@ -39,7 +39,7 @@ def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
     `step` chooses one of the run's checkpoints (training.keep_best keeps the best one); None is the latest.
     """
     setup, state = restore(folder, print, config.Mesh(fsdp=1), step)
-    return setup.model(jax.device_put(state.get("ema", state["params"]), jax.devices()[0]))
+    return setup.model(jax.device_put(averaged(state), jax.devices()[0]))
 
 
 def evaluate_run(
@@ -49,6 +49,6 @@ def evaluate_run(
     in training)."""
     setup, state = restore(folder, say, mesh, step)
     with jax.set_mesh(setup.mesh):
-        results = evaluator(setup)(state.get("ema", state["params"]))
+        results = evaluator(setup)(averaged(state))
     parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in setup.task.eval_sets()}
     return int(state["step"]), {name: {**result, **parts[name]} for name, result in (results or {}).items()}

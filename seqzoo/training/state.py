@@ -116,10 +116,18 @@ def _initial(
     parameters = _replaced(nnx.to_pure_dict(nnx.state(model, nnx.Param)), loaded or {})
     state = {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}
     if experiment.training.ema is not None:
-        state["ema"] = jax.tree.map(jnp.copy, parameters)
+        # In float32 at least: a decay of 0.999 would round away most of what a bfloat16 average adds.
+        state["ema"] = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(jnp.float32, p.dtype)), parameters)
     if task.stateful:
         state["carry"] = _empty_carry(model, task.spec(0).batch)
     return state
+
+
+def averaged(state: State) -> dict[str, Any]:
+    """The parameters to evaluate and to use: their moving average if the run keeps one, in their own dtype."""
+    if "ema" not in state:
+        return state["params"]
+    return jax.tree.map(lambda mean, parameter: mean.astype(parameter.dtype), state["ema"], state["params"])
 
 
 def _replaced(tree: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

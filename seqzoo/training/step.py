@@ -78,7 +78,8 @@ def train_step(setup: TrainSetup) -> Wrapped:
             after["carry"] = carry
         # The average counts steps, not updates, so its horizon in tokens is constant (Busbridge et al. 2023, 2307.13813).
         if settings.training.ema is not None:
-            after["ema"] = optax.incremental_update(parameters, state["ema"], 1 - settings.training.ema)
+            wide = jax.tree.map(lambda parameter, mean: parameter.astype(mean.dtype), parameters, state["ema"])
+            after["ema"] = optax.incremental_update(wide, state["ema"], 1 - settings.training.ema)
         return after, metrics
 
     return step
