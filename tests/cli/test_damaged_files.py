@@ -71,6 +71,13 @@ def damaged(run, tmp_path):
 
 
 READERS = ("inspect", "plot", "resume")
+
+
+def contents(folder):
+    """The bytes of all files of a run but its lock, which says who held it last."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
 CASES = [(name, damage) for name in SMALL for damage in DAMAGES if name == "metrics.jsonl" or "line" not in damage]
 
 
@@ -78,7 +85,7 @@ CASES = [(name, damage) for name in SMALL for damage in DAMAGES if name == "metr
 def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, monkeypatch, name, damage):
     monkeypatch.chdir(tmp_path)
     folder = damaged(name, damage)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
     for command in READERS:
         code = main([command, str(folder)])
         said = capsys.readouterr().err
@@ -87,9 +94,9 @@ def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, 
             assert said.startswith("error: ") and said.count("\n") == 1, said[:2000]
             assert name in said or str(folder) in said or "Metrics of softmax(heads=2): none yet" in said, said
             assert len(said) < 1000, said[:2000]
-            assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+            assert contents(folder) == before
         else:
-            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            before = contents(folder)
 
 
 def test_a_digest_lists_every_file(run, tmp_path):
@@ -130,8 +137,8 @@ def test_an_edited_config_that_fits_no_model_is_refused_in_one_line(run, tmp_pat
 def test_settings_that_do_not_fit_the_checkpoints_change_nothing(run, tmp_path, capsys, words):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    before = contents(copy)
     assert main(["resume", str(copy), "--training.steps", "9", *words, "--changed"]) == 1
     assert "wanted the settings it was saved with" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert contents(copy) == before
     assert main(["resume", str(copy)]) == 0
