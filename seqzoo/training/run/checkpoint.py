@@ -230,9 +230,15 @@ def misfit(path: Path, abstract: State) -> str | None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its dotted name, of a random key that of its words: Orbax stores these."""
+
+    def shape(leaf):
+        is_key = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return tuple((jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf).shape)
+
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-    return {".".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+    return {".".join(map(name, path)): shape(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def _files(path: Path) -> list[str]:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from helpers.tiny import tiny
+from seqzoo import training
 from seqzoo.data.atomic_io import WriteError
-from seqzoo.training.run.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage
+from seqzoo.training.run.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage, misfit
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,29 @@ def test_if_all_checkpoints_are_damaged_it_is_an_error_and_nothing_is_moved(tmp_
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"step 2: manifest.ocdbt is missing; step 1:"):
         checkpoints.resume(abstract(state_at(1)), print)
     assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer__noise": 1e-4, "optimizer__accumulate_steps": "0:1, 9:2", "optimizer__skip_limit": 2},
+        {
+            "optimizer__rule": "adafactor",
+            "training__ema": 0.9,
+            "model__layers": ("mamba(state=4)", "gla(heads=2)"),
+            "model__depth": 3,
+        },
+        {"optimizer__rule": "muon", "model__param_dtype": "bfloat16"},
+    ],
+    ids=("a random key", "factored moments", "bfloat16"),
+)
+def test_a_checkpoint_fits_the_settings_it_was_saved_with_and_no_others(values, tmp_path):
+    """A random key in the optimizer's state is stored as its words."""
+    setup = training.prepare(tiny(**values))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.resume(setup.abstract, print)
+        checkpoints.save(training.initialise(setup))
+    assert misfit(tmp_path / "0", setup.abstract) is None
+    assert "optimizer state" in misfit(tmp_path / "0", training.prepare(tiny(**values | {"optimizer__rule": "sgd"})).abstract)
+    wider = training.prepare(tiny(**values, model__d_model=32)).abstract
+    assert "parameter embedding is (32, 16) there, (32, 32) here" in misfit(tmp_path / "0", wider)
