@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
@@ -233,7 +234,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its dotted name, of a random key that of its words: Orbax stores these."""
 
     def shape(leaf):
-        is_key = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return tuple((jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf).shape)
 
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
