@@ -100,7 +100,7 @@ def test_a_constructor_checks_what_a_spec_string_checks():
         with pytest.raises(SpecError, match=f"gla: dtype='{dtype}', wanted a floating-point dtype"):
             GatedLinearAttention(WIDTH, dtype=dtype, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"rngs=0, wanted flax\.nnx\.Rngs"):
-        GatedLinearAttention(WIDTH, rngs=0)  # pyright: ignore[reportArgumentType]
+        GatedLinearAttention(WIDTH, rngs=0)
 
 
 def test_typed_settings_stand_where_a_spec_string_stands():

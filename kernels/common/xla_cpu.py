@@ -98,7 +98,7 @@ def cumsum(x: Array) -> Array:
 
 
 def scan(step: Callable, start: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan` over a few large elements, unrolled: on CPUs the slices and updates of a loop cost a part of such a step."""
+    """`lax.scan` over a few large elements, unrolled: on CPUs a loop spends a part of each step on slices and updates."""
     return lax.scan(step, start, xs, reverse=reverse, unroll=implementations.on_cpu() or 1)
 
 

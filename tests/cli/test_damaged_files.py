@@ -139,6 +139,6 @@ def test_settings_that_do_not_fit_the_checkpoints_change_nothing(run, tmp_path, 
     shutil.copytree(run, copy)
     before = contents(copy)
     assert main(["resume", str(copy), "--training.steps", "9", *words, "--changed"]) == 1
-    assert "wanted the settings it was saved with" in capsys.readouterr().err
+    assert "wanted its files and its settings as saved" in capsys.readouterr().err
     assert contents(copy) == before
     assert main(["resume", str(copy)]) == 0

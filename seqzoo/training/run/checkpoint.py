@@ -160,7 +160,7 @@ class Checkpoints:
             report(f"checkpoint {path} does not load: {problem}")
         if failed:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in failed.items())
-            raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}); wanted the settings it was saved with")
+            raise CheckpointError(f"no checkpoint in {self.folder} loads ({reasons}); wanted its files and its settings as saved")
         return None, failed
 
     def _clear(self) -> list[str]:
