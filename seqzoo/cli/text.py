@@ -58,6 +58,8 @@ def prepare(arguments: list[str], console: Console) -> int:
     console.print(table)
     if manifest.skipped:
         console.print(f"binary files skipped: {manifest.skipped}")
+    if unknown := sum(manifest.split(name).unknown for name in data.SPLITS):
+        console.print(f"tokens for text that the tokenizer does not know: {unknown:,}")
     return 0
 
 
