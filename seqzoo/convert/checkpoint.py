@@ -12,6 +12,8 @@ from seqzoo.data.json_files import DamagedFile, read_json
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"  # maps tensors to files, if there are several
 WEIGHTS = "model.safetensors"
+SHOWN = 8  # problems listed in a message: a file of another model has hundreds
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors spells them
 
 # Written by transformers for every model; without effect on the output for token ids.
 NO_EFFECT: tuple[str, ...] = (
@@ -76,8 +78,12 @@ class Config:
 class Checkpoint:
     """A folder with config.json and safetensors files; tensors are read one at a time, on demand.
 
+    Tensors are read from model.safetensors, or from the files that the index names, each from the file that the index names for it.
+    Other files in the folder are not read.
+
     Raises:
-      ConvertError: the folder, a file or a tensor that the index names is missing, or a file is damaged.
+      ConvertError: the folder, a file or a tensor that the index names is missing, or a file is damaged; a file holds a tensor that
+        the index does not assign to it; or there is an index and also a file that it does not name but that is read without one.
       ImportError: safetensors is not installed.
     """
 
@@ -86,18 +92,22 @@ class Checkpoint:
         self.config = Config(self._json(CONFIG), str(self.folder / CONFIG))
 
     def __enter__(self) -> "Checkpoint":
-        listed = self._json(INDEX).get("weight_map", {}) if (self.folder / INDEX).is_file() else {}
-        if not (isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())):
-            raise ConvertError(f"{self.folder / INDEX} is damaged: wanted weight_map={{tensor: file}}, found {str(listed)[:60]}")
-        if outside := sorted({name for name in listed.values() if Path(name).name != name}):
-            found = ", ".join(outside)
-            raise ConvertError(f"{self.folder / INDEX} names files outside its folder: {found}; wanted names of files in it")
+        index = self.folder / INDEX
+        weight_map = self._weight_map() if index.is_file() else None
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(self._file(name)) for name in sorted(set(listed.values())) or [WEIGHTS]]
-            self._at = {tensor: file for file in files for tensor in file.keys()}
-            absent = sorted(f"{tensor} in {name}" for tensor, name in listed.items() if tensor not in self._at)
-            if absent:
-                raise ConvertError(f"{self.folder / INDEX} names tensors that are not there: {', '.join(absent)}")
+            names = [WEIGHTS] if weight_map is None else sorted(set(weight_map.values()))
+            files = {name: stack.enter_context(self._file(name)) for name in names}
+            held = {(tensor, name) for name, file in files.items() for tensor in file.keys()}
+            assigned = held if weight_map is None else set(weight_map.items())
+            for wrong, problem in (
+                (assigned - held, "names tensors that are not there"),
+                (held - assigned, "does not name these tensors for the files that hold them"),
+            ):
+                if wrong:
+                    found = ", ".join(f"{tensor} in {name}" for tensor, name in sorted(wrong)[:SHOWN])
+                    more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+                    raise ConvertError(f"{index} {problem}: {found}{more}")
+            self._at = {tensor: files[name] for tensor, name in assigned}
             self._open = stack.pop_all()  # files stay open until __exit__
         return self
 
@@ -108,9 +118,25 @@ class Checkpoint:
         """Names of the tensors."""
         return self._at.keys()
 
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor, as safetensors spells it: "F32", "BF16", "F8_E4M3", "I64"."""
+        return self._at[name].get_slice(name).get_dtype()
+
     def read(self, name: str) -> np.ndarray:
         """A tensor, in the dtype of the file."""
         return self._at[name].get_tensor(name)
+
+    def _weight_map(self) -> dict[str, str]:
+        """The file of each tensor, from the index."""
+        index, listed = self.folder / INDEX, self._json(INDEX).get("weight_map")
+        if not (isinstance(listed, dict) and listed and all(isinstance(name, str) for name in listed.values())):
+            raise ConvertError(f"{index} is damaged: wanted weight_map={{tensor: file}}, found {str(listed)[:60]}")
+        if outside := sorted({name for name in listed.values() if Path(name).name != name}):
+            found = ", ".join(outside)
+            raise ConvertError(f"{index} names files outside its folder: {found}; wanted names of files in it")
+        if (self.folder / WEIGHTS).is_file() and WEIGHTS not in listed.values():
+            raise ConvertError(f"{self.folder} holds {WEIGHTS} and {INDEX}, which does not name it: remove one of the two")
+        return listed
 
     def _json(self, name):
         path = self.folder / name

@@ -11,13 +11,11 @@ from flax import nnx
 
 from seqzoo import mixers
 from seqzoo.convert.architecture import ModelMapping, model_mapping
-from seqzoo.convert.checkpoint import Checkpoint, ConvertError
+from seqzoo.convert.checkpoint import FLOATS, SHOWN, Checkpoint, ConvertError
 from seqzoo.convert.tensor_map import Rule
 from seqzoo.model import LanguageModel, params
 
 Built = TypeVar("Built", bound=nnx.Module)
-
-SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 
 
 def settings(folder: str | Path) -> dict[str, Any]:
@@ -114,16 +112,19 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
     filled: set[tuple[str, int | None]] = set()
     places = {_found(name, at[0].rule.alias, checkpoint): at for name, at in places.items()}
     problems = []
+    found = {name: checkpoint.dtype(name) for name in places if name in checkpoint.names()}
+    floats = {name for name, dtype in found.items() if dtype in FLOATS}
+    problems += [f"{name} is {found[name]}, wanted {', '.join(FLOATS)}" for name in sorted(found.keys() - floats)]
 
-    for name in sorted(set(places) & set(checkpoint.names())):
-        tensor = checkpoint.read(name)
+    for name in sorted(found):
+        tensor = checkpoint.read(name) if name in floats else None
         for rule, prefix, layer in places[name]:
             filled |= {(prefix + target, layer) for target in rule.targets}
+            if tensor is None or not set(rule.extra_inputs) <= floats:
+                continue  # reported already, or by the rule of the other tensor
             tied = rule.tied_to
-            if tied and tied in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(tied)):
+            if tied in floats and not np.array_equal(tensor, checkpoint.read(tied)):
                 problems.append(f"{name} differs from {tied}, with which config.json ties it")
-            if not set(rule.extra_inputs) <= set(checkpoint.names()):
-                continue  # the missing tensor is reported by its own rule
             try:
                 pieces = rule.make(tensor, *map(checkpoint.read, rule.extra_inputs))
             except (ValueError, IndexError) as error:
@@ -137,7 +138,7 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
                 else:
                     array[where] = piece
 
-    for name in sorted(set(places) - set(checkpoint.names())):
+    for name in sorted(set(places) - set(found)):
         for rule, prefix, layer in places[name]:
             problems += [f"{name} is missing"] if rule.needed else []
             for target in rule.targets:

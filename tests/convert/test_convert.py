@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
 from helpers.tolerances import RELATIVE, assert_close
@@ -272,6 +273,54 @@ def test_an_index_that_names_missing_tensors_is_refused(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(convert.ConvertError, match="names tensors that are not there: ghost in model-00001"):
         convert.load(folder)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_a_tensor_is_read_from_the_file_that_the_index_names_or_refused(tmp_path):
+    """A stale copy of a tensor in a second file, and a file that has what the index places elsewhere."""
+    folder = write(tmp_path / "model", mamba_tensors(), shards=2)
+    names = json.loads((folder / INDEX).read_text())["weight_map"]
+    first, second = sorted(set(names.values()))
+    tensor = next(name for name, file in names.items() if file == first)
+    held = load_file(folder / second)
+    save_file(held | {tensor: 0 * mamba_tensors()[tensor]}, folder / second)
+    wanted = rf"does not name these tensors for the files that hold them: {re.escape(tensor)} in {second}"
+    with pytest.raises(convert.ConvertError, match=wanted):
+        convert.load(folder)
+    save_file({name: x for name, x in load_file(folder / first).items() if name != tensor}, folder / first)
+    with pytest.raises(convert.ConvertError, match=rf"names tensors that are not there: {re.escape(tensor)} in {first}"):
+        convert.load(folder)
+
+
+def test_files_that_the_index_does_not_name_are_not_read_except_that_two_models_are_refused(folder, tmp_path):
+    shards = write(tmp_path / "shards", mamba_tensors(), shards=2)
+    stale = {name: np.zeros_like(x) for name, x in mamba_tensors().items()}
+    save_file(stale, shards / "consolidated.safetensors")
+    assert_same(convert.load(shards), convert.load(folder))
+    save_file(stale, shards / "model.safetensors")
+    with pytest.raises(
+        convert.ConvertError, match=r"holds model.safetensors and model.*index.json, which does not name it: remove"
+    ):
+        convert.load(shards)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'])
+def test_an_index_without_one_file_per_tensor_is_damaged(tmp_path, content):
+    folder = write(tmp_path / "model", mamba_tensors(), shards=2)
+    (folder / INDEX).write_text(content)
+    with pytest.raises(convert.ConvertError, match=r"index.json is damaged"):
+        convert.load(folder)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.int8, "I8"), (bool, "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")])
+def test_tensors_of_integers_and_of_eight_bits_are_refused_by_name(tmp_path, dtype, name):
+    """Read as if they were weights they would give a model of small whole numbers."""
+    tensors = mamba_tensors()
+    tensors |= {FIRST + "in_proj.weight": tensors[FIRST + "in_proj.weight"].astype(dtype)}
+    with pytest.raises(convert.ConvertError, match=rf"config.json:\s+{FIRST}in_proj.weight is {name}, wanted F64, F32, F16, BF16$"):
+        convert.load(write(tmp_path / "model", tensors))
 
 
 def test_without_safetensors_the_extra_is_named(folder, monkeypatch):
