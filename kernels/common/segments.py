@@ -132,8 +132,8 @@ def _plan(segment_ids: Array) -> sharding.OpSharding:
 def mask_padding(y: Array, segment_ids: Array | None) -> Array:
     """y [b, t, ...] with exact zeros at padding, and gradients that are exactly 0 there.
 
-    By selection: a product with a mask would keep NaN and inf, since 0 NaN is NaN. Ops and mixers pass their inputs through it before
-    they compute anything: a NaN that is masked later still reaches gradients, as a factor of a zero. None costs nothing.
+    By selection: a product with a mask would keep NaN and inf, since 0 NaN is NaN. Ops and mixers pass their inputs through it
+    before they compute anything: a NaN that is masked later still reaches gradients, as a factor of a zero. None costs nothing.
     """
     if segment_ids is None:
         return y

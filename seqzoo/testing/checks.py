@@ -86,7 +86,7 @@ def check_packing(it: MixerUnderTest) -> None:
 
 
 def check_padding(it: MixerUnderTest) -> None:
-    """NaN and infinities at padding change nothing: outputs of real tokens, final state, and all gradients are those of zeros there."""
+    """NaN and infinities at padding give what zeros there give: outputs of real tokens, final state, all gradients, bit by bit."""
     x, dy, dstate = it.inputs(3)
     wanted = it(it.state, np.where(REAL, x, 0), SEGMENT_IDS, dy, dstate)
     for value in (np.nan, np.inf, -np.inf):
