@@ -37,8 +37,7 @@ def train(arguments: list[str], console: Console) -> int:
         checked(lambda: compare.show(chosen, console))
         return 0
     refuse_distributed_comparison(chosen)
-    for experiment, *_ in compare.group_by_label(chosen).values():
-        checked(lambda experiment=experiment: training.check(experiment))
+    checked(lambda: compare.check(chosen))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
     return start(chosen, folder, console)

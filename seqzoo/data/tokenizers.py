@@ -46,7 +46,7 @@ class Bytes:
     vocab_size = 257
     separator = 256
     sha256 = hashlib.sha256(b"bytes, separator 256").hexdigest()
-    unknown = None
+    unknown: int | None = None
 
     def encode(self, text: bytes | str) -> np.ndarray:
         """The UTF-8 bytes of a string, or the bytes given. Bytes of the command line that are not UTF-8 stay as they were typed."""
@@ -103,7 +103,7 @@ class HuggingFace:
                 f"{', '.join(special) or 'none'}; `separator` chooses"
             )
         self.vocab_size = max(known.values()) + 1
-        self.separator = known[separator]
+        self.separator, self.separator_token = known[separator], separator
         self.sha256 = hashlib.sha256(contents).hexdigest()
         model = json.loads(contents)["model"]
         self.unknown = model.get("unk_id", known.get(model.get("unk_token")))
@@ -133,7 +133,9 @@ class HuggingFace:
             counts = Counter(text)
             unknown = [character for character in counts if not self._encodes(character)]
             shown = ", ".join(map(repr, unknown[:5])) + ", ..." * (len(unknown) > 5)
-            found = f"characters that {self.path} does not know: {sum(map(counts.get, unknown))} ({shown})" if unknown else error
+            found = (
+                f"characters that {self.path} does not know: {sum(counts[one] for one in unknown)} ({shown})" if unknown else error
+            )
             raise DataError(f"{place} has {found}; wanted a tokenizer with a token for unknown text, or one on bytes") from None
         return self._tokens(encoding, place)
 
@@ -160,6 +162,17 @@ def load(name: str = BYTES, separator: str | None = None) -> Tokenizer:
         return Bytes()
     path = Path(name).expanduser()
     return HuggingFace(path / "tokenizer.json" if path.is_dir() else path, SEPARATOR if separator is None else separator)
+
+
+def load_copy(path: Path, separator: str | None, sha256: str) -> Tokenizer:
+    """The tokenizer.json that a corpus or a run keeps. Raises DataError if it is not the one that was copied."""
+    tokenizer = load(str(path), separator)
+    if tokenizer.sha256 != sha256:
+        raise DataError(
+            f"{path} is not the tokenizer of this folder: its SHA-256 is {tokenizer.sha256}, wanted {sha256}. Restore it, or make "
+            f"the folder again"
+        )
+    return tokenizer
 
 
 def _string(text: bytes | str, place: str = "the text") -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
-from seqzoo.tasks.base import BatchSpec
+from seqzoo.tasks.base import BatchSpec, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
@@ -67,6 +67,7 @@ def train(
     console = console or Console(quiet=not distributed.is_main_process())
     profiling.enable_compilation_cache(experiment.run.compilation_cache)
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    _refuse_inside_data(setup.task, Path(folder))
     data = setup.task.fingerprint()
     distributed.check_agreement(_identity(setup.experiment) | {f"data {name}": str(digest) for name, digest in data.items()})
     distributed.check_mesh(setup.mesh)
@@ -80,7 +81,7 @@ def train(
     def enter() -> tuple[Path, dict[str, Any] | None]:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
-        opened = run_dir.create_or_resume(folder, experiment, mesh, data=data, changed=changed, lock=lock)
+        opened = run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, lock=lock)
         return opened, finished
 
     lock = RunLock(Path(folder))
@@ -106,9 +107,15 @@ def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
     """
     metric_writers.check(experiment.run.log)
     setup = prepare(experiment)
+    _refuse_inside_data(setup.task, Path(experiment.run.folder))
     distributed.check_agreement(_identity(experiment))
     if not resumed:
         init_from.check(setup)
+
+
+def _refuse_inside_data(task: Task, folder: Path) -> None:
+    if task.reads(folder):
+        raise ValueError(f"{folder} is inside the data of {task}, which a run there would change; wanted run.folder outside of it")
 
 
 def _identity(experiment: config.Experiment) -> dict[str, str]:

@@ -98,7 +98,7 @@ def test_a_hugging_face_tokenizer_is_copied_into_the_folder(source, tmp_path, to
     check_layout(corpus, layout(source, 0.2, lambda text: tokenizer.encode(text).tolist(), tokenizer.separator))
     assert data.tokenizer_of(str(out)).separator == corpus.separator == tokenizer.separator
     (out / "tokenizer.json").write_bytes(tokenizer_json.read_bytes() + b"\n")
-    with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of this corpus"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of this folder"):
         data.tokenizer_of(str(out))
 
 

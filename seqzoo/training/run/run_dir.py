@@ -1,7 +1,8 @@
 """Run folders: a unique name, the config of the run, and the environment it ran in.
 
 config.json        the experiment or comparison
-data.json          the files that the task read, if any, each with its digest
+data.json          the files that the task read, if any, each with its digest; vocabulary and lengths (data_record.py)
+tokenizer.json     a copy of the tokenizer that the data was prepared with, if any
 environment.json   versions, git revision, devices, command line; one more entry per resumption
 metrics.jsonl      one line per logged step and evaluation set
 summary.json       step, results and throughput so far
@@ -25,10 +26,11 @@ import seqzoo
 from seqzoo import config
 from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, write_text
 from seqzoo.data.json_files import read_json, require
+from seqzoo.tasks.base import Task
+from seqzoo.training.run import data_record
 from seqzoo.training.run.checkpoint import ABOUT, Checkpoints
 from seqzoo.training.run.lock import RunLock
 
-DATA = "data.json"
 CHANGED = "--changed"  # `changed` on the command line
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -57,7 +59,7 @@ def create_or_resume(
     experiment: config.Experiment,
     mesh: config.Mesh | None = None,
     *,
-    data: dict[str, str] | None = None,
+    task: Task,
     changed: bool = False,
     lock: RunLock,
 ) -> Path:
@@ -65,7 +67,7 @@ def create_or_resume(
 
     Args:
       folder, experiment, mesh: as in `loop.train`.
-      data: digests of the files that the task reads, `Task.fingerprint()`.
+      task: the experiment's, which may read files.
       changed: whether a run may continue with settings that change its numbers; they are recorded.
       lock: of the folder; it is taken here, once the folder is known to be that of a run, and before anything in it changes.
     Raises:
@@ -74,6 +76,7 @@ def create_or_resume(
     """
     folder = Path(folder)
     path = folder / "config.json"
+    data = data_record.record_of(task)
     more: dict[str, Any] = {} if mesh is None else {"mesh": mesh.model_dump()}
     if path.exists():
         lock.acquire()
@@ -84,7 +87,7 @@ def create_or_resume(
             refuse_changes(folder, held, experiment)
             _check_checkpoint(folder, experiment)
         _check_steps(folder, experiment.training.steps)
-        _check_data(folder, data or {})
+        _check_data(folder, data.get("files", {}))
         remove_temporaries(folder)
         if differing := config.difference(held, experiment):
             more["changed"] = differing
@@ -96,7 +99,8 @@ def create_or_resume(
             folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         if data:
-            write_json(folder / DATA, data)
+            data_record.copy_tokenizer(task, folder)
+            write_json(folder / data_record.DATA, data)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
     _record_environment(folder / "environment.json", more)
     return folder
@@ -144,8 +148,7 @@ def _check_steps(folder: Path, steps: int) -> None:
 
 def _check_data(folder: Path, data: dict[str, str]) -> None:
     """Raises RunDirError if the files that the task reads are not those that the run began with."""
-    path = folder / DATA
-    held = read_json(path, absent={})
+    held = data_record.read(folder).get("files", {})
     for name in sorted(held.keys() | data.keys()):
         if held.get(name) != data.get(name):
             was, found = (values.get(name, "nothing") for values in (held, data))
