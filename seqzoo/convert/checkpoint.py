@@ -15,18 +15,40 @@ WEIGHTS = "model.safetensors"
 SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors spells them
 
-# Written by transformers for every model; without effect on the output for token ids.
+# Keys of any config.json that have no effect on the output for token ids, whatever their value: bookkeeping of transformers and
+# of tools, defaults of generation, ids of special tokens, initialisation, dtypes of the file.
 NO_EFFECT: tuple[str, ...] = (
+    "_attn_implementation",
+    "_attn_implementation_autoset",
     "_name_or_path",
-    "architectures",
+    "architectures",  # compared in `model_mapping`
+    "attn_implementation",
+    "auto_map",
     "bos_token_id",
+    "do_sample",
     "dtype",
     "eos_token_id",
+    "id2label",
     "initializer_range",
+    "label2id",
+    "max_length",
     "model_type",
+    "output_attentions",
+    "output_hidden_states",
     "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
+    "torchscript",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 )
 
@@ -44,6 +66,7 @@ class Config:
     def __init__(self, values: dict[str, Any], where: str):
         self.values, self.where = values, where
         self.seen = set(NO_EFFECT)
+        self.sections: list[Config] = []
 
     def get(self, key: str, *default):
         """The value; an absent key gives the default (the one of the reference), or ConvertError without a default."""
@@ -60,18 +83,41 @@ class Config:
         if value not in supported:
             raise ConvertError(f"{self.where}: {key}={value!r} is not supported, only {' or '.join(map(repr, supported))}")
 
+    def first(self, *keys: str) -> Any:
+        """The value of a setting with several names; ConvertError if the file has none of them, or two with different values."""
+        found = {key: value for key in keys if (value := self.get(key, None)) is not None}
+        if not found:
+            raise ConvertError(f"{self.where} has no {' or '.join(map(repr, keys))}, which has no default")
+        value = next(iter(found.values()))
+        if any(other != value for other in found.values()):
+            raise ConvertError(
+                f"{self.where}: {', '.join(f'{k}={v!r}' for k, v in found.items())}: wanted one value for all of them"
+            )
+        return value
+
+    def section(self, key: str) -> "Config":
+        """The settings of a part of the model, an object in the file."""
+        values = self.get(key)
+        if not isinstance(values, dict):
+            raise ConvertError(f"{self.where}: {key}={str(values)[:60]} is not supported, only an object")
+        self.sections.append(Config(values, f"{self.where}, {key}"))
+        return self.sections[-1]
+
     def ignore(self, *keys: str) -> None:
         """Marks keys without effect on the output (initialisation, training, speed)."""
         self.seen.update(keys)
 
     def finish(self) -> None:
-        """Raises ConvertError if a key was not read."""
+        """Raises ConvertError if a key was not read, here or in a section."""
+        for section in self.sections:
+            section.finish()
         left = {key: value for key, value in self.values.items() if key not in self.seen}
         if left:
             found = ", ".join(f"{key}={value!r}" for key, value in sorted(left.items()))
+            known = f"unknown for model_type={self.values.get('model_type')!r}"
             raise ConvertError(
-                f"{self.where} has settings that are unknown for model_type={self.values['model_type']!r} and may change what it "
-                f"computes: {found}. If they do not, remove them from the file"
+                f"{self.where} has settings that are {known} and may change what it computes: {found}. If they do not, remove them "
+                "from the file"
             )
 
 

@@ -47,7 +47,7 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
         if made.refused:
             raise ConvertError(made.refused)
         build = lambda: LanguageModel(**made.model, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-        return _filled(build, _placed(made), checkpoint, whole=True)
+        return _filled(build, _placed(made), checkpoint, skipped=made.skipped)
 
 
 def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> mixers.Mixer:
@@ -73,7 +73,7 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
             for name, rule in made.layers[layer].items()
             if all(target.startswith("mixer.") for target in rule.targets)
         }
-        return _filled(build, own, checkpoint, whole=False)
+        return _filled(build, own, checkpoint, skipped=None)
 
 
 class _Place(NamedTuple):
@@ -101,9 +101,12 @@ def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
     return places
 
 
-def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool) -> Built:
-    """The module of `build` with parameters from the file; `whole`: the file must not hold other tensors.
+def _filled(
+    build: Callable[[], Built], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, skipped: tuple[str, ...] | None
+) -> Built:
+    """The module of `build` with parameters from the file, which must not hold other tensors, except with a prefix in `skipped`.
 
+    skipped: None allows all other tensors.
     The module is built from abstract shapes, and tensors are read one at a time: peak memory is the parameters and one tensor.
     """
     graphdef, abstract = params.split(nnx.eval_shape(build))
@@ -144,8 +147,9 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
             for target in rule.targets:
                 filled.add((prefix + target, layer))
                 arrays[prefix + target][... if layer is None else layer] = 0
-    if whole:
-        problems += [f"{name} is unused: no parameter is made from it" for name in sorted(set(checkpoint.names()) - set(places))]
+    if skipped is not None:
+        unused = sorted(name for name in set(checkpoint.names()) - set(places) if not name.startswith(skipped))
+        problems += [f"{name} is unused: no parameter is made from it" for name in unused]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
     problems += [f"parameter {path} is not filled by any tensor" for path, _ in sorted(slots - filled, key=str)]
     problems = list(dict.fromkeys(problems))  # a tensor of many layers repeats its problem
