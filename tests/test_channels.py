@@ -122,3 +122,17 @@ def test_a_channel_mixer_keeps_the_dtype_it_computes_in_and_gives_no_state_unask
     _, new = mixer(jnp.ones((2, 3, WIDTH), jnp.bfloat16), state=mixer.init_state(2))
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert shapes(new) == shapes(mixer.init_state(2))
+
+
+@pytest.mark.parametrize("name", [name for name in channels.registry.names() if name != "none"])
+def test_what_stands_at_padding_reaches_no_token_no_state_and_no_gradient(name):
+    mixer = perturbed(channels.create(name, WIDTH, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(4).standard_normal((*IDS.shape, WIDTH)).astype(np.float32)
+
+    def loss(mixer, x):
+        y, state = mixer(x, state=mixer.init_state(2), segment_ids=IDS)
+        return jnp.sum(jnp.where(REAL, y, 0) ** 2), (y, state)
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    found, wanted = (run(mixer, np.where(REAL, x, np.float32(filler))) for filler in (np.nan, 0))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -70,6 +70,14 @@ class IgnoresDocuments(Average):
         return super().average(x, initial, None, None)
 
 
+class ReadsPadding(Average):
+    """Multiplies by its input, also at padding: the gradient of its weights is a sum of 0 NaN."""
+
+    def __call__(self, x, **others):
+        y, state = super().__call__(x, **others)
+        return y * x, state
+
+
 class DividesByItsInput(Average):
     """Not finite where x is 0."""
 
@@ -106,6 +114,7 @@ def test_a_mixer_of_another_project_keeps_the_law_without_being_registered():
         (SeesTheNextToken, checks.check_causality),
         (ForgetsItsState, checks.check_split),
         (IgnoresDocuments, checks.check_packing),
+        (ReadsPadding, checks.check_padding),
         (DividesByItsInput, checks.check_finite),
         (ReturnsAStateUnasked, checks.check_defaults),
         (CountsHalf, checks.check_flops),

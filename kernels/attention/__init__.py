@@ -80,6 +80,7 @@ def attention(
     _check(q, k, v, scores, bias, window, dropout, initial_state)
     segments.check(segment_ids, initial_segment, *q.shape[:2])
     b, t, h, width = q.shape
+    q, k, v = (segments.mask_padding(x, segment_ids) for x in (q, k, v))
     settings = Settings(scores, float(bias), float(width**-0.5 if scale is None else scale), window, float(dropout))
 
     if initial_state is not None:

@@ -14,7 +14,9 @@ from seqzoo.kernels.common.vma import zeros_like_vma
 
 
 def check(segment_ids: Array | None, initial_segment: Array | None, batch: int, length: int) -> None:
-    """Raises ValueError unless the ids have the shapes and an integer dtype as above."""
+    """Raises ValueError unless there are rows and tokens, and the ids have the shapes and an integer dtype as above."""
+    if batch < 1 or length < 1:
+        raise ValueError(f"{batch} rows of {length} tokens, wanted at least one of each: skip an empty piece, it changes nothing")
     for name, ids, shape in (("segment_ids", segment_ids, (batch, length)), ("initial_segment", initial_segment, (batch,))):
         if ids is None:
             continue
@@ -128,7 +130,11 @@ def _plan(segment_ids: Array) -> sharding.OpSharding:
 
 
 def mask_padding(y: Array, segment_ids: Array | None) -> Array:
-    """y [b, t, ...] with exact zeros at padding."""
+    """y [b, t, ...] with exact zeros at padding, and gradients that are exactly 0 there.
+
+    By selection: a product with a mask would keep NaN and inf, since 0 NaN is NaN. Ops and mixers pass their inputs through it
+    before they compute anything: a NaN that is masked later still reaches gradients, as a factor of a zero. None costs nothing.
+    """
     if segment_ids is None:
         return y
     real = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (y.ndim - 2))

@@ -108,16 +108,16 @@ def linear_attention(
     chunk_size = defaults.chunk_size(choice, chunk_size, length // shards.time_shards)
     factor = width**-0.5 if scale is None else float(scale)
 
+    q, k, v = (segments.mask_padding(x, segment_ids) for x in (q, k, v))
     transition, queries = make_transition(log_decay, value_log_decay, a, b, (batch, length, heads)), q
     if segment_ids is not None:
         starts = segments.starts(segment_ids, initial_segment)
         transition = separate_segments(transition, segment_ids, starts, (batch, length, heads), dtype)
-        k = segments.mask_padding(k, segment_ids)
         if read_before_write:  # the state before a document's first token is another document's
             queries = jnp.where(starts[..., None, None], jnp.zeros((1,) * 4, q.dtype), q)
 
     arrays = match_vma((queries, k, v, transition, state))
-    if uses_reference or length == 0:
+    if uses_reference:
         run = functools.partial(reference.forward, scale=factor, read_before_write=read_before_write)
     else:
         passes = IMPLEMENTATIONS[choice.forward], IMPLEMENTATIONS[choice.backward]

@@ -75,7 +75,7 @@ def linear_recurrence(
     dtype = implementations.state_dtype(b)
     initial = jnp.zeros(b.shape[:1] + b.shape[2:], dtype) if initial_state is None else initial_state.astype(dtype)
     if a.shape[1] > 1:
-        a = jnp.broadcast_to(a, b.shape)
+        a = segments.mask_padding(jnp.broadcast_to(a, b.shape), segment_ids)
     mask = None if segment_ids is None else segment_mask(segment_ids, initial_segment, reverse)
     trailing = " ".join("h" if i == 0 else "." for i in range(b.ndim - 2))
     tokens, state = f"b t {trailing}", f"b {trailing}"

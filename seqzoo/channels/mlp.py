@@ -35,6 +35,7 @@ class SwiGLU(ChannelMixer):
         self.hidden_size = hidden
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         return self.down(self.activation(self.gate(x)) * self.up(x)), state
 
     def flops(self, batch, length):
@@ -68,6 +69,7 @@ class GeluMLP(ChannelMixer):
         self.down = linear(self.hidden_size, self.d_model, axes=("mlp", "embed"))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         return self.down(jax.nn.gelu(self.up(x))), state
 
     def flops(self, batch, length):

@@ -50,6 +50,7 @@ class RWKVChannelMix(ChannelMixer):
         self.mix_receptance = mix() if self.gated else None
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, segment = (None, None) if state is None else state
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         y = self.value(jnp.square(jax.nn.relu(self.key(lerp(x, previous, self.mix_key[...])))))

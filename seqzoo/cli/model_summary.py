@@ -16,6 +16,7 @@ from seqzoo import config, plugins, tasks
 from seqzoo.compare.tables import print_line, print_table
 from seqzoo.model import LanguageModel, params
 from seqzoo.specs import SpecError
+from seqzoo.training.run.data_record import Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Model(NamedTuple):
     length: int  # the task's longest
 
 
-def describe(experiment: config.Experiment) -> Model:
-    """The model of an experiment by its parts.
+def describe(experiment: config.Experiment, sizes: Sizes | None = None) -> Model:
+    """The model of an experiment by its parts; with the sizes that a run recorded, no data is read.
 
     Raises:
       ValueError: the model cannot be built; the message names the setting.
     """
     from seqzoo.training import build
 
-    task = tasks.registry.create(experiment.task)
+    task = sizes or tasks.registry.create(experiment.task)
     model = nnx.eval_shape(lambda: build(experiment.model, task, jax.random.key(0)))
     length = task.max_length
     look = lambda path, variable: Parameter(tuple(variable.shape), str(variable.dtype), params.axes(path, variable))
@@ -94,14 +95,14 @@ def changed(experiment: config.Experiment) -> dict[str, tuple[Any, Any]]:
     return {path: (value, defaults[path]) for path, value in config.settings(experiment).items() if value != defaults[path]}
 
 
-def show(experiment: config.Experiment, console: Console) -> None:
-    """Prints the settings that differ from the defaults, and the model by its parts."""
+def show(experiment: config.Experiment, console: Console, sizes: Sizes | None = None) -> None:
+    """Prints the settings that differ from the defaults, and the model by its parts. `sizes` as in `describe`."""
     table = _table("Settings that differ from the defaults", "", "value", "default")
     for path, values in changed(experiment).items():
         table.add_row(path, *(Text(repr(value)) for value in values))
     print_table(console, table)
     try:
-        model = describe(experiment)
+        model = describe(experiment, sizes)
     except SpecError as error:
         if not plugins.skipping():
             raise

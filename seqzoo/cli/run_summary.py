@@ -19,7 +19,7 @@ def show_run(folder: str | Path, console: Console) -> None:
       FileNotFoundError: no run.
     """
     from seqzoo.training import Checkpoints, load_config
-    from seqzoo.training.run import metrics
+    from seqzoo.training.run import data_record, metrics
 
     folder = Path(folder)
     experiment = load_config(folder)
@@ -37,7 +37,7 @@ def show_run(folder: str | Path, console: Console) -> None:
         print_line(console, line)
     for line in _last(lines):
         print_line(console, line)
-    show(experiment, console)
+    show(experiment, console, data_record.sizes(folder))
 
 
 def _last(lines: list[dict[str, Any]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from seqzoo.cli.shared import (
 )
 from seqzoo.specs import split
 
-DRY_RUN, CHANGED, GO_BACK, SWEEP = "--dry-run", "--changed", "--go-back", "--sweep"
+DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
 
 
 def train(arguments: list[str], console: Console) -> int:
@@ -37,8 +37,7 @@ def train(arguments: list[str], console: Console) -> int:
         checked(lambda: compare.show(chosen, console))
         return 0
     refuse_distributed_comparison(chosen)
-    for experiment, *_ in compare.group_by_label(chosen).values():
-        checked(lambda experiment=experiment: training.check(experiment))
+    checked(lambda: compare.check(chosen))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
     return start(chosen, folder, console)
@@ -89,20 +88,17 @@ class Evaluation(config.Section):
 
 
 def resume(arguments: list[str], console: Console) -> int:
-    """`resume RUN [--settings] [--changed] [--go-back]`."""
+    """`resume RUN [--settings] [--changed]`."""
     from seqzoo import training
 
     folder, words = take_run_folder("resume", arguments)
     found = checked(lambda: training.load_config(folder))
     refuse_distributed_comparison(found)
-    changed, go_back = CHANGED in words, GO_BACK in words
-    words = [word for word in words if word not in (CHANGED, GO_BACK)]
+    changed, words = CHANGED in words, [word for word in words if word != CHANGED]
     if not words:
         if isinstance(found, config.Experiment):
             checked(lambda: training.check(found, resumed=True))
-        elif go_back:
-            raise UsageError(f"{folder} holds a comparison; wanted {GO_BACK} with the one of its runs that lacks something")
-        return start(found, folder, console, changed=changed, go_back=go_back)
+        return start(found, folder, console, changed=changed)
     stored = one_experiment(found, folder)
     chosen = parse_settings(stored, words, prog=f"train.py resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
@@ -111,7 +107,7 @@ def resume(arguments: list[str], console: Console) -> int:
         checked(lambda: training.refuse_changes(folder, stored, chosen))
     resumed = chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})
     checked(lambda: training.check(resumed, resumed=True))
-    return start(chosen, folder, console, mesh, changed, go_back)
+    return start(chosen, folder, console, mesh, changed)
 
 
 def evaluate(arguments: list[str], console: Console) -> int:
@@ -147,14 +143,7 @@ def refuse_distributed_comparison(chosen: config.Config) -> None:
         raise UsageError("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
 
 
-def start(
-    chosen: config.Config,
-    folder: Path,
-    console: Console,
-    mesh: config.Mesh | None = None,
-    changed: bool = False,
-    go_back: bool = False,
-) -> int:
+def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Mesh | None = None, changed: bool = False) -> int:
     """Trains the chosen config in a folder, and returns the exit code."""
     console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     if isinstance(chosen, config.Comparison):
@@ -164,6 +153,6 @@ def start(
     else:
         from seqzoo import training
 
-        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed, go_back=go_back)
+        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed)
         checked(run) if changed else run()
     return 0

@@ -58,12 +58,14 @@ def prepare(arguments: list[str], console: Console) -> int:
     console.print(table)
     if manifest.skipped:
         console.print(f"binary files skipped: {manifest.skipped}")
+    if unknown := sum(manifest.split(name).unknown for name in data.SPLITS):
+        console.print(f"tokens for text that the tokenizer does not know: {unknown:,}")
     return 0
 
 
 def generate(arguments: list[str], console: Console) -> int:
     """`generate RUN --prompt TEXT [--settings]`."""
-    from seqzoo import tasks, training
+    from seqzoo import training
     from seqzoo.generation import text
     from seqzoo.training.run import distributed
 
@@ -71,9 +73,9 @@ def generate(arguments: list[str], console: Console) -> int:
         raise UsageError("generate runs in one process, found several; wanted --distributed off")
     folder, rest = take_run_folder("generate", arguments)
     settings = parse_arguments(config.Generation, rest, f"train.py generate {folder}")
-    stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
+    one_experiment(checked(lambda: training.load_config(folder)), folder)
     model = checked(lambda: training.load_model(folder))
-    tokenizer = getattr(tasks.registry.create(stored.task), "tokenizer", text.TokenIds())
+    tokenizer = checked(lambda: training.load_tokenizer(folder)) or text.TokenIds()
 
     def write(piece: str) -> None:
         console.file.write(piece.translate(text.CONTROL_PICTURES) if console.is_terminal else piece)

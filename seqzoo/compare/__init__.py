@@ -1,8 +1,8 @@
 """Many runs side by side: `run(comparison, folder)` trains the missing runs and writes table, report and figures; `show` lists the
 runs without training."""
 
-from seqzoo.compare.grid import grid_points, group_by_label, show
+from seqzoo.compare.grid import check, grid_points, group_by_label, show
 from seqzoo.compare.runner import run
 from seqzoo.compare.summary import Row, summarise
 
-__all__ = ["Row", "grid_points", "group_by_label", "run", "show", "summarise"]
+__all__ = ["Row", "check", "grid_points", "group_by_label", "run", "show", "summarise"]

@@ -39,6 +39,18 @@ def group_by_label(chosen: config.Config) -> dict[str, tuple[config.Experiment, 
     return groups
 
 
+def check(chosen: config.Config) -> None:
+    """Raises ValueError if an experiment does not fit its task, model or devices, or a comparison has nothing to rank by."""
+    from seqzoo import training
+
+    for label, (experiment, *_) in group_by_label(chosen).items():
+        training.check(experiment)
+        if isinstance(chosen, config.Comparison) and not tasks.registry.create(experiment.task).eval_sets():
+            raise ValueError(
+                f"{label}: {experiment.task} evaluates nothing to rank by; wanted evaluation sets, such as held_out=0.05"
+            )
+
+
 def grid_points(chosen: config.Config) -> list[GridPoint]:
     """The grid points in the order of the experiments, one per label.
 

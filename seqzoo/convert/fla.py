@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
+from seqzoo.convert.architecture import FLA, ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
 from seqzoo.convert.tensor_map import Rule, copy, matrix, tied_to
 
@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
 NO_BOUND = -1e4  # a logit whose sigmoid is 0 in every dtype, and so are its gradients: finite, and it stays where it is
 
 
-@architecture("gla")
+@architecture("gla", "GLAForCausalLM", FLA)
 def gla(config: Config) -> ModelMapping:
     """Blocks of gated linear attention; the gate's rank and temperature are the layer's defaults, there and here."""
     _no_convolutions(config)
@@ -40,7 +40,7 @@ def gla(config: Config) -> ModelMapping:
     return stack_mapping(config, spec, projections("qkv") | _gated_norm(config) | gate)
 
 
-@architecture("retnet")
+@architecture("retnet", "RetNetForCausalLM", FLA)
 def retnet(config: Config) -> ModelMapping:
     """Blocks of retention; the base of its rotary positions is the layer's default, there and here."""
     config.only("feature_map", None)
@@ -49,7 +49,7 @@ def retnet(config: Config) -> ModelMapping:
     return stack_mapping(config, spec, projections("qkv") | _gated_norm(config), hidden_ratio=2)
 
 
-@architecture("gsa")
+@architecture("gsa", "GSAForCausalLM", FLA)
 def gsa(config: Config) -> ModelMapping:
     """Blocks of gated slot attention. The norm of the output has an epsilon of 1e-5 there, for any norm_eps."""
     _no_convolutions(config)
@@ -63,7 +63,7 @@ def gsa(config: Config) -> ModelMapping:
     )
 
 
-@architecture("hgrn2")
+@architecture("hgrn2", "HGRN2ForCausalLM", FLA)
 def hgrn2(config: Config) -> ModelMapping:
     """Blocks of HGRN2, each with its lower bound from the table of the model; the epsilon of the norm is as in `gsa`."""
     _no_convolutions(config)
@@ -147,8 +147,10 @@ def _widths(config: Config, heads: int, expand_k: float, expand_v: float) -> str
 
 
 def eps_of(config: Config) -> float:
-    """Epsilon of the norms."""
-    return float(config.get("norm_eps", 1e-6))
+    """Epsilon of the norms. Files of early versions have it under another name, which is no longer read there."""
+    eps = float(config.get("norm_eps", 1e-6))
+    config.only("rms_norm_eps", eps)
+    return eps
 
 
 def projections(inputs: Sequence[str]) -> dict[str, Rule]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from seqzoo.convert.architecture import ModelMapping, architecture
+from seqzoo.convert.architecture import FLA, ModelMapping, architecture
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.fla import eps_of, projections, stack_mapping
 from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, joined, matrix
@@ -15,7 +15,7 @@ DECAY = {"A_log": copy("mixer.decay.a_log"), "dt_bias": copy("mixer.decay.bias")
 DECAY_OF_HEADS = DECAY | {"a_proj.weight": matrix("mixer.decay_in.w")}
 
 
-@architecture("delta_net")
+@architecture("delta_net", "DeltaNetForCausalLM", FLA)
 def delta_net(config: Config) -> ModelMapping:
     """Blocks of DeltaNet, without an output gate."""
     config.only("use_gate", False)
@@ -27,7 +27,7 @@ def delta_net(config: Config) -> ModelMapping:
     return _mapping(config, "deltanet", {}, **widths, **_range(config))
 
 
-@architecture("gated_deltanet")
+@architecture("gated_deltanet", "GatedDeltaNetForCausalLM", FLA)
 def gated_deltanet(config: Config) -> ModelMapping:
     """Blocks of Gated DeltaNet."""
     config.only("use_gate", True)
@@ -35,7 +35,7 @@ def gated_deltanet(config: Config) -> ModelMapping:
     return _mapping(config, "gated_deltanet", GATE | DECAY_OF_HEADS, **_widths(config, 6, 256, 2.0), **_range(config))
 
 
-@architecture("comba")
+@architecture("comba", "CombaForCausalLM", FLA)
 def comba(config: Config) -> ModelMapping:
     """Blocks of Comba. Its p = sigmoid(decay) k is normalised again, so the factor acts in q - D p only."""
     config.only("use_output_gate", True)
@@ -45,7 +45,7 @@ def comba(config: Config) -> ModelMapping:
     return _mapping(config, "comba", GATE | DECAY_OF_HEADS | correction, **settings)
 
 
-@architecture("gated_deltaproduct")
+@architecture("gated_deltaproduct", "GatedDeltaProductForCausalLM", FLA)
 def gated_deltaproduct(config: Config) -> ModelMapping:
     """Blocks of DeltaProduct, with or without a decay; of a projection's rows the first are those of a token's first step."""
     config.only("use_output_gate", True)
@@ -54,7 +54,7 @@ def gated_deltaproduct(config: Config) -> ModelMapping:
     return _mapping(config, "gated_deltaproduct", GATE | (DECAY_OF_HEADS if forget else {}), **settings, **_range(config))
 
 
-@architecture("kda")
+@architecture("kda", "KDAForCausalLM", FLA)
 def kda(config: Config) -> ModelMapping:
     """Blocks of Kimi delta attention; the inner width of the gates is that of a head's values, there and here."""
     config.only("safe_gate", False)

@@ -18,12 +18,14 @@ def stack_mapping(
     *,
     norm_eps: float,
     scale: Callable[[str], Rule] = copy,
+    prefix: str = "model.",
 ) -> ModelMapping:
     """Mapping of an embedding, blocks of the given kinds, a final norm and a head; an architecture adds its own settings.
 
     Args:
       kinds: of each layer; `specs`: mixer of each kind; `rules`: tensor map of each kind.
       norm_eps: of the norms; `scale`: rule for the scale of the final norm.
+      prefix: of the names of all tensors but the head's.
     """
     tied = config.get("tie_word_embeddings", False)
     model = {
@@ -36,11 +38,11 @@ def stack_mapping(
         "tie_embeddings": tied,
     }
     tensors = {
-        "model.embed_tokens.weight": copy("embedding"),
-        "model.norm.weight": scale("norm.scale"),
-        "lm_head.weight": tied_to("model.embed_tokens.weight") if tied else matrix("head.w"),
+        f"{prefix}embed_tokens.weight": copy("embedding"),
+        f"{prefix}norm.weight": scale("norm.scale"),
+        "lm_head.weight": tied_to(f"{prefix}embed_tokens.weight") if tied else matrix("head.w"),
     }
-    return ModelMapping(model, tensors, tuple(prefixed(f"model.layers.{i}.", rules[kind]) for i, kind in enumerate(kinds)))
+    return ModelMapping(model, tensors, tuple(prefixed(f"{prefix}layers.{i}.", rules[kind]) for i, kind in enumerate(kinds)))
 
 
 def layer_types(config: Config, known: Sequence[str], default: Sequence[str] | None = None) -> list[str]:

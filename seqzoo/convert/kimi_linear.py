@@ -13,7 +13,7 @@ from seqzoo.convert.hybrid import SWIGLU, layer_types, stack_mapping
 from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, matrix, ravel
 
 # Training, and names of files; the largest position is not enforced, there or here.
-WITHOUT_EFFECT = ("auto_map", "max_position_embeddings", "model_max_length", "num_nextn_predict_layers", "pretraining_tp")
+WITHOUT_EFFECT = ("max_position_embeddings", "model_max_length", "num_nextn_predict_layers", "pretraining_tp")
 OF_LATENT_ATTENTION = (
     "attention_bias",
     "attention_dropout",
@@ -63,7 +63,7 @@ PROJECTIONS = {
 }
 
 
-@architecture("kimi_linear")
+@architecture("kimi_linear", "KimiLinearForCausalLM")
 def kimi_linear(config: Config) -> ModelMapping:
     """Pre-norm blocks of Kimi delta attention. Settings of other layers have no effect on them."""
     config.only("hidden_act", "silu")

@@ -11,13 +11,11 @@ from flax import nnx
 
 from seqzoo import mixers
 from seqzoo.convert.architecture import ModelMapping, model_mapping
-from seqzoo.convert.checkpoint import Checkpoint, ConvertError
+from seqzoo.convert.checkpoint import FLOATS, SHOWN, Checkpoint, ConvertError
 from seqzoo.convert.tensor_map import Rule
 from seqzoo.model import LanguageModel, params
 
 Built = TypeVar("Built", bound=nnx.Module)
-
-SHOWN = 8  # problems listed in a message: a file of another model has hundreds
 
 
 def settings(folder: str | Path) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def load(folder: str | Path, *, dtype: Any = None, param_dtype: Any = jnp.float3
         if made.refused:
             raise ConvertError(made.refused)
         build = lambda: LanguageModel(**made.model, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-        return _filled(build, _placed(made), checkpoint, whole=True)
+        return _filled(build, _placed(made), checkpoint, skipped=made.skipped)
 
 
 def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> mixers.Mixer:
@@ -75,7 +73,7 @@ def load_mixer(folder: str | Path, layer: int, *, dtype: Any = None, param_dtype
             for name, rule in made.layers[layer].items()
             if all(target.startswith("mixer.") for target in rule.targets)
         }
-        return _filled(build, own, checkpoint, whole=False)
+        return _filled(build, own, checkpoint, skipped=None)
 
 
 class _Place(NamedTuple):
@@ -103,9 +101,12 @@ def _placed(made: ModelMapping) -> dict[str, list[_Place]]:
     return places
 
 
-def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, whole: bool) -> Built:
-    """The module of `build` with parameters from the file; `whole`: the file must not hold other tensors.
+def _filled(
+    build: Callable[[], Built], places: Mapping[str, list[_Place]], checkpoint: Checkpoint, *, skipped: tuple[str, ...] | None
+) -> Built:
+    """The module of `build` with parameters from the file, which must not hold other tensors, except with a prefix in `skipped`.
 
+    skipped: None allows all other tensors.
     The module is built from abstract shapes, and tensors are read one at a time: peak memory is the parameters and one tensor.
     """
     graphdef, abstract = params.split(nnx.eval_shape(build))
@@ -114,16 +115,19 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
     filled: set[tuple[str, int | None]] = set()
     places = {_found(name, at[0].rule.alias, checkpoint): at for name, at in places.items()}
     problems = []
+    found = {name: checkpoint.dtype(name) for name in places if name in checkpoint.names()}
+    floats = {name for name, dtype in found.items() if dtype in FLOATS}
+    problems += [f"{name} is {found[name]}, wanted {', '.join(FLOATS)}" for name in sorted(found.keys() - floats)]
 
-    for name in sorted(set(places) & set(checkpoint.names())):
-        tensor = checkpoint.read(name)
+    for name in sorted(found):
+        tensor = checkpoint.read(name) if name in floats else None
         for rule, prefix, layer in places[name]:
             filled |= {(prefix + target, layer) for target in rule.targets}
+            if tensor is None or not set(rule.extra_inputs) <= floats:
+                continue  # reported already, or by the rule of the other tensor
             tied = rule.tied_to
-            if tied and tied in checkpoint.names() and not np.array_equal(tensor, checkpoint.read(tied)):
+            if tied in floats and not np.array_equal(tensor, checkpoint.read(tied)):
                 problems.append(f"{name} differs from {tied}, with which config.json ties it")
-            if not set(rule.extra_inputs) <= set(checkpoint.names()):
-                continue  # the missing tensor is reported by its own rule
             try:
                 pieces = rule.make(tensor, *map(checkpoint.read, rule.extra_inputs))
             except (ValueError, IndexError) as error:
@@ -137,14 +141,15 @@ def _filled(build: Callable[[], Built], places: Mapping[str, list[_Place]], chec
                 else:
                     array[where] = piece
 
-    for name in sorted(set(places) - set(checkpoint.names())):
+    for name in sorted(set(places) - set(found)):
         for rule, prefix, layer in places[name]:
             problems += [f"{name} is missing"] if rule.needed else []
             for target in rule.targets:
                 filled.add((prefix + target, layer))
                 arrays[prefix + target][... if layer is None else layer] = 0
-    if whole:
-        problems += [f"{name} is unused: no parameter is made from it" for name in sorted(set(checkpoint.names()) - set(places))]
+    if skipped is not None:
+        unused = sorted(name for name in set(checkpoint.names()) - set(places) if not name.startswith(skipped))
+        problems += [f"{name} is unused: no parameter is made from it" for name in unused]
     slots = {(path, i) for path, x in arrays.items() for i in (range(len(x)) if path.startswith("stack.scanned.") else [None])}
     problems += [f"parameter {path} is not filled by any tensor" for path, _ in sorted(slots - filled, key=str)]
     problems = list(dict.fromkeys(problems))  # a tensor of many layers repeats its problem

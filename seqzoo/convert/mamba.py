@@ -6,8 +6,9 @@ from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, matrix, split, ti
 
 # Old files carry settings of the original code that transformers never reads.
 WITHOUT_EFFECT = (
-    "d_inner",
+    "d_inner",  # 160 in mamba-370m-hf, which has 2048 channels
     "d_model",
+    "dt_rank",
     "fused_add_norm",
     "n_layer",
     "pad_vocab_size_multiple",
@@ -24,7 +25,7 @@ WITHOUT_EFFECT = (
 )
 
 
-@architecture("mamba")
+@architecture("mamba", "MambaForCausalLM")
 def mamba(config: Config) -> ModelMapping:
     """Blocks without a channel mixer; the head is the embedding, unless config.json says otherwise."""
     d_model, expand = config.get("hidden_size"), config.get("expand", 2)

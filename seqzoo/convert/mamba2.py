@@ -9,23 +9,26 @@ from seqzoo.convert.tensor_map import conv_kernel, copy, matrix, split
 
 WITHOUT_EFFECT = (
     "chunk_size",
-    "norm_before_gate",  # in older files; transformers always gates first
+    "norm_before_gate",  # true in Mamba-Codestral-7B; transformers always gates first
     "rescale_prenorm_residual",
     "rms_norm",
     "time_step_floor",
+    "time_step_init_scheme",
     "time_step_max",
     "time_step_min",
     "time_step_rank",
+    "time_step_scale",
 )
 
 
-@architecture("mamba2")
+@architecture("mamba2", "Mamba2ForCausalLM")
 def mamba2(config: Config) -> ModelMapping:
     """Blocks without a channel mixer. The gated norm runs over each group's channels, after the gate."""
     d_model, expand = config.get("hidden_size"), config.get("expand", 2)
     e, width, heads = int(expand * d_model), config.get("head_dim", 64), config.get("num_heads")
     if heads * width != e:
         raise ConvertError(f"{config.where}: num_heads={heads} of head_dim={width} are not expand * hidden_size = {e} channels")
+    config.only("intermediate_size", e)  # stored in older files, but computed
     n, groups = config.get("state_size", 128), config.get("n_groups", 8)
     _no_limit(config)
     spec = f"mamba2(expand={expand}, head_dim={width}, state={n}, groups={groups}, conv_size={config.get('conv_kernel', 4)}, "

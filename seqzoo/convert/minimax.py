@@ -17,18 +17,22 @@ WITHOUT_EFFECT = (
     "output_router_logits",
     "router_aux_loss_coef",
     "router_jitter_noise",
+    "shared_moe_mode",  # of shared experts, of which there are none
 )
 FACTORS = ("linear_attn", "full_attn", "mlp")  # residual + branch is alpha * residual + beta * branch
 
 
-@architecture("minimax")
+@architecture("minimax", "MiniMaxForCausalLM")
 def minimax(config: Config) -> ModelMapping:
     """Blocks in which a branch is added to alpha times the output of its norm."""
     config.only("hidden_act", "silu")
     config.only("num_local_experts", 1)
     config.only("sliding_window", None)
+    config.only("shared_intermediate_size", 0)
+    config.only("postnorm", True)
     heads = config.get("num_attention_heads")
     width = config.get("head_dim", None) or config.get("hidden_size") // heads
+    config.only("rotary_dim", width)  # transformers rotates whole heads, for any value; MiniMax's own code this many channels
     kv_heads = config.get("num_key_value_heads", None) or heads
     base, _ = rotary(config, base=1e6)
     specs = {

@@ -20,10 +20,11 @@ NORM_POSITION = {"linear_attention": "pre", "full_attention": "post"}
 LINEAR = {"q": "q", "k": "k", "v": "v", "g": "gate", "a": "decay_in", "b": "beta", "o": "out"}
 
 
-@architecture("olmo_hybrid")
+@architecture("olmo_hybrid", "OlmoHybridForCausalLM")
 def olmo_hybrid(config: Config) -> ModelMapping:
     """Blocks of Gated DeltaNet with norms before their branches, and blocks of attention with norms after them."""
     config.only("hidden_act", "silu")
+    config.only("linear_use_gate", True)
     d_model, depth, eps = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("rms_norm_eps", 1e-6)
     heads = config.get("num_attention_heads")
     kv_heads, width = config.get("num_key_value_heads", None) or heads, config.get("head_dim", None) or d_model // heads

@@ -1,4 +1,7 @@
-"""Qwen3.5's text model (transformers' Qwen3_5ForCausalLM): Gated DeltaNet between layers of gated softmax attention."""
+"""Qwen3.5 (Qwen/Qwen3.5-*, Qwen3.6-27B): Gated DeltaNet between layers of gated softmax attention.
+
+Released models also read images. Of these the text model is read.
+"""
 
 from seqzoo.convert.architecture import ModelMapping, architecture, rotary
 from seqzoo.convert.checkpoint import Config
@@ -13,14 +16,39 @@ WITHOUT_EFFECT = (
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
 )
+OF_OTHER_PARTS = (
+    "image_token_id",
+    "language_model_only",
+    "video_token_id",
+    "vision_config",
+    "vision_end_token_id",
+    "vision_start_token_id",
+)
+OTHER_PARTS = ("model.visual.", "mtp.")  # tensors for images, and of the head that predicts further tokens
 OF_IMAGES = ("mrope_interleaved", "mrope_section")  # channels per image coordinate; text has one coordinate
 NORMS = {"input_layernorm.weight": add_one("mixer_norm.scale"), "post_attention_layernorm.weight": add_one("channel_norm.scale")}
 
 
-@architecture("qwen3_5_text")
+@architecture("qwen3_5", "Qwen3_5ForConditionalGeneration")
+def qwen3_5(config: Config) -> ModelMapping:
+    """The text model of one that also reads images."""
+    config.ignore(*OF_OTHER_PARTS)
+    text = config.section("text_config")
+    config.only("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    return _text_model(text, "model.language_model.")
+
+
+@architecture("qwen3_5_text", "Qwen3_5ForCausalLM")
 def qwen3_5_text(config: Config) -> ModelMapping:
+    """The text model alone."""
+    return _text_model(config, "model.")
+
+
+def _text_model(config: Config, prefix: str) -> ModelMapping:
     """Pre-norm blocks; norms store scale - 1, except the output norm of Gated DeltaNet."""
     config.only("hidden_act", "silu")
+    config.only("mlp_only_layers", [], None)
+    config.only("output_gate_type", "swish", "silu")
     config.only("attn_output_gate", True)
     d_model, depth, eps = config.get("hidden_size"), config.get("num_hidden_layers"), config.get("rms_norm_eps", 1e-6)
     heads, kv_heads = config.get("num_attention_heads", 16), config.get("num_key_value_heads", 4)
@@ -41,7 +69,9 @@ def qwen3_5_text(config: Config) -> ModelMapping:
     interval = config.get("full_attention_interval", 4)
     default = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(depth)]
     config.ignore(*WITHOUT_EFFECT)
-    return stack_mapping(config, layer_types(config, tuple(specs), default), specs, rules, norm_eps=eps, scale=add_one)
+    kinds = layer_types(config, tuple(specs), default)
+    made = stack_mapping(config, kinds, specs, rules, norm_eps=eps, scale=add_one, prefix=prefix)
+    return made._replace(skipped=OTHER_PARTS)
 
 
 def _gated_deltanet(keys: int, values: int) -> dict[str, Rule]:

@@ -10,7 +10,7 @@ from seqzoo.convert.tensor_map import Rule, add_one, conv_kernel, copy, matrix, 
 WITHOUT_EFFECT = ("attention_dropout", "final_w_init_variance_scale", "w_init_variance_scale")  # training, initialisation
 
 
-@architecture("recurrent_gemma")
+@architecture("recurrent_gemma", "RecurrentGemmaForCausalLM")
 def recurrent_gemma(config: Config) -> ModelMapping:
     """Blocks of RG-LRU or sliding-window attention, and GeGLU with biases; norms store scale - 1."""
     config.only("hidden_activation", "gelu_pytorch_tanh")
@@ -29,7 +29,8 @@ def recurrent_gemma(config: Config) -> ModelMapping:
         "attention": f"{attention}rope_theta={base}, rope_dim={int(width * fraction)}, out_bias=True)",
     }
     rules = {"recurrent": prefixed("temporal_block.", _recurrent()), "attention": prefixed("temporal_block.", _attention())}
-    pattern = config.get("block_types", ("recurrent", "recurrent", "attention"))
+    config.only("_block_types", config.get("block_types", config.get("_block_types", None)))  # the name in older files
+    pattern = config.get("block_types", config.get("_block_types", ("recurrent", "recurrent", "attention")))
     if not pattern or not set(pattern) <= set(specs):
         raise ConvertError(f"{config.where}: block_types={pattern!r} is not supported, only {' and '.join(map(repr, specs))}")
     tied = config.get("tie_word_embeddings", True)

@@ -9,7 +9,7 @@ from seqzoo.convert.tensor_map import copy, matrix, ravel, tied_to
 WITHOUT_EFFECT = ("context_length", "rescale_every")
 
 
-@architecture("rwkv")
+@architecture("rwkv", "RwkvForCausalLM")
 def rwkv(config: Config) -> ModelMapping:
     """Pre-norm blocks of time mixing and channel mixing; the norm of the embedding is stored in the first block."""
     d_model, depth = config.get("hidden_size"), config.get("num_hidden_layers")

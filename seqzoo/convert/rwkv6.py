@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
+from seqzoo.convert.architecture import FLA, ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config
 from seqzoo.convert.fla import backbone_mapping
 from seqzoo.convert.tensor_map import Rule, copy, matrix, one_minus
@@ -13,7 +13,7 @@ ORDER = ["rwkvg".index(name) for name in "wkvrg"]  # of the five blended inputs:
 SCALE_AND_BIAS = {"weight": "scale", "bias": "bias"}
 
 
-@architecture("rwkv6")
+@architecture("rwkv6", "RWKV6ForCausalLM", FLA)
 def rwkv6(config: Config) -> ModelMapping:
     """Blocks of RWKV-6's time mixing and channel mixing."""
     mix_rank, decay_rank = config.get("proj_low_rank_dim", 32), config.get("gate_low_rank_dim", 64)

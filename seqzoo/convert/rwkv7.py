@@ -1,6 +1,6 @@
 """RWKV-7 as flash-linear-attention 0.6.0 writes it (fla-hub/rwkv7-*); the authors' own files have other names."""
 
-from seqzoo.convert.architecture import ModelMapping, architecture, prefixed
+from seqzoo.convert.architecture import FLA, ModelMapping, architecture, prefixed
 from seqzoo.convert.checkpoint import Config, ConvertError
 from seqzoo.convert.rwkv6 import expansion, rwkv_eps, rwkv_stack
 from seqzoo.convert.tensor_map import Rule, copy, joined, matrix, one_minus, optional
@@ -9,7 +9,7 @@ from seqzoo.specs import Spec
 LOW_RANK = {"w": "decay", "a": "rate", "v": "first", "g": "gate"}
 
 
-@architecture("rwkv7")
+@architecture("rwkv7", "RWKV7ForCausalLM", FLA)
 def rwkv7(config: Config) -> ModelMapping:
     """Blocks of RWKV-7's time mixing and channel mixing without a gate. The first layer has no value residual."""
     width, heads = _heads(config)

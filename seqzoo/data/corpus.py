@@ -155,13 +155,7 @@ def tokenizer_of(source: str | tuple[str, ...]) -> Tokenizer:
     if manifest is None or manifest.settings.tokenizer == tokenizers.BYTES:
         return Bytes()
     path = Path(sources.split_source(source)[0]).expanduser() / shards.TOKENIZER
-    tokenizer = tokenizers.load(str(path), manifest.settings.separator_token)
-    if tokenizer.sha256 != manifest.settings.tokenizer_sha256:
-        raise DataError(
-            f"{path} is not the tokenizer of this corpus: its SHA-256 is {tokenizer.sha256}, wanted "
-            f"{manifest.settings.tokenizer_sha256}. Restore it, or prepare the corpus again"
-        )
-    return tokenizer
+    return tokenizers.load_copy(path, manifest.settings.separator_token, manifest.settings.tokenizer_sha256)
 
 
 def load(source: str | tuple[str, ...], *, field: str | None = None, held_out: float | None = None, verify: bool = True) -> Corpus:

@@ -36,12 +36,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """The JSON object in `text`. Raises DamagedFile, whose message begins with `where`."""
     try:
-        found = json.loads(text.decode())
+        found = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 and invalid JSON are ValueErrors
         raise DamagedFile(f"{where} is damaged: wanted a JSON object, found {_shown(text)} ({error})") from None
     if not isinstance(found, dict):
         raise DamagedFile(f"{where} is damaged: wanted a JSON object, found {_shown(text)}")
     return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises ValueError if a key occurs twice: json would keep the last value."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return made
 
 
 def require(found: dict[str, Any], where: str, **types: type | tuple[type, ...]) -> None:

@@ -69,6 +69,8 @@ class Shard(_Model):
     tokens: int  # separators included
     documents: int
     text_bytes: int
+    text_sha256: str  # of the documents' texts, each after its length: `TextDigest`
+    unknown: int = 0  # tokens that stand for text outside the vocabulary
     tokens_file: StoredFile
     starts_file: StoredFile
 
@@ -98,6 +100,11 @@ class Split(_Model):
     def text_bytes(self) -> int:
         """Bytes of the documents' text."""
         return sum(shard.text_bytes for shard in self.shards)
+
+    @property
+    def unknown(self) -> int:
+        """Tokens that stand for text outside the tokenizer's vocabulary."""
+        return sum(shard.unknown for shard in self.shards)
 
 
 class Manifest(_Model):
@@ -144,12 +151,31 @@ def with_hashes(folder: Path, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={**splits, "sha256": corpus_sha256(manifest.settings.tokenizer_sha256, sums.values())})
 
 
-def write(folder: Path, name: str, tokens: np.ndarray, starts: np.ndarray, text_bytes: int) -> Shard:
+class TextDigest:
+    """The SHA-256 of some documents' texts, each after its length, so that it depends on the borders between them."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, text: bytes) -> None:
+        """Adds a document."""
+        self._digest.update(len(text).to_bytes(8, "little"))
+        self._digest.update(text)
+
+    def __str__(self):
+        return self._digest.hexdigest()
+
+
+def write(
+    folder: Path, name: str, tokens: np.ndarray, starts: np.ndarray, *, text_bytes: int, text_sha256: str, unknown: int
+) -> Shard:
     """Writes a shard atomically: `name`.tokens.npy and `name`.starts.npy."""
     return Shard(
         tokens=len(tokens),
         documents=len(starts),
         text_bytes=text_bytes,
+        text_sha256=text_sha256,
+        unknown=unknown,
         tokens_file=_write(folder / f"{name}.tokens.npy", tokens),
         starts_file=_write(folder / f"{name}.starts.npy", starts.astype("<i8")),
     )

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seqzoo.data.atomic_io import error_reason
-from seqzoo.data.errors import DataError
+from seqzoo.data.errors import DataError, UnreadableError
 from seqzoo.specs import did_you_mean
 
 STDLIB = "stdlib"
@@ -262,7 +262,7 @@ def _files_under(root: Path, excluded: set[str]) -> Iterator[Path]:
     """The files below a folder, without hidden ones and links to folders."""
 
     def refuse(error):
-        raise DataError(f"cannot read {error.filename}: {error_reason(error)}") from None
+        raise UnreadableError(f"cannot read {error.filename}: {error_reason(error)}") from None
 
     for inside, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in excluded]
@@ -295,11 +295,11 @@ def _size(file: File) -> int:
 
 @contextlib.contextmanager
 def _read_errors(path: Path) -> Iterator[None]:
-    """Context that turns an OSError into a DataError about `path`."""
+    """Context that turns an OSError into an UnreadableError about `path`."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error_reason(error)}") from None
+        raise UnreadableError(f"cannot read {path}: {error_reason(error)}") from None
 
 
 def _abbreviate(value: Any) -> str:

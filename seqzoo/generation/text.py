@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
         """Text as token ids [n]."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> bytes:
+    def decode(self, ids: Sequence[int], /) -> bytes:
         """Token ids as UTF-8. The end may be an incomplete character: its first bytes, or U+FFFD."""
         ...
 

@@ -36,7 +36,8 @@ class Mixer(Layer):
         Args:
           x: [b, t, d_model].
           state: from `init_state` or an earlier call; None starts empty and returns no state.
-          segment_ids: [b, t] int32, the document of each token, 0 for padding; None continues one document.
+          segment_ids: [b, t] int32, the document of each token, 0 for padding; None continues one document. `clear_padding` first
+            replaces what stands at padding, NaN included, by zeros. A NaN inside a document may reach its row.
           positions: [b, t] int32, index inside the own document; None counts on from the state. Mixers without positions ignore it.
           key: PRNG key for dropout and other sampling; None is deterministic.
         Returns:

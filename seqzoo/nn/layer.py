@@ -4,9 +4,11 @@ from typing import Any, ClassVar, dataclass_transform
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.typing import DTypeLike
 
 from seqzoo import specs
+from seqzoo.kernels.common import segments
 from seqzoo.specs import Size, SpecError, settings_model
 
 Depth = tuple[Any, int]
@@ -97,6 +99,16 @@ class Layer(_Declared):
     def factory_kwargs(self, rngs: nnx.Rngs) -> dict[str, Any]:
         """The keyword arguments `dtype`, `param_dtype` and `rngs` for inner layers."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
+
+    def clear_padding(self, x: Array, segment_ids: Array | None) -> Array:
+        """x [b, t, d_model], with exact zeros at padding: what stands there, NaN included, reaches neither a value nor a gradient.
+
+        The first line of a `__call__`. Raises ValueError for another shape, and for an empty piece.
+        """
+        if x.ndim != 3 or x.shape[2] != self.d_model:
+            raise ValueError(f"{self.registered_name}: x has shape {x.shape}, wanted [b, t, {self.d_model}]")
+        segments.check(segment_ids, None, *x.shape[:2])
+        return segments.mask_padding(x, segment_ids)
 
     def cache_dtype(self, dtype: Any = None) -> Any:
         """The dtype of activations that a state keeps: the one given, else that of the computation."""

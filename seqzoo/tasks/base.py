@@ -3,6 +3,7 @@
 A batch is a pure function of (seed, index), so resuming, changing the mesh and slicing over hosts need no iterator state.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -76,6 +77,13 @@ class Task(Settings):
     def fingerprint(self) -> dict[str, str]:
         """Digests of the files that are read, by name: a run does not continue with other contents."""
         return {}
+
+    def check(self) -> None:
+        """Raises ValueError if batches or evaluation sets cannot be made. Called before a run has a folder; may read files."""
+
+    def reads(self, folder: Path) -> bool:
+        """True if the task would read files in that folder: a run there would change its own data."""
+        return False
 
     def notes(self) -> tuple[str, ...]:
         """Lines to report once: examples dropped at the end of an epoch, and the like."""

@@ -1,13 +1,14 @@
 """Text: predict the next token of documents, in windows or in streams that continue from batch to batch."""
 
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from seqzoo import data
-from seqzoo.data import Corpus, Split, Tokenizer
+from seqzoo.data import Corpus, Split, Tokenizer, sources
 from seqzoo.specs import Length, Rate, Seed
 from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
 from seqzoo.tasks.epochs import bijection, hashed
@@ -36,8 +37,8 @@ class Text(Task):
     not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths.
 
     Raises:
-      SpecError: a setting outside its range, by name; a source that does not exist (`seqzoo.data.DataError`). When the corpus is
-        first needed: files that cannot be read, shards that are not as prepared, too few tokens for a batch.
+      SpecError: a setting outside its range, by name. When the corpus is first needed: DataError for a source that does not exist,
+        files that cannot be read and shards that are not as prepared; ValueError for too few tokens for a batch.
     Cost: the rows' own tokens; streams also keep three numbers per document of the current epoch.
     """
 
@@ -73,12 +74,12 @@ class Text(Task):
     def _settings_fit_each_other(self):
         if not self.lengths or len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"eval_lengths={self.eval_lengths!r}, wanted at least one length, and each once")
+        try:
+            sources.split_source(self.source)
+        except data.DataError as error:
+            raise ValueError(str(error)) from None
         if self.stream and self.positions == "window":
             raise ValueError("positions='window', wanted 'document' (the only one for stream=True), or None")
-        try:
-            data.check(self.source, field=self.field, held_out=self.held_out)
-        except data.DataError as error:
-            raise ValueError(f"source={self.source!r}: {error}") from None
         return self
 
     @property
@@ -100,6 +101,7 @@ class Text(Task):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the corpus. Does not read the corpus."""
+        data.check(self.source, field=self.field, held_out=self.held_out)
         return data.tokenizer_of(self.source)
 
     @property
@@ -110,6 +112,7 @@ class Text(Task):
     @cached_property
     def vocab_size(self) -> int:
         """Vocabulary size of the tokenizer, the separator included. Does not read the corpus."""
+        data.check(self.source, field=self.field, held_out=self.held_out)
         manifest = data.manifest_of(self.source)
         return data.Bytes.vocab_size if manifest is None else manifest.settings.vocab_size
 
@@ -152,6 +155,21 @@ class Text(Task):
             )
             for segment, length in enumerate(self.lengths if self._stretches.number else ())
         )
+
+    def check(self) -> None:
+        """Raises ValueError if the corpus is too small for a batch, or a split of it has documents but no text."""
+        self._steps(self.spec(0))
+        for name, split in self.corpus.splits.items():
+            if split.documents and not split.text_bytes:
+                found = f"the {split.documents} documents of the split {name} of {', '.join(self.corpus.source)} are empty"
+                raise ValueError(f"text: {found}; wanted text in them, or another held_out")
+
+    def reads(self, folder: Path) -> bool:
+        """True if a folder that is the source contains this one. A prepared corpus reads the files of its manifest alone."""
+        if data.manifest_of(self.source) is not None:
+            return False
+        inside = map(sources.folder, sources.split_source(self.source))
+        return any(each is not None and folder.resolve().is_relative_to(each.resolve()) for each in inside)
 
     def notes(self) -> tuple[str, ...]:
         """Tokens and files that are skipped."""

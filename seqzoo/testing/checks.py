@@ -85,6 +85,18 @@ def check_packing(it: MixerUnderTest) -> None:
             assert_close((take(alone.y), take(alone.x)), (packed.y[own][0][real], packed.x[own][0][real]), what=what)
 
 
+def check_padding(it: MixerUnderTest) -> None:
+    """NaN and infinities at padding give what zeros there give: outputs of real tokens, final state, all gradients, bit by bit."""
+    x, dy, dstate = it.inputs(3)
+    wanted = it(it.state, np.where(REAL, x, 0), SEGMENT_IDS, dy, dstate)
+    for value in (np.nan, np.inf, -np.inf):
+        found = it(it.state, np.where(REAL, x, np.float32(value)), SEGMENT_IDS, dy, dstate)
+        assert np.all(np.isfinite(found.y)), f"{it}: outputs at padding must be finite, also with {value} there"
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        for (path, leaf), other in zip(leaves, jax.tree.leaves(wanted), strict=True):
+            assert np.array_equal(leaf, other), f"{it}: {jax.tree_util.keystr(path)} changes with {value} at padding: clear_padding"
+
+
 def check_state(it: MixerUnderTest) -> None:
     """A state comes back with its shapes and dtypes, has the bytes that are reported, may be donated, and recompiles nothing."""
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
@@ -155,6 +167,7 @@ CHECKS: tuple[Callable[[MixerUnderTest], None], ...] = (
     check_causality,
     check_split,
     check_packing,
+    check_padding,
     check_state,
     check_finite,
     check_defaults,

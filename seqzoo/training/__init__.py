@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from seqzoo.data.atomic_io import WriteError
     from seqzoo.training.init_from import InitFromError
     from seqzoo.training.loop import Diverged, check, train
-    from seqzoo.training.restore import evaluate_run, load_model
+    from seqzoo.training.restore import evaluate_run, load_model, load_tokenizer
     from seqzoo.training.run.checkpoint import CheckpointError, Checkpoints
     from seqzoo.training.run.run_dir import create_run_dir, environment, load_config, refuse_changes
     from seqzoo.training.run.signals import Interrupted
@@ -45,6 +45,7 @@ __all__ = [
     "initialise",
     "load_config",
     "load_model",
+    "load_tokenizer",
     "prepare",
     "refuse_changes",
     "train",
@@ -59,6 +60,7 @@ _MODULES = {  # name: its module
     "train": "seqzoo.training.loop",
     "evaluate_run": "seqzoo.training.restore",
     "load_model": "seqzoo.training.restore",
+    "load_tokenizer": "seqzoo.training.restore",
     "CheckpointError": "seqzoo.training.run.checkpoint",
     "Checkpoints": "seqzoo.training.run.checkpoint",
     "create_run_dir": "seqzoo.training.run.run_dir",

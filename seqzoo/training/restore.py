@@ -6,26 +6,28 @@ from typing import Any
 
 import jax
 
-from seqzoo import config
+from seqzoo import config, data, tasks
 from seqzoo.model import LanguageModel
-from seqzoo.training.run import distributed, run_dir
+from seqzoo.training.run import data_record, distributed, run_dir
 from seqzoo.training.run.checkpoint import Checkpoints
 from seqzoo.training.state import State, TrainSetup, averaged, prepare
 from seqzoo.training.step import evaluator
 
 
 def restore(
-    folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None, step: int | None = None
+    folder: str | Path, say: Callable[[str], None], mesh: config.Mesh | None, step: int | None = None, *, reads_data: bool = True
 ) -> tuple[TrainSetup, State]:
     """The set-up of a run and its latest state that loads, or that of `step`, on `mesh` (None: as in training).
 
+    Without `reads_data` the files that the task reads may be gone, and the set-up gives no batches.
     Raises FileNotFoundError if there is no run or no checkpoint.
     """
     experiment = run_dir.load_config(folder)
     if not isinstance(experiment, config.Experiment):
         inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("**/config.json"))[1:])
         raise FileNotFoundError(f"{folder} holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
-    setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
+    sizes = None if reads_data else data_record.sizes(folder)
+    setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}), sizes)
     distributed.check_mesh(setup.mesh)
     state = Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, say, step)
     if state is None:
@@ -36,10 +38,24 @@ def restore(
 def load_model(folder: str | Path, step: int | None = None) -> LanguageModel:
     """The trained model of a run, on one device, with the moving average of the parameters if the run has one (training.ema).
 
+    The files that the run was trained on are not read.
+
     `step` chooses one of the run's checkpoints (training.keep_best keeps the best one); None is the latest.
     """
-    setup, state = restore(folder, print, config.Mesh(fsdp=1), step)
+    setup, state = restore(folder, print, config.Mesh(fsdp=1), step, reads_data=False)
     return setup.model(jax.device_put(averaged(state), jax.devices()[0]))
+
+
+def load_tokenizer(folder: str | Path) -> data.Tokenizer | None:
+    """The tokenizer of a run's text, from the run folder; of a task of your own, its `tokenizer`; None if the run has no text.
+
+    Raises DataError if it is not the one that the run began with.
+    """
+    found = data_record.tokenizer_of(folder)
+    if found is not None:
+        return found
+    experiment = run_dir.load_config(folder)
+    return getattr(tasks.registry.create(experiment.task), "tokenizer", None) if isinstance(experiment, config.Experiment) else None
 
 
 def evaluate_run(

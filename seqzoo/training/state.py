@@ -18,6 +18,7 @@ from seqzoo.model import LanguageModel, ModelState, params, sharding
 from seqzoo.tasks.base import Task
 from seqzoo.training.optim.optimizer import make_optimizer
 from seqzoo.training.optim.sharding import optimizer_state_shardings
+from seqzoo.training.run.data_record import Sizes
 
 State = dict[str, Any]
 
@@ -45,36 +46,43 @@ class TrainSetup(NamedTuple):
         return nnx.merge(self.graphdef, parameters)
 
 
-def build(settings: config.Model, task: Task, key: Array) -> LanguageModel:
-    """The network for a task."""
+def build(settings: config.Model, task: Task | Sizes, key: Array) -> LanguageModel:
+    """The network for a task, or for the sizes that a run recorded of it."""
     return LanguageModel(task.vocab_size, **settings.model_dump(exclude={"init_from"}), rngs=nnx.Rngs(key))
 
 
-def prepare(experiment: config.Experiment) -> TrainSetup:
+def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainSetup:
     """Checks an experiment against task, model and devices, and gives its state shapes and shardings. Allocates and writes nothing.
 
+    Args:
+      experiment: task, model, optimizer and mesh.
+      sizes: of a run whose data may be gone: then no data is read, and batches are not checked.
     Raises:
       ValueError: what does not fit, by name: a mixer's settings, a size that does not divide, too few learned positions.
     """
     task = tasks.registry.create(experiment.task)
     settings = experiment.model
-    if settings.learned_positions is not None and settings.learned_positions < task.max_length:
+    if sizes is None:
+        task.check()
+    longest = (sizes or task).max_length
+    if settings.learned_positions is not None and settings.learned_positions < longest:
         raise ValueError(
-            f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {task.max_length} tokens long; "
+            f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {longest} tokens long; "
             f"wanted at least that, or None"
         )
-    if experiment.training.stop_above is not None and not task.eval_sets():
+    if sizes is None and experiment.training.stop_above is not None and not task.eval_sets():
         raise ValueError(
             f"training.stop_above={experiment.training.stop_above}, but {experiment.task} evaluates nothing; wanted None"
         )
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
-    check_batches(experiment, task, mesh)
-    graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, task, jax.random.key(0))))
+    if sizes is None:
+        check_batches(experiment, task, mesh)
+    graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, sizes or task, jax.random.key(0))))
     tx = make_optimizer(experiment.optimizer, experiment.training.steps, parameters, experiment.training.seed)
 
     replicated = NamedSharding(mesh, jax.P())
     by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)
-    shapes = jax.eval_shape(lambda: _initial(experiment, task, tx))
+    shapes = jax.eval_shape(lambda: _initial(experiment, task, tx, sizes=sizes))
     by_moment = optimizer_state_shardings(tx, shapes["opt_state"], shapes["params"], by_parameter)
     shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
     if "ema" in shapes:
@@ -109,10 +117,14 @@ def initialise(setup: TrainSetup, loaded: dict[str, Any] | None = None) -> State
 
 
 def _initial(
-    experiment: config.Experiment, task: Task, tx: optax.GradientTransformation, loaded: dict[str, Any] | None = None
+    experiment: config.Experiment,
+    task: Task,
+    tx: optax.GradientTransformation,
+    loaded: dict[str, Any] | None = None,
+    sizes: Sizes | None = None,
 ) -> State:
     model_key, key = jax.random.split(jax.random.key(experiment.training.seed))
-    model = build(experiment.model, task, model_key)
+    model = build(experiment.model, sizes or task, model_key)
     parameters = _replaced(nnx.to_pure_dict(nnx.state(model, nnx.Param)), loaded or {})
     state = {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}
     if experiment.training.ema is not None:

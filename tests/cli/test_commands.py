@@ -251,6 +251,42 @@ def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, cap
     assert cli.main(["resume", "runs/mqar-softmax", "--training.steps", "3"]) == 2
 
 
+REFUSED = {
+    "a corpus smaller than one batch": ("text(source='small', length=512, held_out=0)", (), "wanted smaller ones, or more text"),
+    "an evaluation set without bytes": (
+        "text(source='empty', length=4, batch_size=1)",
+        (),
+        "of the split held_out of empty are empty",
+    ),
+    "no source": ("text(source='smal')", (), "there is no file or folder 'smal'. Did you mean 'small'?"),
+    "a run inside its source": (
+        "text(source='small', length=4, batch_size=1)",
+        ("--run.folder", "small/runs"),
+        "is inside the data",
+    ),
+    "nothing to rank by": (
+        "text(source='small', length=4, batch_size=1, held_out=0)",
+        ("--sweep", "optimizer.learning_rate=1e-3,3e-3"),
+        "evaluates nothing to rank by",
+    ),
+}
+
+
+@pytest.mark.parametrize(("task", "words", "says"), REFUSED.values(), ids=list(REFUSED))
+def test_data_that_does_not_fit_is_refused_before_there_is_a_folder(ran, file, tmp_path, capsys, task, words, says):
+    for folder, held_out in (("small", "some words"), ("empty", "")):
+        (tmp_path / folder).mkdir()
+        for number in range(60):
+            name = f"{number}.txt"
+            split = data.sources.Document(data.sources.File(tmp_path, name, name, True), None, b"", 0).split(0.05)
+            (tmp_path / folder / name).write_text("some words" if split == "train" else held_out)
+    before = sorted(tmp_path.rglob("*"))
+    assert ran(file, "--task", task, *words) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1, said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_prepare_writes_shards_that_the_task_reads_and_reports_their_number(ran, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     for number in range(50):

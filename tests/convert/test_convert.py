@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
 from helpers.tolerances import RELATIVE, assert_close
@@ -149,6 +150,7 @@ ARCHITECTURES = {  # the settings that have no default, or a default too large f
     | {"num_attention_heads": 2, "layer_types": ["linear_attention"] * 2, "intermediate_size": 24, "num_local_experts": 1},
     "olmo_hybrid": SMALL
     | {"num_attention_heads": 2, "layer_types": ["linear_attention", "full_attention"], "intermediate_size": 24},
+    "qwen3_5": {"text_config": SMALL | {"intermediate_size": 24, "full_attention_interval": 2}},
     "qwen3_5_text": SMALL | {"intermediate_size": 24, "full_attention_interval": 2},
     "recurrent_gemma": SMALL | {"num_attention_heads": 2, "intermediate_size": 24},
     "retnet": SMALL,
@@ -232,7 +234,6 @@ def test_every_parameter_of_an_architecture_has_its_rule(tmp_path, monkeypatch, 
         ("olmo_hybrid", {"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters=\{'rope_type': 'yarn'\} is not supported"),
         ("qwen3_5_text", {"attn_output_gate": False}, "attn_output_gate=False is not supported, only True"),
         ("qwen3_5_text", {"rope_parameters": {"factor": 2}}, "is not supported, only rope_theta and partial_rotary_factor, with"),
-        ("qwen3_5", {}, r"model_type='qwen3_5' is not supported, only .* Did you mean 'qwen3_5_text'\?"),
         ("recurrent_gemma", {"attention_bias": True}, "attention_bias=True is not supported, only False"),
         ("recurrent_gemma", {"block_types": ["mlp"]}, r"block_types=\['mlp'\] is not supported, only 'recurrent' and 'attention'"),
         ("recurrent_gemma", {"head_dim": 4}, "head_dim=4 is not supported, only 8"),
@@ -274,6 +275,52 @@ def test_an_index_that_names_missing_tensors_is_refused(tmp_path):
         convert.load(folder)
 
 
+INDEX = "model.safetensors.index.json"
+
+
+def test_a_tensor_is_read_from_the_file_that_the_index_names_or_refused(tmp_path):
+    """A stale copy of a tensor in a second file, and a file that has what the index places elsewhere."""
+    folder = write(tmp_path / "model", mamba_tensors(), shards=2)
+    names = json.loads((folder / INDEX).read_text())["weight_map"]
+    first, second = sorted(set(names.values()))
+    tensor = next(name for name, file in names.items() if file == first)
+    held = load_file(folder / second)
+    save_file(held | {tensor: 0 * mamba_tensors()[tensor]}, folder / second)
+    wanted = rf"does not name these tensors for the files that hold them: {re.escape(tensor)} in {second}"
+    with pytest.raises(convert.ConvertError, match=wanted):
+        convert.load(folder)
+    save_file({name: x for name, x in load_file(folder / first).items() if name != tensor}, folder / first)
+    with pytest.raises(convert.ConvertError, match=rf"names tensors that are not there: {re.escape(tensor)} in {first}"):
+        convert.load(folder)
+
+
+def test_files_that_the_index_does_not_name_are_not_read_except_that_two_models_are_refused(folder, tmp_path):
+    shards = write(tmp_path / "shards", mamba_tensors(), shards=2)
+    stale = {name: np.zeros_like(x) for name, x in mamba_tensors().items()}
+    save_file(stale, shards / "consolidated.safetensors")
+    assert_same(convert.load(shards), convert.load(folder))
+    save_file(stale, shards / "model.safetensors")
+    with pytest.raises(convert.ConvertError, match=r"holds model.safetensors and .* does not name it: remove"):
+        convert.load(shards)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'])
+def test_an_index_without_one_file_per_tensor_is_damaged(tmp_path, content):
+    folder = write(tmp_path / "model", mamba_tensors(), shards=2)
+    (folder / INDEX).write_text(content)
+    with pytest.raises(convert.ConvertError, match=r"index.json is damaged"):
+        convert.load(folder)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.int8, "I8"), (bool, "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")])
+def test_tensors_of_integers_and_of_eight_bits_are_refused_by_name(tmp_path, dtype, name):
+    """Read as if they were weights they would give a model of small whole numbers."""
+    tensors = mamba_tensors()
+    tensors |= {FIRST + "in_proj.weight": tensors[FIRST + "in_proj.weight"].astype(dtype)}
+    with pytest.raises(convert.ConvertError, match=rf"config.json:\s+{FIRST}in_proj.weight is {name}, wanted F64, F32, F16, BF16$"):
+        convert.load(write(tmp_path / "model", tensors))
+
+
 def test_without_safetensors_the_extra_is_named(folder, monkeypatch):
     real = builtins.__import__
 
@@ -295,4 +342,4 @@ def test_the_page_runs_and_names_every_architecture(tmp_path, monkeypatch):
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
     assert names["model"](TOKENS)[0].shape == (2, 9, 11) and names["layer"](jnp.ones((1, 3, 16)))[0].shape == (1, 3, 16)
     which = page.split("## Comparison")[0]
-    assert set(re.findall(r"^\| `(\w+)` \| `\w+ForCausalLM`", which, flags=re.MULTILINE)) == set(convert.names())
+    assert set(re.findall(r"^\| `(\w+)` \| `\w+For\w+`", which, flags=re.MULTILINE)) == set(convert.names())

@@ -1,7 +1,9 @@
 """Prepared corpora: their layout, that they are resumed wherever they were stopped, and that nothing damaged is read."""
 
+import contextlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from seqzoo import data
 from seqzoo.data import DataError, shards
 from seqzoo.data.atomic_io import WriteError
+from seqzoo.data.errors import UnreadableError
+from seqzoo.data.prepare import SourceChangedError
 
 FILES = {f"{number:02d}.txt": f"document {number} " * (number % 7) for number in range(40)}
 SETTINGS = {"held_out": 0.2, "shard_tokens": 300}
@@ -94,7 +98,7 @@ def test_a_hugging_face_tokenizer_is_copied_into_the_folder(source, tmp_path, to
     check_layout(corpus, layout(source, 0.2, lambda text: tokenizer.encode(text).tolist(), tokenizer.separator))
     assert data.tokenizer_of(str(out)).separator == corpus.separator == tokenizer.separator
     (out / "tokenizer.json").write_bytes(tokenizer_json.read_bytes() + b"\n")
-    with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of this corpus"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of this folder"):
         data.tokenizer_of(str(out))
 
 
@@ -198,6 +202,103 @@ def test_folders_that_hold_something_else_are_refused(source, tmp_path):
         data.prepare(source, tmp_path / "file", **SETTINGS)
     with pytest.raises(WriteError, match=r"cannot write .*file"):
         data.prepare(source, tmp_path / "file" / "corpus", **SETTINGS)
+
+
+REFUSED = {
+    "not UTF-8": ({"39.txt": b"\xff"}, {"tokenizer": True}, "is not UTF-8"),
+    "a line that is not JSON": ({"39.jsonl": b'{"text": "a"}\nno\n'}, {}, "line 2: not JSON"),
+    "another field": ({"39.jsonl": b'{"words": "a"}\n'}, {}, "no field is called 'text'"),
+    "nothing held out": ({}, {"held_out": 1e-9}, "holds none of 40 documents out"),
+}
+
+
+@pytest.mark.parametrize(("files", "settings", "says"), REFUSED.values(), ids=list(REFUSED))
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_refused_source_leaves_nothing_that_blocks_its_correction(
+    folder, tmp_path, tokenizer_json, files, settings, says, made_before
+):
+    source, out = folder({**FILES, **files}), tmp_path / "new" / "out"
+    if made_before:
+        out.mkdir(parents=True)
+    if "tokenizer" in settings:
+        settings = {"tokenizer": str(tokenizer_json)}
+    with pytest.raises(DataError, match=says):
+        data.prepare(str(source), out, **SETTINGS | settings)
+    assert not any(out.iterdir()) if made_before else not out.parent.exists()
+    for name in files:
+        (source / name).unlink()
+    data.prepare(str(source), out, **SETTINGS)
+
+
+def test_a_file_that_cannot_be_read_now_leaves_the_complete_shards(source, tmp_path, monkeypatch):
+    out, rows = tmp_path / "out", data.sources.Documents._whole
+
+    def failing(self, file):
+        if file.key == "35.txt":
+            raise OSError(5, "Input/output error")
+        return rows(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.sources.Documents, "_whole", failing)
+        patch.setattr(sys.modules["seqzoo.data.prepare"], "GROUP_BYTES", 1)
+        with pytest.raises(UnreadableError, match=r"cannot read .*35\.txt: Input/output error"):
+            data.prepare(source, out, **SETTINGS)
+    kept = contents(out)
+    assert sum(name.endswith(".npy") for name in kept) > 2
+    data.prepare(source, out, **SETTINGS)
+    assert all(contents(out)[name] == kept[name] for name in kept if name.endswith(".npy"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_file_replaced_at_equal_size_is_noticed_by_its_contents(folder, tmp_path, monkeypatch, finished):
+    source, out, save = folder(FILES), tmp_path / "out", np.save
+    count = iter(range(100))
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr(np, "save", lambda *a: save(*a) if next(count) < 8 else (_ for _ in ()).throw(KeyboardInterrupt))
+        with contextlib.suppress(KeyboardInterrupt):
+            data.prepare(str(source), out, **SETTINGS)
+    before = contents(out)
+    (source / "01.txt").write_text(FILES["01.txt"].replace("document", "DOCUMENT"))
+    with pytest.raises(SourceChangedError, match=r"00000\.tokens\.npy was made of other texts than those up to .*\.txt; wanted"):
+        data.prepare(str(source), out, **SETTINGS)
+    assert contents(out) == before
+
+
+def test_settings_may_change_until_a_shard_is_complete(folder, source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            data.prepare(source, tmp_path / "out", **SETTINGS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
+    assert data.prepare(source, tmp_path / "out", held_out=0.5, shard_tokens=300).settings.held_out == 0.5
+
+
+def test_one_process_at_a_time_prepares_into_a_folder(source, tmp_path, monkeypatch):
+    save, refused = np.save, []
+
+    def meanwhile(*arguments):
+        if not refused:
+            refused.append("begun")
+            with pytest.raises(DataError, match=r"another process prepares .*out; wanted one at a time") as caught:
+                data.prepare(source, tmp_path / "out", **SETTINGS)
+            refused.append(caught)
+        save(*arguments)
+
+    monkeypatch.setattr(np, "save", meanwhile)
+    data.prepare(source, tmp_path / "out", **SETTINGS)
+    assert len(refused) == 2 and data.load(str(tmp_path / "out"))
+
+
+def test_tokens_for_unknown_text_are_counted(folder, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, "?": 1, "a": 2}, [], unk_token="?"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = folder({"1.txt": "abca", "2.txt": "zz"})
+    manifest = data.prepare(str(source), tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), held_out=0)
+    assert manifest.train.unknown == 4
 
 
 def test_a_split_without_documents_is_refused_unless_held_out_is_zero(folder, tmp_path):

@@ -70,6 +70,36 @@ def test_a_text_that_cannot_be_encoded_is_refused_by_name(tokenizer_json):
         ordinary.encode_all([document("cat q a")])
 
 
+def trained(path, alphabet, **settings):
+    """A tokenizer.json of single characters, split at spaces, without bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"<|endoftext|>": 0} | {character: number for number, character in enumerate(alphabet, 1)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], **settings))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return load(str(path))
+
+
+def test_text_outside_the_vocabulary_is_counted_and_refused_not_dropped(tmp_path):
+    tokenizer = trained(tmp_path, "abc")
+    assert tokenizer.encode("a cab").tolist() == [1, 3, 1, 2] and tokenizer.unknown is None
+    with pytest.raises(DataError, match=r"the text has characters that .*tokenizer\.json does not know: 3 \('ä', 'ö'\); wanted"):
+        tokenizer.encode("aäb öä")
+    with pytest.raises(DataError, match=r"a\.txt has characters .* 1 \('z'\)"):
+        tokenizer.encode_all([document("abc"), document("abz")])
+    with_token = trained(tmp_path, "abc?", unk_token="?")
+    assert with_token.unknown == 4 and with_token.encode("aäb").tolist() == [1, 4, 2]
+
+
+def test_bytes_typed_on_a_command_line_stay_as_they_are(tokenizer_json):
+    typed = b"caf\xe9".decode(errors="surrogateescape")  # as sys.argv has them
+    assert bytes(Bytes().encode(typed).tolist()) == b"caf\xe9"
+    with pytest.raises(DataError, match=r"the text is not UTF-8 \(byte 3"):
+        load(str(tokenizer_json)).encode(typed)
+
+
 def test_an_id_outside_the_vocabulary_is_not_decoded(tokenizer_json):
     for tokenizer in (Bytes(), load(str(tokenizer_json))):
         for wrong in (-1, tokenizer.vocab_size):

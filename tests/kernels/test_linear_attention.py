@@ -111,14 +111,6 @@ def test_gradients_of_many_wide_heads_are_the_same_in_both_forms(decay, groups):
     assert_close(one, other, tolerance=2 * RELATIVE["float32"])
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_an_empty_row_returns_the_state_it_was_given(implementation):
-    arrays = draw(length=0)
-    o, last = linear_attention(**arrays, implementation=implementation)
-    assert o.shape == arrays["v"].shape
-    np.testing.assert_array_equal(last, arrays["initial_state"])
-
-
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, BOTH])
 def test_the_chunk_size_changes_nothing(implementation):
     arrays = draw("channel", length=13)

@@ -1,10 +1,16 @@
 """The document rules against a plain reading of them, token by token."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqzoo.kernels.attention import attention
 from seqzoo.kernels.common import segments
+from seqzoo.kernels.convolution import short_convolution
+from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_recurrence import linear_recurrence
+from seqzoo.kernels.selective_scan import selective_scan
 
 IDS = np.random.default_rng(0).choice([0, 0, 1, 2], size=(64, 13)).astype(np.int32)
 FIRST = np.random.default_rng(1).choice([0, 1, 2], size=64).astype(np.int32)
@@ -90,3 +96,48 @@ def test_padding_becomes_exact_zero_even_from_nan():
 def test_ids_of_another_shape_or_dtype_are_refused(ids, first, message):
     with pytest.raises(ValueError, match=message):
         segments.check(ids, first, 2, 3)
+
+
+def constant(*shape):
+    return np.ones(shape, np.float32)
+
+
+# Each op with its implementations, and its arrays [b, t, ...] of rows.
+OPS = {
+    attention: (("reference", "decode", "blockwise"), lambda b, t: [constant(b, t, 2, 3)] * 3),
+    linear_attention: (("reference", "recurrent", "chunkwise"), lambda b, t: [constant(b, t, 2, 3)] * 3),
+    linear_recurrence: (("reference", "recurrent", "chunkwise"), lambda b, t: [0.5 * constant(b, t, 3), constant(b, t, 3)]),
+    short_convolution: (("reference", "xla"), lambda b, t: [constant(b, t, 3), constant(2, 3)]),
+    selective_scan: (
+        ("reference", "recurrent", "chunkwise"),
+        lambda b, t: [*[constant(b, t, 3)] * 2, -constant(3, 2), *[constant(b, t, 2)] * 2],
+    ),
+}
+every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+
+
+@every_op
+@pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0)])
+def test_an_empty_piece_is_refused_in_one_line(op, batch, length):
+    with pytest.raises(ValueError, match=r"wanted .*(at least one of each|t >= 1|length >= 1)[^\n]*$"):
+        op(*OPS[op][1](batch, length))
+
+
+@every_op
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_stands_at_padding_reaches_no_value_no_state_and_no_gradient(op, value):
+    """In every argument that has tokens, and every implementation: bit by bit what zeros there give."""
+    ids = np.array([[0, 1, 1, 0, 0, 1, 2, 2, 0, 3, 3, 0]], np.int32)
+    implementations, make = OPS[op]
+    arrays = make(*ids.shape)
+    fill = lambda x, value: np.where((ids != 0).reshape(*ids.shape, *(1,) * (x.ndim - 2)), x, np.float32(value))
+    filled = lambda value: [fill(x, value) if x.shape[:2] == ids.shape else x for x in arrays]
+
+    for implementation in implementations:
+
+        def total(arrays, implementation=implementation):
+            out = jax.tree.leaves(op(*arrays, segment_ids=jnp.asarray(ids), implementation=implementation))
+            return sum(jnp.sum(x * x) for x in out), out
+
+        run = jax.jit(jax.grad(total, has_aux=True))
+        jax.tree.map(np.testing.assert_array_equal, run(filled(value)), run(filled(0)))

@@ -3,11 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from seqzoo import mixers, testing
+from seqzoo import channels, mixers, testing
 from seqzoo.kernels.common import explain, sharding
 from seqzoo.testing import RELATIVE, MixerUnderTest, assert_close
 from seqzoo.testing.mixer_under_test import LENGTH, REAL, SEGMENT_IDS
@@ -132,6 +133,18 @@ def test_pieces_of_their_true_lengths_give_the_whole(spec):
         first, middle = run(it.params, it.state, x[:, :cut])
         rest, last = run(it.params, middle, x[:, cut:])
         assert_close((np.concatenate([first, rest], axis=1), last), whole, what=f"{it}, cut at {cut}")
+
+
+@pytest.mark.parametrize("registry", [mixers.registry, channels.registry], ids=["mixers", "channel mixers"])
+def test_an_empty_piece_and_another_width_are_refused_in_one_line(registry):
+    def refuse(name):
+        layer = registry.create(name, 32, rngs=nnx.Rngs(0))
+        for shape in ((2, 0, 32), (0, 3, 32), (2, 3, 31), (2, 32)):
+            with pytest.raises(ValueError, match=r"^[^\n]*wanted (at least one of each|\[b, t, 32\])[^\n]*$"):
+                layer(jnp.zeros(shape))
+
+    for name in set(registry.names()) - {"none"}:
+        jax.eval_shape(functools.partial(refuse, name))
 
 
 def test_windowed_flops_count_the_pairs_that_are_seen():

@@ -9,6 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from helpers.checkpoint_folders import write
+from helpers.released import LOADED
 from helpers.tolerances import RELATIVE, assert_close, error
 from seqzoo import convert
 
@@ -74,6 +76,22 @@ def test_transformers_mamba_ignores_the_state_of_pieces_and_ours_does_not(torch,
         cache = models.theirs(torch.from_numpy(prompt[:, :25]), use_cache=True).cache_params
         continued = models.theirs(torch.from_numpy(prompt[:, 25:]), use_cache=True, cache_params=cache).logits.numpy()
     assert error(continued, wanted) > 1e-2
+
+
+# fla's models are not in transformers; xLSTM's widths are multiples of 64 there.
+READ_BY_TRANSFORMERS = [name for name in LOADED if not name.startswith(("flash-linear-attention", "NX-AI"))]
+
+
+@pytest.mark.parametrize("source", READ_BY_TRANSFORMERS)
+def test_the_keys_of_a_released_model_mean_what_they_mean_to_transformers(torch, tmp_path, source):
+    """Both projects read one folder. Of a model that also reads images, the text model is compared."""
+    import transformers
+
+    released = LOADED[source]
+    write(tmp_path, released.tensors(), released.config)
+    kind = getattr(transformers, released.config["architectures"][0].replace("ForConditionalGeneration", "ForCausalLM"))
+    theirs, prompt = kind.from_pretrained(tmp_path, dtype=torch.float32).eval(), tokens(2, 30) % 11
+    assert_close(convert.load(tmp_path)(prompt)[0], Pair(None, theirs, tmp_path).logits(torch, prompt))
 
 
 @pytest.mark.parametrize(

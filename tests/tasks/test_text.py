@@ -339,12 +339,19 @@ def test_the_standard_library_is_the_default():
         ),
         ({"field": ""}, "field='', wanted text or None"),
         ({"held_out": 1}, r"held_out=1, wanted number in \[0, 1\)"),
-        ({"source": "stdlb"}, r"no file or folder 'stdlb'. Did you mean 'stdlib'\?"),
+        ({"source": ""}, "source='', wanted 'stdlib', a folder"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_when_the_task_is_made(settings, says):
     with pytest.raises(ValueError, match=says):
         Text(**settings)
+
+
+def test_a_source_that_does_not_exist_is_refused_when_it_is_needed():
+    task = Text(source="stdlb")
+    for need in (lambda: task.vocab_size, lambda: task.tokenizer, lambda: task.corpus):
+        with pytest.raises(data.DataError, match=r"no file or folder 'stdlb'. Did you mean 'stdlib'\?"):
+            need()
 
 
 def test_a_batch_that_is_larger_than_the_corpus_is_refused(corpus):
@@ -353,9 +360,9 @@ def test_a_batch_that_is_larger_than_the_corpus_is_refused(corpus):
         with pytest.raises(
             ValueError, match=r"has [\d,]+ tokens, a batch of batch_size=3 rows of length=1000 has 3,000; wanted smaller"
         ):
-            task.notes()
+            task.check()
 
 
 def test_a_prepared_corpus_keeps_its_settings(prepared):
     with pytest.raises(ValueError, match=r"held_out=0.05, but .* was prepared with 0.2"):
-        Text(source=prepared, held_out=0.05)
+        Text(source=prepared, held_out=0.05).check()

@@ -3,6 +3,8 @@
 import functools
 import json
 import math
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from helpers import counting
 from helpers.tiny import quiet, stopping, tiny
 from helpers.tolerances import RELATIVE, assert_close
-from seqzoo import training
+from seqzoo import cli, data, training
 from seqzoo.config import Experiment
 from seqzoo.model import sharding
 from seqzoo.model.sharding import ShardingError
@@ -203,6 +205,37 @@ def test_text_is_evaluated_in_bits_per_byte_and_by_position(tmp_path):
         piece = slice(start, stop)
         np.testing.assert_allclose(loss, (weights * entropy)[:, piece].sum() / weights[:, piece].sum(), rtol=1e-5)
     assert last["position_loss"]["from"] == [0, 1, 2, 4]
+
+
+def test_a_run_is_read_and_continues_a_text_when_its_data_is_gone(tmp_path, monkeypatch, capsys):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, **{letter: at for at, letter in enumerate("abcdefgh", 1)}}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save("letters.json")
+    Path("texts").mkdir()
+    for number in range(60):
+        Path("texts", f"{number}.txt").write_text("abc def gh " * 5)
+    data.prepare("texts", "corpus", tokenizer="letters.json", held_out=0.2)
+    task = "text(source='corpus', length=8, batch_size=2, positions='document')"
+    training.train(tiny(task=task, training__steps=2, model__learned_positions=64), "run", console=quiet())
+    before = training.evaluate_run("run")
+    capsys.readouterr()
+    for gone in ("texts", "corpus"):
+        shutil.rmtree(gone)
+    assert cli.main(["inspect", "run"]) == cli.main(["plot", "run"]) == 0
+    assert training.load_model("run").vocab_size == 9
+    assert cli.main(["generate", "run", "--prompt", "abc", "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("a b c")  # the library joins tokens by spaces
+    for command in ("eval", "resume"):
+        assert cli.main([command, "run"]) == 2
+        assert "there is no file or folder 'corpus'" in capsys.readouterr().err
+    (tmp_path / "run" / "tokenizer.json").write_text((tmp_path / "letters.json").read_text().replace("abc", "acb") + " ")
+    assert cli.main(["generate", "run", "--prompt", "abc"]) == 2
+    assert "run/tokenizer.json is not the tokenizer of this folder" in capsys.readouterr().err
+    assert before[0] == 2
 
 
 def test_a_run_does_not_resume_with_other_data(tmp_path, monkeypatch):

@@ -103,6 +103,7 @@ class AttentionMixer(Mixer):
         return 0.0
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         batch, length, _ = x.shape
         q, k = self.split_heads(self.q(x), self.q_norm), self.split_heads(self.k(x), self.k_norm)
         v = self.split_heads(self.v(x))

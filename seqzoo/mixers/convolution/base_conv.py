@@ -44,6 +44,7 @@ class BaseConv(Mixer):
         self.gate = Linear(self.d_model, self.d_model, bias=True, **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         y, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)
         return y * self.gate(x) + x.astype(y.dtype), next_state(state, segment_ids, tail=tail)

@@ -108,6 +108,7 @@ class DeltaRuleMixer(Mixer):
         return delta_rule(l2_normalise(q, EPS), l2_normalise(k, EPS), v, beta, log_decay, **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         (q, k, v), tails = self.project_qkv(x, state, segment_ids)
         beta = self.beta(x)
         beta = self.beta_max * jax.nn.sigmoid(beta.astype(jnp.promote_types(beta.dtype, jnp.float32)))

@@ -51,6 +51,7 @@ class Aaren(MatrixStateMixer):
         self.out = make(("heads", "embed"))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q = self.q(self.token[...].astype(x.dtype)).reshape(self.heads, -1)
         k, v = self.split_heads(self.k(x)), self.split_heads(self.v(x))
         scores = jnp.einsum("hk,bthk->bth", q, k, preferred_element_type=jnp.promote_types(k.dtype, jnp.float32))

@@ -113,6 +113,7 @@ class LinearAttentionMixer(MatrixStateMixer):
         return self.out(gate * o.astype(gate.dtype))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         o, matrix = self.attend(*self.project_qkv(x), self.log_decay(x), state, segment_ids)
         return self.output(x, o), next_state(state, segment_ids, matrix=matrix)
 

@@ -45,6 +45,7 @@ class Based(MatrixStateMixer):
         self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         o, matrix = linear_attention(
             taylor_features(q),

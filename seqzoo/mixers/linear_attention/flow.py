@@ -58,6 +58,7 @@ class FlowAttention(MatrixStateMixer):
         self.out = make(("heads", "embed"))
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         narrow, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)  # a flow is a sum over the whole document
         q, k, v = jax.nn.sigmoid(q.astype(wide)), jax.nn.sigmoid(k.astype(wide)), v.astype(wide)

@@ -63,6 +63,7 @@ class GatedSlotAttention(MatrixStateMixer):
         self.out = Linear(values, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(jax.nn.silu(projection(x))) for projection in (self.q, self.k, self.v))
         log_forget = log_forget_gate(self.split_heads(self.forget(x)), self.gate_temperature)
         write = -jnp.expm1(log_forget)

@@ -46,6 +46,7 @@ class HGRN2(MatrixStateMixer):
         self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, v = jax.nn.silu(self.q(x)), self.v(x)
         log_forget, k = self.bounded(self.forget(x))
         o, matrix = linear_attention(

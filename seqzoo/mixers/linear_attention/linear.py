@@ -49,6 +49,7 @@ class LinearAttention(MatrixStateMixer):
         self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         o, matrix = linear_attention(
             jax.nn.elu(q) + 1,

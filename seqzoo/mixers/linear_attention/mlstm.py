@@ -77,6 +77,7 @@ class MLSTM(LinearAttentionMixer):
         self.input, self.forget = (SoftCappedGate(self.d_model, bias, self.gate_cap, **kwargs) for bias in biases)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = self.project_qkv(x)
         log_decay, weight, maximum = jax.nn.log_sigmoid(self.forget(x)), self.input(x), None
         if self.exponential:

@@ -51,6 +51,7 @@ class NormAttention(MatrixStateMixer):
         self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         n = self.n(x)
         n = jnp.maximum(n.astype(jnp.promote_types(n.dtype, jnp.float32)), LOWEST)

@@ -69,6 +69,7 @@ class RetNet(LinearAttentionMixer):
         return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(self.heads)))), wide)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         batch, length, _ = x.shape
         q, k, v = self.project_qkv(x)
         segment, position = (None, jnp.zeros((batch,), jnp.int32)) if state is None else (state.segment, state.position)

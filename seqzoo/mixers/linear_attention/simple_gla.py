@@ -63,6 +63,7 @@ class SimpleGatedLinearAttention(LinearAttentionMixer):
         convolutions = self.convolutions()
         if not convolutions:
             return super().__call__(x, state=state, segment_ids=segment_ids)
+        x = self.clear_padding(x, segment_ids)
         for i, (projection, convolution) in enumerate(zip((self.q, self.k, self.v), convolutions, strict=True)):
             tail = None if state is None else state.tails[i]
             y, tail = convolution(projection(x), tail=tail, segment=segment, segment_ids=segment_ids)

@@ -48,6 +48,7 @@ class RecurrentMixer(Mixer):
         raise NotImplementedError
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         h, hidden = linear_recurrence(
             *self.decay_and_input(x),
             log=self.log_decay,
@@ -159,6 +160,7 @@ class RecurrentBlockMixer(Mixer):
         return h
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         u, tail = self.conv_1d(self.linear_x(x), tail=tail, segment=segment, segment_ids=segment_ids)
         h, hidden = linear_recurrence(

@@ -65,6 +65,7 @@ class RWKV4(Mixer):
         self.mix_key, self.mix_value, self.mix_receptance = (nnx.Param(p.astype(self.param_dtype), axes=("embed",)) for p in starts)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, first, segment = (None, None, None) if state is None else (state.tail, state.maximum, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         r = self.receptance(lerp(x, previous, self.mix_receptance[...]))

@@ -79,6 +79,7 @@ class RWKV6(Mixer):
         self.out = Linear(values, d_model, axes=("heads", "embed"), init=zero, **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         x_w, x_k, x_v, x_r, x_g = self.blend(x, previous)

@@ -107,6 +107,7 @@ class RWKV7(Mixer):
         self.norm.scale[...] = jnp.full((values,), ((index + 1) / count) ** 0.7, self.param_dtype)
 
     def with_layer_inputs(self, x, layer_inputs, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         back = previous.astype(x.dtype) - x

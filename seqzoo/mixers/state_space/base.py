@@ -37,6 +37,7 @@ class TimeInvariantMixer(Mixer):
         raise NotImplementedError
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         decay, inputs = self.decay_and_input(x)
         h, last = linear_recurrence(
             decay[None, None],

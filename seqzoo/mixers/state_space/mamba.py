@@ -77,6 +77,7 @@ class Mamba(Mixer):
         self.out = Linear(e, d_model, axes=("heads", "embed"), init=output_init(depth), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         x, z = self.x(x), self.z(x)
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         x, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)

@@ -85,6 +85,7 @@ class Mamba2(Mixer):
         self.out = Linear(e, d_model, axes=("heads", "embed"), init=output_init(depth), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
+        x = self.clear_padding(x, segment_ids)
         z, bc, dt, x = self.z(x), self.bc(x), self.dt(x), self.x(x)
         tail, bc_tail, segment = (None,) * 3 if state is None else (state.tail, state.bc_tail, state.segment)
         x, tail = self.convolution(x, tail=tail, segment=segment, segment_ids=segment_ids)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from seqzoo.data.atomic_io import error_reason, write_errors
+from seqzoo.data.lock import flock
 
 LOCK = "lock"
 
@@ -34,7 +35,7 @@ class RunLock:
         with write_errors(self.path):
             file = self.path.open("a+", encoding="utf-8")
         try:
-            _flock(file)
+            flock(file.fileno())
         except BlockingIOError:
             with file:
                 file.seek(0)
@@ -55,12 +56,3 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _flock(file: IO[str]) -> None:
-    """Locks an open file. Raises BlockingIOError if it is locked, another OSError where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError("Windows has no flock") from None
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -73,7 +73,7 @@ def test_a_file_system_without_locks_is_reported_and_training_goes_on(tmp_path, 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock, "_flock", refuse)
+    monkeypatch.setattr(lock, "flock", refuse)
     console = quiet()
     assert training.train(tiny(), tmp_path / "run", console=console)["finished"]
     assert "lock cannot be locked (No locks available): let no other process train in this folder" in console.file.getvalue()
