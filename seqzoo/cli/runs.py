@@ -19,7 +19,7 @@ from seqzoo.cli.shared import (
 )
 from seqzoo.specs import split
 
-DRY_RUN, CHANGED, SWEEP = "--dry-run", "--changed", "--sweep"
+DRY_RUN, CHANGED, GO_BACK, SWEEP = "--dry-run", "--changed", "--go-back", "--sweep"
 
 
 def train(arguments: list[str], console: Console) -> int:
@@ -88,17 +88,20 @@ class Evaluation(config.Section):
 
 
 def resume(arguments: list[str], console: Console) -> int:
-    """`resume RUN [--settings] [--changed]`."""
+    """`resume RUN [--settings] [--changed] [--go-back]`."""
     from seqzoo import training
 
     folder, words = take_run_folder("resume", arguments)
     found = checked(lambda: training.load_config(folder))
     refuse_distributed_comparison(found)
-    changed, words = CHANGED in words, [word for word in words if word != CHANGED]
+    changed, go_back = CHANGED in words, GO_BACK in words
+    words = [word for word in words if word not in (CHANGED, GO_BACK)]
     if not words:
         if isinstance(found, config.Experiment):
             checked(lambda: training.check(found, resumed=True))
-        return start(found, folder, console, changed=changed)
+        elif go_back:
+            raise UsageError(f"{folder} holds a comparison; wanted {GO_BACK} with the one of its runs that lacks something")
+        return start(found, folder, console, changed=changed, go_back=go_back)
     stored = one_experiment(found, folder)
     chosen = parse_settings(stored, words, prog=f"train.py resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
@@ -107,7 +110,7 @@ def resume(arguments: list[str], console: Console) -> int:
         checked(lambda: training.refuse_changes(folder, stored, chosen))
     resumed = chosen if mesh is None else chosen.model_copy(update={"mesh": mesh})
     checked(lambda: training.check(resumed, resumed=True))
-    return start(chosen, folder, console, mesh, changed)
+    return start(chosen, folder, console, mesh, changed, go_back)
 
 
 def evaluate(arguments: list[str], console: Console) -> int:
@@ -143,7 +146,14 @@ def refuse_distributed_comparison(chosen: config.Config) -> None:
         raise UsageError("a comparison runs in one process, found several; wanted one experiment, or --distributed off")
 
 
-def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Mesh | None = None, changed: bool = False) -> int:
+def start(
+    chosen: config.Config,
+    folder: Path,
+    console: Console,
+    mesh: config.Mesh | None = None,
+    changed: bool = False,
+    go_back: bool = False,
+) -> int:
     """Trains the chosen config in a folder, and returns the exit code."""
     console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     if isinstance(chosen, config.Comparison):
@@ -153,6 +163,6 @@ def start(chosen: config.Config, folder: Path, console: Console, mesh: config.Me
     else:
         from seqzoo import training
 
-        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed)
+        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed, go_back=go_back)
         checked(run) if changed else run()
     return 0

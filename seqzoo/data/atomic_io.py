@@ -1,9 +1,11 @@
-"""Atomic file writes: a full disk, a read-only folder or a killed process never damages a complete file.
+"""Atomic, durable file writes: a full disk, a killed process or a power cut never damages a complete file.
 
-A file is written under a temporary name in the same folder, then renamed. Every failure to write becomes one error, `WriteError`.
+A file is written under a temporary name in the same folder, synced to the disk, renamed, and then its folder is synced. Every
+failure to write becomes one error, `WriteError`.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -39,6 +41,8 @@ def error_reason(error: Exception) -> str:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Context that writes a file under a temporary name and renames it: readers see the old file or the new one, never a part.
 
+    It is durable when the context ends: the new file survives a power cut.
+
     Raises:
       WriteError: the system refuses; an old file stays as it was.
     """
@@ -47,11 +51,39 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         try:
             with temporary.open("wb") as file:
                 yield file
-            temporary.replace(path)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, durable: they survive a power cut. Raises OSError.
+
+    Does nothing for a folder where the system has no such thing: on Windows, and on some network file systems.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(opened)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes a folder durable with all that is in it. Raises OSError."""
+    for path in folder.iterdir():
+        sync_tree(path) if path.is_dir() else sync(path)
+    sync(folder)
 
 
 def write_text(path: Path, text: str) -> None:

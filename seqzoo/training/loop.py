@@ -18,7 +18,7 @@ from seqzoo.tasks.base import BatchSpec, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
-from seqzoo.training.run.checkpoint import Checkpoints
+from seqzoo.training.run.checkpoint import SAVED, Checkpoints
 from seqzoo.training.run.clock import Clock
 from seqzoo.training.run.lock import RunLock
 from seqzoo.training.run.metrics import Metrics
@@ -43,6 +43,7 @@ def train(
     console: Console | None = None,
     mesh: config.Mesh | None = None,
     changed: bool = False,
+    go_back: bool = False,
 ) -> dict[str, Any]:
     """Trains an experiment in a run folder, or continues the run there; the result is bitwise that of a run that never stopped.
 
@@ -52,6 +53,7 @@ def train(
       console: where to print; None is standard output, that of process 0 if there are several.
       mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
       changed: whether a run may continue with other settings than it began with; they are recorded.
+      go_back: whether a run whose latest checkpoint or metrics are gone may continue with what is there, if need be from step 0.
     Returns:
       The contents of the folder's summary.json: "finished"; "early" (finished before the last step, by early stopping:
       training.stop_above); "step"; "parameters" (their number); "state_bytes" (decode memory per row at the task's longest length);
@@ -59,11 +61,13 @@ def train(
       best one by accuracy or by bits per byte: {eval set: {"accuracy", "loss", "chance", "settings"}}, for text also
       "bits_per_byte".
     Raises:
-      ValueError: settings that do not fit, or a folder that holds something else. Diverged: numbers that are not finite.
+      ValueError: settings that do not fit, a folder that holds something else, that lacks what was saved in it, or whose path no
+        checkpoint can have. Diverged: numbers that are not finite.
       LockedError: another process trains in the folder. CheckpointError: checkpoints exist and none loads.
       Interrupted: SIGINT or SIGTERM, after saving. WriteError: the disk is full, or the folder cannot be written; the last good
         checkpoint is as it was.
     """
+    run_dir.check_path(folder)
     console = console or Console(quiet=not distributed.is_main_process())
     profiling.enable_compilation_cache(experiment.run.compilation_cache)
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
@@ -81,7 +85,8 @@ def train(
     def enter() -> tuple[Path, dict[str, Any] | None]:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
-        opened = run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, lock=lock)
+        lossy = go_back or finished is not None  # a finished run needs its checkpoints no more
+        opened = run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, go_back=lossy, lock=lock)
         return opened, finished
 
     lock = RunLock(Path(folder))
@@ -106,6 +111,8 @@ def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
     resumed: the run already has parameters, so `model.init_from` is not read.
     """
     metric_writers.check(experiment.run.log)
+    if not resumed:
+        run_dir.check_path(Path(experiment.run.folder) / experiment.name)
     setup = prepare(experiment)
     _refuse_inside_data(setup.task, Path(experiment.run.folder))
     distributed.check_agreement(_identity(experiment))
@@ -139,7 +146,7 @@ class _Loop:
         self.settings = setup.experiment.training
         self.folder = folder
         about = {"config": setup.experiment.model_dump(mode="json"), "git": run_dir.git_revision()}
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about, folder / SAVED)
         self.console = console
         self.jitted = train_step(setup)
         self.compiled: dict[BatchSpec, Compiled] = {}
@@ -296,6 +303,7 @@ class _Loop:
         with self.clock.phase("save"):
             if not self.finite(state):
                 self.diverged(self.step, self.last)
+            self.metrics.sync()  # a checkpoint never survives a power cut without the metrics of the steps before it
             self.checkpoints.save(state)
         self.saved_at = time.monotonic()
 

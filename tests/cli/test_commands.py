@@ -226,7 +226,7 @@ def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_changed_is
     folder = training.create_run_dir("runs", "mine")
     (folder / "config.json").write_text(tiny().model_dump_json())
     calls = []
-    monkeypatch.setattr(training, "train", lambda chosen, folder, *, console, mesh, changed: calls.append((chosen, folder, mesh)))
+    monkeypatch.setattr(training, "train", lambda chosen, folder, *, mesh, **_: calls.append((chosen, folder, mesh)))
     assert cli.main(["resume", "runs/mine", "--mesh.fsdp", "4", "--mesh.replica", "2"]) == 0
     assert calls == [(tiny(), folder, config.Mesh(fsdp=4, replica=2))]
     assert cli.main(["resume", "runs/mine", "--mesh.replica", "3"]) == 2

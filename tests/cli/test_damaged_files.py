@@ -10,7 +10,7 @@ from helpers.tiny import quiet, tiny
 from seqzoo import config, training
 from seqzoo.cli import main
 
-SMALL = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "checkpoints/6/sha256.json")
+SMALL = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "saved.json", "checkpoints/6/sha256.json")
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 

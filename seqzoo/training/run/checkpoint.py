@@ -1,9 +1,12 @@
 """Checkpoints: one Orbax directory per step, written in the background. Reading falls back to older ones and reports it.
 
 A directory is a checkpoint once Orbax has renamed it to its number; before that, a killed process leaves a temporary directory.
-Each holds the SHA-256 of its files, since nothing else would detect a changed byte in the parameters.
+Each holds the SHA-256 of its files, since nothing else would detect a changed byte in the parameters. All files are on the disk
+before the renaming, and the new name is before the checkpoint counts: a power cut leaves a whole checkpoint or none.
 """
 
+import contextlib
+import errno
 import hashlib
 import logging
 import shutil
@@ -15,13 +18,16 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from seqzoo.data.atomic_io import WriteError, error_reason, write_errors, write_json
+from seqzoo.data.atomic_io import WriteError, error_reason, sync, sync_tree, write_errors, write_json
 from seqzoo.data.json_files import DamagedFile, read_json
 from seqzoo.training.run import distributed
+from seqzoo.training.run.tensorstore_leak import without_leak
 from seqzoo.training.state import State
 
+SAVED = "saved.json"  # in the run folder: the step of its latest complete checkpoint
 DIGESTS = "sha256.json"
 ABOUT = "about.json"  # config and git revision, for a checkpoint that is moved out of its run folder
+REQUIRED = (ABOUT, "_METADATA", "manifest.ocdbt")  # besides the digests; Orbax reports a save without its manifest as done
 WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by Orbax when the save is complete, after the digests
 TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
@@ -40,24 +46,36 @@ class Checkpoints:
             checkpoints.save(state)
 
     With several processes all make the same calls; process 0 lists, checks, renames and removes.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many of the latest stay.
+      about: what is written into each, JSON.
+      record: a file that tells the step of the latest complete one, outside `folder`, which may be lost as a whole; None: none.
     """
 
-    def __init__(self, folder: Path, keep: int = 1, about: dict[str, Any] | None = None):
+    def __init__(self, folder: Path, keep: int = 1, about: dict[str, Any] | None = None, record: Path | None = None):
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.about = about or {}
+        self.record = record
         self.best: int | None = None  # the step of a checkpoint that is never removed
         self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
         self.complete: int | None = None  # the last of them that is known to be on disk
         self._saving: Path | None = None
+        self._unproved: State | None = None  # shapes of the state, until the first checkpoint of the run has been read back
 
     def __enter__(self):
         # If a directory that is created in the background fails, threads wait for it for ever, and the process does not end.
         options = ocp.options.AsyncOptions(post_finalization_callback=self._digest, create_directories_asynchronously=False)
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(without_leak())
         self._checkpointer = ocp.StandardCheckpointer(async_options=options)
         # Orbax prints a failed save three times with its traceback; here it becomes one error, with that traceback as its cause.
-        self._log, self._level = logging.getLogger("absl"), logging.getLogger("absl").level
-        self._log.setLevel(logging.CRITICAL)
+        log = logging.getLogger("absl")
+        self._closing.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)
+        self._closing.callback(self._checkpointer.close)
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -66,8 +84,7 @@ class Checkpoints:
         except WriteError as failed:
             raise (failed if error is None else WriteError(f"{failed}; before that: {error}")) from error
         finally:
-            self._checkpointer.close()
-            self._log.setLevel(self._level)
+            self._closing.close()
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
@@ -103,12 +120,25 @@ class Checkpoints:
         self.latest = step
 
     def wait(self) -> None:
-        """Waits until the last save is on disk, and removes older checkpoints. Raises WriteError if the save failed."""
+        """Waits until the last save is on disk, and removes older checkpoints. Raises WriteError if the save failed.
+
+        The first checkpoint of a run is read back, all its files and its shapes, and one that does not load is such a failure.
+        """
         if self._saving is None:
             return
         self._or_write_error(self._checkpointer.wait_until_finished)
-        self._saving, self.complete = None, self.latest
-        if distributed.is_main_process():
+        path, self._saving = self._saving, None
+        writes = distributed.is_main_process() and self.folder.is_dir()  # the next save reports a folder that is gone
+        if writes:
+            with write_errors(path):
+                sync(self.folder)
+        if (wanted := self._unproved) is not None:
+            if problem := distributed.from_main_process(lambda: damage(path) or misfit(path, wanted)):
+                raise WriteError(f"cannot write {path}: read back, it does not load ({problem})")
+            self._unproved = None
+        self.complete = self.latest
+        if writes:
+            self._record()
             for step in set(self.steps()[: -self.keep]) - {self.best}:
                 with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
@@ -138,6 +168,9 @@ class Checkpoints:
             report(f"removed {name}: its process ended while writing it")
         state, bad = self._latest(abstract, report)
         self.latest = self.complete = None if state is None else int(state["step"])
+        self._unproved = abstract if state is None else None
+        if distributed.is_main_process():
+            self._record()
         for step, aside in distributed.from_main_process(lambda: self._set_aside(bad)):
             report(f"going back to step {self.latest}; the checkpoint of step {step} is kept as {aside}")
         return state
@@ -172,6 +205,11 @@ class Checkpoints:
                 shutil.rmtree(half)
         return [half.name for half in halves]
 
+    def _record(self) -> None:
+        """Writes the record. It comes after what it tells of: a process may be killed in between, and the run still resumes."""
+        if self.record is not None:
+            write_json(self.record, {"step": -1 if self.complete is None else self.complete})
+
     def _set_aside(self, bad: dict[int, str]) -> list[tuple[int, str]]:
         asides = []
         for step in bad:
@@ -187,7 +225,11 @@ class Checkpoints:
             return
         (path,) = self.folder.glob(f"{self._saving.name}{TEMPORARY[1:]}")
         write_json(path / ABOUT, self.about)
-        write_json(path / DIGESTS, {name: _sha256(path / name) for name in _files(path)})
+        files = _files(path)
+        if missing := [name for name in REQUIRED if name not in files]:
+            raise FileNotFoundError(errno.ENOENT, f"{', '.join(missing)} was not written")
+        sync_tree(path)
+        write_json(path / DIGESTS, {name: _sha256(path / name) for name in files})
 
     def _or_write_error(self, call: Callable[[], None]) -> None:
         try:
@@ -204,7 +246,7 @@ def damage(path: Path) -> str | None:
         found = {name: _sha256(path / name) for name in _files(path)}
     except (OSError, ValueError) as error:
         return f"{DIGESTS}: {error_reason(error)}"
-    if missing := [name for name in wanted if name not in found]:
+    if missing := [name for name in dict.fromkeys([*wanted, *REQUIRED]) if name not in found]:
         return f"{', '.join(missing)} is missing"
     if unknown := [name for name in found if name not in wanted]:
         return f"{', '.join(unknown)} is not listed in {DIGESTS}"
@@ -220,7 +262,7 @@ def misfit(path: Path, abstract: State) -> str | None:
     with ocp.StandardCheckpointer() as checkpointer:
         held: Any = checkpointer.metadata(path).item_metadata
     if held is None:
-        return None  # `restore` will say what is wrong
+        return "Orbax finds no arrays in it"
     there, here = (_shapes(tree.get("params", {})) for tree in (held.tree, abstract))
     names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     shown = [f"parameter {name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in names]

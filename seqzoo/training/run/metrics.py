@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seqzoo import config
-from seqzoo.data.atomic_io import write_errors, write_json, write_text
+from seqzoo.data.atomic_io import sync, write_errors, write_json, write_text
 from seqzoo.data.json_files import read_json, read_json_lines, require
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
@@ -122,6 +122,13 @@ class Metrics:
         lines = ({"step": step, "kind": "eval", "eval_set": name, **numbers} for name, numbers in results.items())
         self._append(*(line | progress for line in lines))
         self.evaluated = step
+
+    def sync(self) -> None:
+        """Makes the lines so far durable."""
+        if distributed.is_main_process():
+            path = self.folder / METRICS
+            with write_errors(path):
+                sync(path)
 
     def accuracy(self, step: int) -> float:
         """The mean over evaluation sets at that step's evaluation, as recorded: a resumed run did not see it."""

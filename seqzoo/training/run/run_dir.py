@@ -7,6 +7,7 @@ environment.json   versions, git revision, devices, command line; one more entry
 metrics.jsonl      one line per logged step and evaluation set
 summary.json       step, results and throughput so far
 checkpoints/       one directory per kept step
+saved.json         the step of the latest checkpoint, so that its loss is noticed
 lock               held by the process that trains here
 """
 
@@ -28,10 +29,11 @@ from seqzoo.data.atomic_io import remove_temporaries, write_errors, write_json, 
 from seqzoo.data.json_files import read_json, require
 from seqzoo.tasks.base import Task
 from seqzoo.training.run import data_record
-from seqzoo.training.run.checkpoint import ABOUT, Checkpoints
+from seqzoo.training.run.checkpoint import ABOUT, SAVED, Checkpoints
 from seqzoo.training.run.lock import RunLock
+from seqzoo.training.run.metrics import METRICS
 
-CHANGED = "--changed"  # `changed` on the command line
+CHANGED, GO_BACK = "--changed", "--go-back"  # `changed` and `go_back` on the command line
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -39,9 +41,26 @@ class RunDirError(ValueError):
     """A run folder that cannot be used as asked. The message names what it holds and what was wanted; nothing was written."""
 
 
+# Orbax takes the first three for a pattern, and leaves out the files that it does not find; TensorStore takes "\\" for "/".
+PATTERNS = ("*", "?", "[", "\\")
+
+
+def check_path(folder: str | Path) -> None:
+    """Raises RunDirError if no checkpoint that is saved in a folder could be read, because of a character of its path."""
+    path = Path(folder).absolute().as_posix()
+    if found := [character for character in PATTERNS if character in path]:
+        wanted = f"wanted a folder whose path has none of {' '.join(PATTERNS)}"
+        raise RunDirError(f"{path} has {' '.join(found)} in its path, and no checkpoint could be read from there; {wanted}")
+
+
 def create_run_dir(parent: str | Path, name: str) -> Path:
-    """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time."""
+    """Makes a new folder: parent/name, or name-2, name-3 ... if that is taken. Safe against runs that start at the same time.
+
+    Raises:
+      RunDirError: a character of the path. WriteError: the folder cannot be made.
+    """
     parent = Path(parent)
+    check_path(parent / name)
     number = 1
     with write_errors(parent / name):
         parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +80,7 @@ def create_or_resume(
     *,
     task: Task,
     changed: bool = False,
+    go_back: bool = False,
     lock: RunLock,
 ) -> Path:
     """Opens a folder for a run, new or resumed, and records config and environment, and `mesh` if it is not the config's.
@@ -69,6 +89,7 @@ def create_or_resume(
       folder, experiment, mesh: as in `loop.train`.
       task: the experiment's, which may read files.
       changed: whether a run may continue with settings that change its numbers; they are recorded.
+      go_back: whether a run may continue from an earlier step if its latest checkpoint is gone, and without its metrics.
       lock: of the folder; it is taken here, once the folder is known to be that of a run, and before anything in it changes.
     Raises:
       LockedError: another process trains there. RunDirError: the folder holds another experiment, other data, or other files;
@@ -86,6 +107,8 @@ def create_or_resume(
         if not changed:
             refuse_changes(folder, held, experiment)
             _check_checkpoint(folder, experiment)
+        if not go_back:
+            _check_saved(folder)
         _check_steps(folder, experiment.training.steps)
         _check_data(folder, data.get("files", {}))
         remove_temporaries(folder)
@@ -144,6 +167,22 @@ def _check_steps(folder: Path, steps: int) -> None:
     done = max(Checkpoints(folder / "checkpoints").steps(), default=0)
     if done > steps:
         raise RunDirError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
+
+
+def _check_saved(folder: Path) -> None:
+    """Raises RunDirError if the latest checkpoint is gone, or the metrics are: the run would go back without a word."""
+    steps, record = Checkpoints(folder / "checkpoints").steps(), folder / SAVED
+    saved = read_json(record, absent={"step": -1})
+    require(saved, str(record), step=int)
+    step = max([saved["step"], *steps])
+    if step < 0:  # no save was completed
+        return
+    needed = (folder / "checkpoints" / str(step), folder / METRICS)
+    if gone := [str(path) for path in needed if not path.exists()]:
+        raise RunDirError(
+            f"{folder} was saved at step {step}, but {' and '.join(gone)} is missing; wanted it back (is a disk not mounted?), or "
+            f"{GO_BACK} to continue from step {max(steps, default=0)} with what is there"
+        )
 
 
 def _check_data(folder: Path, data: dict[str, str]) -> None:

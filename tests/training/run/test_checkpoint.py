@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import resource
 import threading
 from pathlib import Path
@@ -15,7 +16,8 @@ from jax.sharding import AxisType, NamedSharding
 from helpers.tiny import tiny
 from seqzoo import training
 from seqzoo.data.atomic_io import WriteError
-from seqzoo.training.run.checkpoint import DIGESTS, CheckpointError, Checkpoints, damage, misfit
+from seqzoo.training.run import run_dir
+from seqzoo.training.run.checkpoint import DIGESTS, REQUIRED, CheckpointError, Checkpoints, damage, misfit
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,48 @@ def test_damage_to_any_file_of_a_checkpoint_is_reported_and_the_previous_one_is_
     for name in idle & set(names):
         harm(how, tmp_path / "2" / name)
     assert equal(Checkpoints(tmp_path).restore(abstract(state_at(1)), print), state_at(2))
+
+
+def test_a_checkpoint_without_a_file_that_every_one_has_is_damaged_whatever_its_digests_list(tmp_path, state_at):
+    saved(tmp_path, state_at(1))
+    for name in REQUIRED:
+        aside = (tmp_path / "1" / name).rename(tmp_path / "aside")
+        listed = (tmp_path / "1" / DIGESTS).read_text()
+        digests = {file: digest for file, digest in json.loads(listed).items() if file != name}
+        (tmp_path / "1" / DIGESTS).write_text(json.dumps(digests))
+        assert damage(tmp_path / "1") == f"{name} is missing"
+        (tmp_path / "1" / DIGESTS).write_text(listed)
+        aside.rename(tmp_path / "1" / name)
+    assert damage(tmp_path / "1") is None
+
+
+def test_a_save_that_leaves_out_the_manifest_is_no_checkpoint(tmp_path, state_at):
+    """Orbax does so, and reports success, where its path is a pattern that does not match itself."""
+    with pytest.raises(WriteError, match=r"cannot write .*/1: manifest.ocdbt was not written"):
+        saved(tmp_path / "a[1]", state_at(1))
+    assert Checkpoints(tmp_path / "a[1]").steps() == []
+
+
+def test_the_first_checkpoint_of_a_run_is_read_back(tmp_path, state_at, monkeypatch):
+    digest, harmed = Checkpoints._digest, []
+
+    def spoil(self):
+        digest(self)
+        (path,) = tmp_path.glob("1.*")
+        harm("one bit changed", path / "manifest.ocdbt")
+        harmed.append(path)
+
+    monkeypatch.setattr(Checkpoints, "_digest", spoil)
+    with pytest.raises(WriteError, match=r"cannot write .*/1: read back, it does not load \(manifest.ocdbt is not as it was"):
+        saved(tmp_path, state_at(1))
+    assert len(harmed) == 1
+
+
+@pytest.mark.parametrize("name", ["a b", "\u00e4", "a]b", "a%20b", "{x}", "$HOME", "a'\"b", "a\nb", "x.orbax-checkpoint-tmp"])
+def test_a_folder_of_an_unusual_name_holds_checkpoints(tmp_path, state_at, name):
+    folder = tmp_path / name / "checkpoints"
+    run_dir.check_path(folder)
+    assert equal(saved(folder, state_at(1)).restore(abstract(state_at(1)), print), state_at(1))
 
 
 def test_if_all_checkpoints_are_damaged_it_is_an_error_and_nothing_is_moved(tmp_path, state_at):

@@ -1,0 +1,83 @@
+"""Run folders that cannot be used as they are: paths that checkpoints cannot have, and files that are gone."""
+
+import shutil
+
+import pytest
+
+from helpers.tiny import quiet, stopping, tiny
+from seqzoo import training
+from seqzoo.cli import main
+from seqzoo.training.run.run_dir import PATTERNS, RunDirError
+
+
+@pytest.mark.parametrize("character", PATTERNS)
+def test_a_path_from_which_no_checkpoint_could_be_read_is_refused_before_anything_is_made(tmp_path, character):
+    folder = tmp_path / f"a{character}b" / "runs"
+    experiment = tiny(run__folder=str(folder))
+    for call in (
+        lambda: training.train(experiment, folder / "run", console=quiet()),
+        lambda: training.create_run_dir(folder, "run"),
+        lambda: training.check(experiment),
+    ):
+        with pytest.raises(RunDirError, match="in its path, and no checkpoint could be read from there; wanted a folder") as caught:
+            call()
+        assert f" has {character} in" in str(caught.value) and "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run that was stopped at step 4, with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    training.train(stopping(tiny(training__keep=2), 4), folder, console=quiet())
+    return folder
+
+
+LOSSES = {  # what is gone, where --go-back continues, and the steps whose metrics are then there
+    "checkpoints": (("checkpoints",), 0, range(1, 7)),
+    "checkpoints/4": (("checkpoints/4",), 2, range(1, 7)),
+    "metrics.jsonl": (("metrics.jsonl",), 4, (5, 6)),
+    "checkpoints/4 and metrics.jsonl": (("checkpoints/4", "metrics.jsonl"), 2, range(3, 7)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_never_goes_back_without_a_word(saved, tmp_path, loss, numbers, monkeypatch, capsys):
+    """A disk that is not mounted, say."""
+    names, step, steps = LOSSES[loss]
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    for name in names:
+        shutil.rmtree(folder / name) if name.startswith("checkpoints") else (folder / name).unlink()
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    assert main(["resume", str(folder)]) == 2
+    said = capsys.readouterr().err
+    gone = " and ".join(str(folder / {"checkpoints": "checkpoints/4"}.get(name, name)) for name in names)
+    assert f"error: {folder} was saved at step 4, but {gone} is missing;" in said and said.count("\n") == 1
+    assert f"--go-back to continue from step {step}" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"} == left
+    assert main(["resume", str(folder), "--training.stop-after-steps", "None", "--go-back"]) == 0
+    assert [line["step"] for line in numbers(folder) if line["kind"] == "train"] == list(steps)
+    assert training.Checkpoints(folder / "checkpoints").steps() == [4, 6]
+    shutil.rmtree(folder / "checkpoints")
+    assert main(["resume", str(folder)]) == 0, "a finished run needs no checkpoint"
+
+
+@pytest.mark.parametrize("record", ["older", "absent"])
+def test_a_process_killed_between_a_save_and_its_record_leaves_a_run_that_resumes(saved, tmp_path, record):
+    folder, console = tmp_path / "run", quiet()
+    shutil.copytree(saved, folder)
+    (folder / "saved.json").unlink() if record == "absent" else (folder / "saved.json").write_text('{"step": 2}')
+    training.train(tiny(training__keep=2), folder, console=console)
+    assert f"resuming {folder} at step 4" in console.file.getvalue()
+
+
+def test_a_run_that_went_back_by_itself_is_not_asked_for_the_checkpoint_that_it_left(saved, tmp_path):
+    """Its process is killed right after that."""
+    folder, experiment = tmp_path / "run", tiny(training__keep=2)
+    shutil.copytree(saved, folder)
+    (folder / "checkpoints" / "4" / "manifest.ocdbt").write_bytes(b"")
+    with training.Checkpoints(folder / "checkpoints", record=folder / "saved.json") as checkpoints:
+        checkpoints.resume(training.prepare(experiment).abstract, print)
+    assert checkpoints.steps() == [2]
+    training.train(experiment, folder, console=quiet())
