@@ -94,5 +94,11 @@ def test_the_size_of_xlstm_7b_comes_from_its_old_names():
     assert (made["d_model"], made["depth"], made["channel"]) == (16, 2, "swiglu(hidden=44)")
 
 
+def test_the_pattern_of_recurrentgemma_2b_comes_from_its_old_name():
+    config = LOADED["google/recurrentgemma-2b"].config | {"_block_types": ["attention", "recurrent"]}
+    attention, recurrent = model_mapping(Config(config, "config.json")).model["layers"]
+    assert attention.startswith("softmax(") and recurrent.startswith("rg_lru(")
+
+
 def test_no_model_type_is_both_supported_and_not():
     assert not set(UNSUPPORTED) & set(convert.names())
