@@ -7,6 +7,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -44,8 +45,8 @@ def selective_scan(
       x: [b, t, d] float, t >= 1.
       dt: [b, t, d] float step sizes in [0, inf]. inf is defined: the decay is exactly 0 and the token writes nothing.
       A: [d, n] float, below 0.
-      B: [b, t, n] float, the input map.
-      C: [b, t, n] float, the output map.
+      B: [b, t, n] float, the input map; or [b, t, g, n], one for each of g groups of d / g neighbouring channels.
+      C: the output map, of B's shape.
       D: [d] float, the skip connection; None is none.
       initial_state: [b, d, n] h before the first token; None is zero.
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
@@ -66,6 +67,9 @@ def selective_scan(
     exists: backward recomputes the states from every 16th. Residuals are the inputs and b t d n / 16 states. The input is that of
     Mamba's code (Euler, dt x B), not the paper's zero-order hold. Source: Gu & Dao, 2023, arXiv:2312.00752.
     """
+    if B.ndim == 4:
+        grouped = partial(selective_scan, initial_segment=initial_segment, segment_ids=segment_ids, implementation=implementation)
+        return _by_groups(grouped, x, dt, A, B, C, D, initial_state)
     _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids)
     # Not measured on GPUs: there the choice is of few steps, as every step is a kernel launch.
     default = "recurrent" if implementations.on_cpu() else "chunkwise"
@@ -86,6 +90,26 @@ def selective_scan(
     if D is not None:
         y = y + D.astype(dtype)[None, None] * x
     return segments.mask_padding(y, segment_ids).astype(out_dtype), last
+
+
+def _by_groups(scan, x, dt, A, B, C, D, initial_state) -> tuple[Array, Array]:
+    """`scan` of each group of channels with its own B and C."""
+    groups = B.shape[2]
+    if C.shape != B.shape or x.ndim != 3 or groups < 1 or x.shape[2] % groups:
+        raise ValueError(
+            f"x, B, C have shapes {x.shape}, {B.shape}, {C.shape}; wanted [b, t, d], and twice [b, t, g, n] with g a divisor of d"
+        )
+    arrays = {"x": x, "dt": dt, "A": A, "D": D, "initial_state": initial_state}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    axes = {name: {"A": 0, "D": 0, "initial_state": 1}.get(name, 2) for name in arrays}  # of the channels
+    for name, axis in axes.items():
+        if arrays[name].ndim <= axis or arrays[name].shape[axis] != x.shape[2]:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, wanted {x.shape[2]} channels on axis {axis}, as x has")
+    split = lambda array, axis: array.reshape(*array.shape[:axis], groups, -1, *array.shape[axis + 1 :])
+    by_group = {name: split(array, axes[name]) for name, array in arrays.items()}
+    each = lambda arrays, B, C: scan(B=B, C=C, **arrays)
+    y, last = jax.vmap(each, in_axes=(axes, 2, 2), out_axes=(2, 1))(by_group, B, C)
+    return y.reshape(x.shape), last.reshape(x.shape[0], *A.shape)
 
 
 def _check(x, dt, A, B, C, D, initial_state, initial_segment, segment_ids) -> None:

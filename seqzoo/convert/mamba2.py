@@ -30,9 +30,8 @@ def mamba2(config: Config) -> ModelMapping:
         raise ConvertError(f"{config.where}: num_heads={heads} of head_dim={width} are not expand * hidden_size = {e} channels")
     config.only("intermediate_size", e)  # stored in older files, but computed
     n, groups = config.get("state_size", 128), config.get("n_groups", 8)
-    _no_limit(config)
     spec = f"mamba2(expand={expand}, head_dim={width}, state={n}, groups={groups}, conv_size={config.get('conv_kernel', 4)}, "
-    spec += f"norm_eps={config.get('layer_norm_epsilon', 1e-5)})"
+    spec += f"norm_eps={config.get('layer_norm_epsilon', 1e-5)}, dt_limit={_limit(config)})"
     bc = 2 * groups * n
     mixer = {
         "in_proj.weight": split((e, e, bc, heads), *(matrix(f"mixer.{name}.w") for name in ("z", "x", "bc", "dt"))),
@@ -48,12 +47,8 @@ def mamba2(config: Config) -> ModelMapping:
     return stack_mapping(config, spec, mixer, tied=False)
 
 
-def _no_limit(config: Config) -> None:
-    """Refuses bounds on the step size other than (0, inf): it is an unbounded softplus here."""
+def _limit(config: Config) -> tuple[float, float | None]:
+    """Bounds on the step size; transformers applies them to whole rows, and not to single tokens after a state."""
     limit = config.get("time_step_limit", (0.0, math.inf))
-    numbers = [float(x["__float__"]) if isinstance(x, dict) else float(x) for x in limit]  # transformers' spelling of inf in JSON
-    if numbers != [0.0, math.inf]:
-        raise ConvertError(
-            f"{config.where}: time_step_limit={limit!r} is not supported, only [0, inf]. transformers applies it to whole "
-            "sequences and not to single tokens, so there is no one function to follow"
-        )
+    low, high = (float(x["__float__"]) if isinstance(x, dict) else float(x) for x in limit)  # transformers' spelling of inf in JSON
+    return low, None if high == math.inf else high

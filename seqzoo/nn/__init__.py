@@ -12,7 +12,7 @@ from seqzoo.nn.lower_bounded_gate import LowerBoundedGate
 from seqzoo.nn.norm import LayerNorm, RMSNorm
 from seqzoo.nn.rotary import check_rotary, rotate
 from seqzoo.nn.soft_capped_gate import SoftCappedGate
-from seqzoo.nn.state_space import hippo_normal, read_out, zero_order_hold
+from seqzoo.nn.state_space import bilinear, hippo_normal, read_out, zero_order_hold
 from seqzoo.nn.taylor import taylor_feature_dim, taylor_features
 from seqzoo.nn.token_blend import TokenBlend, small
 from seqzoo.nn.token_shift import lerp, mixes, token_shift
@@ -28,6 +28,7 @@ __all__ = [
     "ShortConvolution",
     "SoftCappedGate",
     "TokenBlend",
+    "bilinear",
     "check_rotary",
     "complementary",
     "dropout",

@@ -24,6 +24,16 @@ def zero_order_hold(real: Array, imaginary: Array, dt: Array) -> tuple[Array, Ar
     return lax.complex(grown * cos, grown * sin), held
 
 
+def bilinear(real: Array, imaginary: Array, dt: Array) -> tuple[Array, Array]:
+    """((1 + dt A / 2) / (1 - dt A / 2), dt / (1 - dt A / 2)): factors on the state and on the input, by the trapezoidal rule.
+
+    Arguments and results as of `zero_order_hold`; dt A is not 2.
+    """
+    half = lax.complex(dt * real / 2, dt * imaginary / 2)
+    inverse = 1 / (1 - half)
+    return (1 + half) * inverse, dt * inverse
+
+
 def read_out(c: Array, h: Array) -> Array:
     """y_d = sum_n c_dn h_dn: c [d, n], h [b, t, d, n] -> [b, t, d].
 

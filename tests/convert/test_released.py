@@ -89,6 +89,16 @@ def test_a_layer_of_the_released_kimi_linear_is_described():
     assert model_mapping(Config(KIMI_LINEAR_48B, "config.json")).model["layers"][0].startswith("kda(heads=2, expand_k=0.75")
 
 
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [([0.0, float("inf")], (0.0, None)), ([0.0, {"__float__": "Infinity"}], (0.0, None)), ([0.001, 0.1], (0.001, 0.1))],
+)
+def test_the_limits_of_mamba2_steps_are_followed_in_each_spelling(limit, wanted):
+    config = LOADED["mistralai/Mamba-Codestral-7B-v0.1"].config | {"time_step_limit": limit}
+    (spec,) = model_mapping(Config(config, "config.json")).model["layers"]
+    assert f"dt_limit={wanted})" in spec
+
+
 def test_the_size_of_xlstm_7b_comes_from_its_old_names():
     made = model_mapping(Config(XLSTM_7B, "config.json")).model
     assert (made["d_model"], made["depth"], made["channel"]) == (16, 2, "swiglu(hidden=44)")

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,35 @@ def test_it_is_the_formula(implementation):
         h = np.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None]
         assert_close(got[:, t], np.einsum("bdn,bn->bd", h, C[:, t]) + D * x[:, t])
     assert_close(last, h)
+
+
+def scans_of_groups(x, dt, A, B, C, D, initial_state, **settings):
+    """The definition of groups: one scan of the channels of each."""
+    split = lambda a, axis: jnp.split(a, B.shape[2], axis)
+    maps = (jnp.moveaxis(a, 2, 0) for a in (B, C))
+    parts = (split(x, 2), split(dt, 2), split(A, 0), *maps, split(D, 0), split(initial_state, 1))
+    names = ("x", "dt", "A", "B", "C", "D", "initial_state")
+    scans = [selective_scan(**dict(zip(names, part, strict=True)), **settings) for part in zip(*parts, strict=True)]
+    return tuple(jnp.concatenate(outputs, axis) for outputs, axis in zip(zip(*scans, strict=True), (2, 1), strict=True))
+
+
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
+def test_groups_of_channels_have_input_and_output_maps_of_their_own(implementation):
+    arrays = draw(batch=3, length=37, channels=6)
+    arrays |= {name: np.stack([arrays[name], 2 * arrays[name][::-1]], axis=2) for name in "BC"}
+    wanted = scan_cases.everything64(scans_of_groups, arrays, IDS, implementation="reference")
+    assert_close(everything(arrays, IDS, implementation=implementation), wanted)
+
+
+def test_groups_are_scanned_on_a_mesh():
+    arrays = draw(batch=8, length=37, channels=6)
+    arrays |= {name: np.stack([arrays[name], 2 * arrays[name]], axis=2) for name in "BC"}
+    scan_cases.assert_a_mesh_changes_nothing(selective_scan, arrays, np.resize(IDS, (8, 37)))
+    mesh = jax.make_mesh((2, 2, 2), ("fsdp", "seq", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    arrays = draw(batch=8, length=36, channels=8) | {name: np.stack([draw(length=36, batch=8)[name]] * 2, axis=2) for name in "BC"}
+    wanted = everything(arrays)
+    with jax.set_mesh(mesh):
+        assert_close(everything(arrays), wanted)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -145,6 +175,8 @@ def test_batch_sharded_inputs_give_the_same_numbers(implementation):
         ({"D": jnp.ones(3)}, r"wanted float\[5\]"),
         ({"initial_state": jnp.ones((2, 3, 5))}, r"wanted float\[2, 5, 3\]"),
         ({"segment_ids": jnp.ones((2, 8), jnp.int32)}, r"wanted \(2, 9\)"),
+        ({"B": jnp.ones((2, 9, 2, 3)), "C": jnp.ones((2, 9, 2, 3))}, r"twice \[b, t, g, n\] with g a divisor of d"),
+        ({"B": jnp.ones((2, 9, 5, 3))}, r"shapes \(2, 9, 5\), \(2, 9, 5, 3\), \(2, 9, 3\); wanted \[b, t, d\], and twice"),
         ({"implementation": "chunk"}, "Did you mean 'chunkwise'"),
     ],
 )

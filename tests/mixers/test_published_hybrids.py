@@ -31,6 +31,32 @@ def test_softmax_norms_heads_alone_or_together_and_gates_what_it_gives(settings)
     assert_close(y, affine(mixer.out, o * sigmoid(affine(mixer.gate, x)) if "gate" in settings else o))
 
 
+@pytest.mark.parametrize(
+    "settings", ["scale=0.3", "value_dim=12", "kv_heads=1, value_heads=2, value_dim=6, head_dim=4, output_gate=True, scale=1.5"]
+)
+def test_softmax_has_a_scale_and_values_of_their_own_number_and_width(settings):
+    """DiffQKV is the case of fewer key heads than value heads."""
+    mixer, x, y = built(f"softmax(heads=4, rope_theta=None, {settings})")
+    given = dict(part.split("=") for part in settings.split(", "))
+    width, scale = int(given.get("head_dim", D // 4)), float(given.get("scale", (D // 4) ** -0.5))
+    keys = int(given.get("kv_heads", 4))
+    values, value_dim = int(given.get("value_heads", keys)), int(given.get("value_dim", width))
+    q, k, v = (split(affine(p, x), heads) for p, heads in ((mixer.q, 4), (mixer.k, keys), (mixer.v, values)))
+    assert (q.shape[3], k.shape[3], v.shape[3]) == (width, width, value_dim)
+    k, v = np.repeat(k, 4 // keys, axis=2), np.repeat(v, 4 // values, axis=2)
+    o = np.einsum("bhts,bshv->bthv", causal_softmax(scale * np.einsum("bthk,bshk->bhts", q, k)), v).reshape(B, T, 4 * value_dim)
+    assert_close(y, affine(mixer.out, o * sigmoid(affine(mixer.gate, x)) if "gate" in settings else o))
+    state = mixer.init_state(3, 10)
+    assert state.cache.keys.shape == (3, 10, keys, width) and state.cache.values.shape == (3, 10, values, value_dim)
+    matmul = 2 * 3 * 10 * sum(p.w[...].size for p in (mixer.q, mixer.k, mixer.v, mixer.out, mixer.gate) if p is not None)
+    assert mixer.flops(3, 10) == matmul + 3 * 55 * 2 * 4 * (width + value_dim)
+
+
+def test_value_heads_divide_the_query_heads():
+    with pytest.raises(ValueError, match="value_heads=3 does not divide heads=4: set value_heads to a divisor"):
+        mixers.create("softmax(value_heads=3)", 16, rngs=nnx.Rngs(0))
+
+
 def test_a_joint_norm_needs_a_norm():
     with pytest.raises(ValueError, match="joint_qk_norm=True needs a norm: set qk_norm"):
         mixers.create("softmax(joint_qk_norm=True)", 16, rngs=nnx.Rngs(0))

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 from flax import nnx
 
-from helpers.published import B, D, T, affine, built, recurrent, sigmoid, silu, wide
+from helpers.published import B, D, T, affine, built, matrix_state, recurrent, rms_norm, sigmoid, silu, split, wide
 from helpers.tolerances import assert_close
 from seqzoo import mixers
 from seqzoo.model import params
@@ -34,11 +34,13 @@ def causal(kernel, x):
     return np.stack([(kernel[t::-1][None] * x[:, : t + 1]).sum(1) for t in range(x.shape[1])], axis=1)
 
 
-def gated(output, u):
-    """The GLU of a state-space model, on its activations."""
+def gated(output, y, gelu):
+    """Activation and GLU of a state-space model; without gelu outside the gate where the layer is made so."""
+    u = gelu(y)
+    value = u if output.gelu else y
     if output.gate is None:
-        return u
-    return (u if output.value is None else affine(output.value, u)) * sigmoid(affine(output.gate, u))
+        return value
+    return (value if output.value is None else affine(output.value, u)) * sigmoid(affine(output.gate, u))
 
 
 def convolved(convolution, x):
@@ -117,7 +119,7 @@ def test_s4d_convolves_with_its_kernel(settings):
     a, dt = -np.exp(wide(mixer.log_rate)) + 1j * wide(mixer.frequency), np.exp(wide(mixer.log_dt))[:, None]
     weight = complex_of(mixer.c_real, mixer.c_imaginary) * (np.exp(dt * a) - 1) / a
     kernel = 2 * np.einsum("dn,dnl->ld", weight, np.exp((dt * a)[..., None] * np.arange(T))).real
-    assert_close(y, gated(mixer.out, gelu(causal(kernel, x) + wide(mixer.skip) * x)))
+    assert_close(y, gated(mixer.out, causal(kernel, x) + wide(mixer.skip) * x, gelu))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,9 @@ def test_s4d_starts_at_the_frequencies_of_its_name(init, frequencies):
     assert abs((np.abs(c) ** 2).mean() - 1) < 0.1 and abs((c**2).mean()) < 0.1  # circular: equal variance in both planes
 
 
-@pytest.mark.parametrize("settings", ["", "state=12, blocks=2, stable=False, glu='full'", "state=8, blocks=1, glu='none'"])
+@pytest.mark.parametrize(
+    "settings", ["", "state=12, blocks=2, stable=False, glu='full'", "state=8, blocks=1, glu='none'", "glu='half2'", "glu='linear'"]
+)
 def test_s5_is_a_dense_system_held_for_a_step(settings):
     """The conjugates written out, and the input held: [[dt A, dt B], [0, 0]] exponentiated as one matrix."""
     mixer, x, y = built(f"s5({settings})")
@@ -149,7 +153,19 @@ def test_s5_is_a_dense_system_held_for_a_step(settings):
         read.append(h @ c)
     read = np.stack(read, axis=1)
     assert np.abs(read.imag).max() < 1e-12, "a state and its conjugate read as a real number"
-    assert_close(y, gated(mixer.out, gelu_tanh(read.real + wide(mixer.skip) * x)))
+    assert_close(y, gated(mixer.out, read.real + wide(mixer.skip) * x, gelu_tanh))
+
+
+def test_s5_by_the_bilinear_rule_solves_for_the_mean_of_two_states():
+    """h_t - h_{t-1} = dt A (h_t + h_{t-1}) / 2 + dt B x_t, solved for h_t."""
+    mixer, x, y = built("s5(discretization='bilinear', glu='linear')")
+    a, dt = complex_of(mixer.real, mixer.imaginary), np.exp(wide(mixer.log_dt))
+    b, c = complex_of(mixer.b_real.w, mixer.b_imaginary.w), complex_of(mixer.c_real.w, mixer.c_imaginary.w)
+    h, read = np.zeros((B, len(a)), complex), []
+    for t in range(T):
+        h = np.linalg.solve(np.diag(1 - dt * a / 2), ((1 + dt * a / 2) * h + dt * (x[:, t] @ b)).T).T
+        read.append(2 * (h @ c).real)
+    assert_close(y, np.stack(read, axis=1) + wide(mixer.skip) * x)
 
 
 def test_s5_starts_at_blocks_of_hippo():
@@ -207,6 +223,36 @@ def test_rg_lru_writes_what_it_forgets_and_the_first_token_whole(settings):
     assert_close(got, by_document(x, ids, alone))
 
 
+@pytest.mark.parametrize("limit", [(0.0, None), (0.1, None), (0.05, 0.2)])
+def test_mamba2_clips_its_steps(limit):
+    """dt = clip(softplus(W_dt u + b), limit), in the decay and in what is written."""
+    mixer, u, y = built(f"mamba2(head_dim=8, state=4, groups=2, dt_limit={limit})")
+    heads = mixer.heads
+    x, bc = (silu(convolved(f, affine(p, u))) for f, p in ((mixer.convolution, mixer.x), (mixer.bc_convolution, mixer.bc)))
+    b, c = (np.repeat(split(part, 2), heads // 2, axis=2) for part in np.split(bc, 2, axis=-1))
+    dt = np.log1p(np.exp(affine(mixer.dt, u) + wide(mixer.dt_bias)))
+    assert (dt < 0.05).any() and (dt > 0.2).any(), "both limits bind somewhere"
+    dt, x = np.clip(dt, *limit)[..., None], split(x, heads)
+    o = matrix_state(c, b, x * dt, np.exp(-dt * np.exp(wide(mixer.a_log))[:, None])) + wide(mixer.skip)[:, None] * x
+    gated = o.reshape(B, T, -1) * silu(affine(mixer.z, u))
+    normed = rms_norm(split(gated, 2), wide(mixer.norm.scale).reshape(2, -1), 1e-5).reshape(gated.shape)
+    assert_close(y, affine(mixer.out, normed))
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_rg_lru_starts_at_the_positions_that_it_is_given(start):
+    """A token of position 0 forgets all before it and is written whole; no other is, also not the first of a row."""
+    mixer, x, _ = built("rg_lru")
+    positions = np.broadcast_to(np.concatenate([np.arange(start, start + 9), np.arange(T - 9)]), (B, T)).astype(np.int32)
+    got = jax.jit(lambda mixer, x: mixer(x, positions=positions)[0])(mixer, x.astype(np.float32))
+    dense = lambda gate, u: u @ scipy.linalg.block_diag(*wide(gate.w)) + wide(gate.b).ravel()
+    u, reset = convolved(mixer.conv_1d, affine(mixer.linear_x, x)), (positions == 0)[..., None]
+    r, i = sigmoid(dense(mixer.recurrent_gate, u)), sigmoid(dense(mixer.input_gate, u))
+    a = sigmoid(-wide(mixer.recurrent_param)) ** (8 * r)
+    h = recurrent(np.where(reset, 0, a), np.where(reset, 1, np.sqrt(1 - a**2)) * i * u)
+    assert_close(got, affine(mixer.linear_out, gelu_tanh(affine(mixer.linear_y, x)) * h))
+
+
 def test_rg_lru_has_finite_gradients_with_closed_gates():
     """At a = 1 the square root has no slope; that of sigmoid is 0 there, and their product is taken as that."""
     mixer = mixers.create("rg_lru", D, rngs=nnx.Rngs(0))
@@ -239,7 +285,7 @@ def test_qlstm_never_grows_though_alpha_may_fall_below_zero():
     mixer = mixers.create("qlstm", D, rngs=nnx.Rngs(0))
     assert wide(mixer.alpha) == [1.0]
     mixer.alpha = nnx.Param(-jnp.ones(1))
-    log_decay, _ = mixer.decay_and_input(jnp.ones((1, 2, 2 * D)), None, None)
+    log_decay, _ = mixer.decay_and_input(jnp.ones((1, 2, 2 * D)), None, None, None)
     assert not np.any(log_decay)
 
 
@@ -289,9 +335,11 @@ def test_weight_decay_does_not_act_on_the_parameters_of_decays(spec, kept):
         ("lru(max_phase=0)", "max_phase=0, wanted number > 0"),
         ("s4d(state=5)", "state=5: wanted an even number"),
         ("s4d(init='legs')", "init='legs', wanted 'lin' or 'inv'"),
-        ("s4d(glu='whole')", "glu='whole', wanted 'full' or 'half' or 'none'"),
+        ("s4d(glu='whole')", "glu='whole', wanted 'full' or 'half' or 'half2' or"),
         ("s4d(dt_min=0.2)", "dt_min=0.2 and dt_max=0.1: wanted 0 < dt_min <= dt_max"),
         ("s5(state=24)", "state=24 and blocks=8: wanted 2 \\* blocks to divide state"),
+        ("mamba2(dt_limit=(0.2, 0.1))", "dt_limit=\\(0.2, 0.1\\): wanted the smaller step size first"),
+        ("mamba2(dt_limit=(-1, None))", "dt_limit=\\(-1, None\\), wanted \\(number >= 0, number > 0 or None\\)"),
         ("s5(dt_min=0)", "dt_min=0, wanted number > 0"),
         ("rg_lru(heads=3)", "heads=3 does not divide the widths 32 and 32"),
         ("rg_lru(conv_size=0)", "conv_size=0, wanted int in"),

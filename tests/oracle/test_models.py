@@ -99,6 +99,8 @@ def test_the_keys_of_a_released_model_mean_what_they_mean_to_transformers(torch,
     [
         ("mamba", {"tie_word_embeddings": False, "time_step_rank": 5, "conv_kernel": 3, "expand": 3}),
         ("mamba2", {"tie_word_embeddings": True, "n_groups": 4}),
+        ("mamba2", {"time_step_limit": (0.01, 0.05)}),
+        ("mamba2", {"time_step_limit": (0.01, float("inf"))}),
         ("minimax", {"layer_types": ["full_attention"] * 3, "head_dim": None, "num_key_value_heads": 4}),
         ("recurrent_gemma", {"block_types": ["attention", "recurrent"], "num_key_value_heads": 2, "logits_soft_cap": 2.0}),
         (
@@ -143,6 +145,15 @@ def test_the_keys_of_a_released_model_mean_what_they_mean_to_transformers(torch,
 def test_other_settings_are_followed(torch, tmp_path, name, changes):
     models, prompt = pair(torch, name, tmp_path, **changes), tokens(2, 30)
     assert_close(models.ours(prompt)[0], models.logits(torch, prompt))
+
+
+def test_a_recurrent_gemma_that_starts_at_a_position_equals_that_of_transformers(torch, tmp_path):
+    """Its first token is then no start: what it writes is scaled as that of any other token."""
+    models, prompt = pair(torch, "recurrent_gemma", tmp_path), tokens(2, 30)
+    positions = np.broadcast_to(np.arange(5, 35), prompt.shape)
+    wanted = models.logits(torch, prompt, position_ids=torch.from_numpy(positions.copy()))
+    assert error(wanted, models.logits(torch, prompt)) > 1e-3
+    assert_close(models.ours(prompt, positions=positions)[0], wanted)
 
 
 def test_sharded_files_of_transformers_are_read(torch, tmp_path):

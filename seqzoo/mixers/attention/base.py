@@ -29,15 +29,22 @@ class AttentionState(NamedTuple):
 
 
 class AttentionMixer(Mixer):
-    """o_i = sum_{j <= i} weight(q_i . k_j / sqrt(head_dim)) v_j,  y = W_o [o of all heads]; subclasses choose the weights."""
+    """o_i = sum_{j <= i} weight(scale q_i . k_j) v_j,  y = W_o [o of all heads]; subclasses choose the weights."""
 
     heads: Size = 4
     """Number of query heads."""
     kv_heads: Size | None = None
     """Number of key and value heads, a divisor of heads: grouped-query attention (GQA, Ainslie et al. 2023, arXiv:2305.13245),
     with 1 multi-query attention (MQA); None: as many as heads."""
+    value_heads: Size | None = None
+    """Number of value heads, another divisor of heads; None: as many as key heads. DiffQKV (Lin et al. 2025, arXiv:2501.13629) has
+    more of them."""
     head_dim: Size | None = None
     """Width of a head; None: d_model / heads."""
+    value_dim: Size | None = None
+    """Width of a value; None: head_dim, the width of queries and keys."""
+    scale: Positive | None = None
+    """Factor on the dot products of queries and keys; None: 1 / sqrt(head_dim)."""
     window: Length | None = None
     """Sliding window: number of tokens that a token sees, itself included; None: its whole document."""
     rope_theta: Positive | None = 10000.0
@@ -65,13 +72,18 @@ class AttentionMixer(Mixer):
 
     def setup(self, rngs, depth):
         self.key_heads, self.key_dim = self.head_sizes()
+        self.v_heads = self.key_heads if self.value_heads is None else self.value_heads
+        if self.heads % self.v_heads:
+            raise ValueError(f"value_heads={self.v_heads} does not divide heads={self.heads}: set value_heads to a divisor")
+        self.v_dim = self.key_dim if self.value_dim is None else self.value_dim
         kwargs = self.factory_kwargs(rngs)
-        make = lambda heads: Linear(self.d_model, heads * self.key_dim, bias=self.bias, **kwargs)
-        self.q, self.k, self.v = make(self.heads), make(self.key_heads), make(self.key_heads)
+        make = lambda heads, width: Linear(self.d_model, heads * width, bias=self.bias, **kwargs)
+        self.q, self.k = make(self.heads, self.key_dim), make(self.key_heads, self.key_dim)
+        self.v = make(self.v_heads, self.v_dim)
         out_bias = self.bias if self.out_bias is None else self.out_bias
-        self.out = Linear(self.heads * self.key_dim, self.d_model, axes=("heads", "embed"), bias=out_bias, **kwargs)
+        self.out = Linear(self.heads * self.v_dim, self.d_model, axes=("heads", "embed"), bias=out_bias, **kwargs)
         self.q_norm, self.k_norm = self.make_norm(self.heads), self.make_norm(self.key_heads)
-        self.gate = make(self.heads) if self.output_gate else None
+        self.gate = make(self.heads, self.v_dim) if self.output_gate else None
 
     def head_sizes(self) -> tuple[int, int]:
         """(number of key and value heads, width of a head); ValueError where settings do not fit each other."""
@@ -106,7 +118,7 @@ class AttentionMixer(Mixer):
         x = self.clear_padding(x, segment_ids)
         batch, length, _ = x.shape
         q, k = self.split_heads(self.q(x), self.q_norm), self.split_heads(self.k(x), self.k_norm)
-        v = self.split_heads(self.v(x))
+        v = rearrange(self.v(x), "b t (h v) -> b t h v", v=self.v_dim)
         if self.rope_theta is not None:
             positions = self.positions(batch, length, state, segment_ids) if positions is None else positions
             q, k = (rotate(x, positions, self.rope_theta, self.rope_dim) for x in (q, k))
@@ -116,6 +128,7 @@ class AttentionMixer(Mixer):
             v,
             scores=self.scores,
             bias=self.score_bias(),
+            scale=self.scale,
             window=self.window,
             dropout=self.dropout,
             key=key,
@@ -148,11 +161,12 @@ class AttentionMixer(Mixer):
             raise ValueError(
                 "max_length=None: attention without a window keeps every token of a document; give max_length, or set window"
             )
-        cache = empty_cache(batch, slots, self.key_heads, self.key_dim, self.key_dim, self.cache_dtype(dtype))
+        cache = empty_cache(batch, slots, (self.key_heads, self.v_heads), self.key_dim, self.v_dim, self.cache_dtype(dtype))
         return AttentionState(cache, jnp.zeros((batch,), jnp.int32))
 
     def flops(self, batch: int, length: int) -> int:
         window = min(length, length if self.window is None else self.window)
         pairs = window * (window + 1) // 2 + (length - window) * window
-        matrices = (2 if self.gate is None else 3) * self.heads + 2 * self.key_heads
-        return batch * self.key_dim * (2 * length * self.d_model * matrices + 4 * pairs * self.heads)
+        keys = (self.heads + self.key_heads) * self.key_dim
+        values = ((1 if self.gate is None else 2) * self.heads + self.v_heads) * self.v_dim
+        return batch * (2 * length * self.d_model * (keys + values) + 2 * pairs * self.heads * (self.key_dim + self.v_dim))

@@ -151,7 +151,7 @@ class RecurrentBlockMixer(Mixer):
         """Makes the layers of a and b, and of the gate that reads h."""
         raise NotImplementedError
 
-    def decay_and_input(self, u: Array, state: Any, segment_ids: Array | None) -> tuple[Array, Array]:
+    def decay_and_input(self, u: Array, state: Any, segment_ids: Array | None, positions: Array | None) -> tuple[Array, Array]:
         """u [b, t, e] -> (log a, b), each [b, t, e] in float32 or wider."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class RecurrentBlockMixer(Mixer):
         tail, segment = (None, None) if state is None else (state.tail, state.segment)
         u, tail = self.conv_1d(self.linear_x(x), tail=tail, segment=segment, segment_ids=segment_ids)
         h, hidden = linear_recurrence(
-            *self.decay_and_input(u, state, segment_ids),
+            *self.decay_and_input(u, state, segment_ids, positions),
             log=True,
             segment_ids=segment_ids,
             implementation=self.implementation,

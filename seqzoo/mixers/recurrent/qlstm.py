@@ -44,7 +44,7 @@ class QLSTM(RecurrentBlockMixer):
         )
         self.alpha = nnx.Param(jnp.ones((1,), self.param_dtype), axes=(None,), decay=False) if self.reversed else None
 
-    def decay_and_input(self, u, state, segment_ids):
+    def decay_and_input(self, u, state, segment_ids, positions):
         wide = jnp.promote_types(u.dtype, jnp.float32)
         forget, weight = self.forget_gate(u).astype(wide), jax.nn.sigmoid(self.input_gate(u).astype(wide))
         if self.alpha is None:

@@ -23,8 +23,9 @@ class RGLRU(RecurrentBlockMixer):
         h_t = a_t * h_{t-1} + m_t * i_t * u_t        log a_t = -8 r_t softplus(p)        m_t = sqrt(1 - a_t^2)
         y_t = W_out [gelu(W_y x_t + b_y) * h_t] + b_out
 
-    with W_a and W_i block-diagonal, p a vector, and m = 1 at a document's first token. Use it together with windowed attention, as
-    Griffin does: it keeps a summary, in a vector, of the tokens that have left the window.
+    with W_a and W_i block-diagonal, p a vector, and m = 1 at a document's first token. Where `positions` are given, m = 1 and a = 0
+    at position 0 and nowhere else, as in the released code: a row may start inside a document. Use it together with windowed
+    attention, as Griffin does: it keeps a summary, in a vector, of the tokens that have left the window.
 
     Raises:
       ValueError: expand leaves no hidden unit; heads does not divide them.
@@ -55,15 +56,19 @@ class RGLRU(RecurrentBlockMixer):
         recurrent = jnp.log(jnp.expm1(-0.5 * jnp.log(square)))  # softplus of it is -log a
         self.recurrent_param = nnx.Param(recurrent.astype(self.param_dtype), axes=("heads",), decay=False)
 
-    def decay_and_input(self, u, state, segment_ids):
+    def decay_and_input(self, u, state, segment_ids, positions):
         wide = jnp.promote_types(u.dtype, jnp.float32)
         recurrent, weight = (jax.nn.sigmoid(gate(u).astype(wide)) for gate in (self.recurrent_gate, self.input_gate))
         log_decay = -RATE * jax.nn.softplus(self.recurrent_param[...].astype(wide))[None, None] * recurrent
         square = -jnp.expm1(2 * log_decay)  # 1 - a^2
         multiplier = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-        segment = jnp.zeros(u.shape[:1], jnp.int32) if state is None else state.segment
-        first = segments.first_tokens(segment_ids, segment, u.shape[1])
-        multiplier = jnp.where(first[..., None], 1, multiplier)
+        if positions is None:
+            segment = jnp.zeros(u.shape[:1], jnp.int32) if state is None else state.segment
+            first = segments.first_tokens(segment_ids, segment, u.shape[1])[..., None]
+        else:
+            first = (positions == 0)[..., None]
+            log_decay = jnp.where(first, -jnp.inf, log_decay)
+        multiplier = jnp.where(first, 1, multiplier)
         return log_decay, multiplier * weight * u.astype(wide)
 
     def flops(self, batch, length):

@@ -14,7 +14,7 @@ from seqzoo.nn import Linear, RMSNorm, ShortConvolution
 from seqzoo.nn.layer import inner_width
 from seqzoo.nn.linear import output_init
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, timestep_bias
-from seqzoo.specs import Expansion, Positive, Size
+from seqzoo.specs import Expansion, NonNegative, Positive, Size
 
 
 class Mamba2State(NamedTuple):
@@ -30,14 +30,15 @@ class Mamba2State(NamedTuple):
 class Mamba2(Mixer):
     r"""Mamba-2's state-space duality block (Dao & Gu 2024, arXiv:2405.21060).
 
-        z, x, B, C, dt = W_in u        x, B, C = silu(conv(x, B, C))        dt = softplus(dt + b_dt)
+        z, x, B, C, dt = W_in u        x, B, C = silu(conv(x, B, C))        dt = clip(softplus(dt + b_dt), dt_limit)
         S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T      y = W_out rmsnorm[(C_t^T S_t + D x_t) * silu(z_t)]
 
     with A < 0 one number per head: e = expand d_model channels in heads of width p. Use it where Mamba would be used and matrix
     units are at hand.
 
     Raises:
-      ValueError: head_dim does not divide e, or groups does not divide the heads; dt_min and dt_max out of order.
+      ValueError: head_dim does not divide e, or groups does not divide the heads; dt_min and dt_max, or dt_limit, out of
+        order.
     Cost: time O(t d e + t e n); state 4 e n bytes and conv_size - 1 inputs per row, independent of t.
     W_out is divided by sqrt(count), as in the released language models, where `depth` (index, count) is known.
     """
@@ -60,6 +61,9 @@ class Mamba2(Mixer):
     """Smallest step size dt at the start, where dt is log-uniform."""
     dt_max: Positive = DT_MAX
     """Largest step size at the start."""
+    dt_limit: tuple[NonNegative, Positive | None] = (0.0, None)
+    """Smallest and largest step size, to which dt is clipped; None: no largest. The released code clips whole rows and not single
+    tokens; here both are clipped, so that they agree."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
 
@@ -68,6 +72,9 @@ class Mamba2(Mixer):
         self.inner_dim = e = inner_width(d_model, self.expand)
         if e % self.head_dim:
             raise ValueError(f"head_dim={self.head_dim} does not divide expand * d_model = {e}: change head_dim or expand")
+        low, high = self.dt_limit
+        if high is not None and low > high:
+            raise ValueError(f"dt_limit={self.dt_limit}: wanted the smaller step size first")
         self.heads = heads = e // self.head_dim
         if heads % groups:
             raise ValueError(f"groups={groups} does not divide the {heads} heads: change groups or head_dim")
@@ -93,7 +100,7 @@ class Mamba2(Mixer):
         split = lambda y, count: y.reshape(*y.shape[:2], count, -1)
         x, (b, c) = split(jax.nn.silu(x), self.heads), jnp.split(jax.nn.silu(bc), 2, axis=-1)
         wide = jnp.promote_types(x.dtype, jnp.float32)  # decays are products of many steps, so steps are not rounded to bf16
-        dt = jax.nn.softplus(dt.astype(wide) + self.dt_bias[...].astype(wide)[None, None])
+        dt = jnp.clip(jax.nn.softplus(dt.astype(wide) + self.dt_bias[...].astype(wide)[None, None]), *self.dt_limit)
         o, matrix = linear_attention(
             split(c, self.groups),
             split(b, self.groups),

@@ -49,7 +49,8 @@ class S4D(TimeInvariantMixer):
     dt_max: Positive = DT_MAX
     """Largest dt at the start."""
     glu: Glu = "full"
-    """Output of the layer: "full" as above, the released code; "half" u * sigmoid(V u + c); "none" u, which mixes no channels."""
+    """Output of the layer: "full" as above, the released code; "half" u * sigmoid(V u + c); "none" u, which mixes no channels;
+    without gelu outside the gate "half2" y * sigmoid(V u + c), "linear" y."""
 
     def setup(self, rngs, depth):
         if self.state % 2:

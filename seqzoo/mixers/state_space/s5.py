@@ -1,5 +1,7 @@
 """S5: one diagonal state-space model that all channels write to and read from."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import Array, lax
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.state_space.base import TimeInvariantMixer
-from seqzoo.nn import GatedOutput, Linear, hippo_normal, zero_order_hold
+from seqzoo.nn import GatedOutput, Linear, bilinear, hippo_normal, zero_order_hold
 from seqzoo.nn.gated_output import Glu
 from seqzoo.nn.timestep import DT_MAX, DT_MIN, log_timestep
 from seqzoo.specs import Positive, Size
@@ -20,7 +22,8 @@ HIGHEST_REAL = -1e-4  # of eigenvalues that are kept stable: the released code's
 class S5(TimeInvariantMixer):
     r"""Simplified state-space layer (Smith et al. 2022, arXiv:2208.04933).
 
-        h_t = exp(dt A) * h_{t-1} + (exp(dt A) - 1) / A * (B x_t)
+        h_t = exp(dt A) * h_{t-1} + (exp(dt A) - 1) / A * (B x_t)                          (discretization="zoh")
+        h_t = (1 + dt A / 2) / (1 - dt A / 2) * h_{t-1} + dt / (1 - dt A / 2) * (B x_t)    (discretization="bilinear")
         u_t = gelu(2 Re(C h_t) + D * x_t)        y_t = u_t * sigmoid(V u_t + c)
 
     with h, A in C^(n/2), one of each of n / 2 conjugate pairs; B and C complex matrices; dt and D real vectors. Use it where S4D is
@@ -47,7 +50,11 @@ class S5(TimeInvariantMixer):
     dt_max: Positive = DT_MAX
     """Largest dt at the start."""
     glu: Glu = "half"
-    """Output of the layer: "half" as above, "full" (W u + b) * sigmoid(V u + c), "none" u."""
+    """Output of the layer: "half" as above, "full" (W u + b) * sigmoid(V u + c), "none" u; without gelu outside the gate, with
+    z = 2 Re(C h) + D * x, "half2" z * sigmoid(V gelu(z) + c), "linear" z. The released code calls these `half_glu1`, `full_glu`,
+    `gelu`, `half_glu2`, and, as a layer of its own, `S5SSM`."""
+    discretization: Literal["zoh", "bilinear"] = "zoh"
+    """Input held for a step (zero-order hold), or the trapezoidal rule, which needs no exponential."""
 
     def setup(self, rngs, depth):
         d_model, dtype, kwargs = self.d_model, self.param_dtype, self.factory_kwargs(rngs)
@@ -78,7 +85,8 @@ class S5(TimeInvariantMixer):
         wide = jnp.promote_types(jnp.result_type(x, self.log_dt[...]), jnp.float32)
         real, imaginary, log_dt = (p[...].astype(wide) for p in (self.real, self.imaginary, self.log_dt))
         real = jnp.minimum(real, HIGHEST_REAL) if self.stable else real
-        decay, held = zero_order_hold(real, imaginary, jnp.exp(log_dt))
+        discretize = zero_order_hold if self.discretization == "zoh" else bilinear
+        decay, held = discretize(real, imaginary, jnp.exp(log_dt))
         return decay, held[None, None] * lax.complex(*(b(x).astype(wide) for b in (self.b_real, self.b_imaginary)))
 
     def output(self, x, real, imaginary):
