@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Imported before anything can fail: the errors of training have exit codes of their own below.
+    from seqzoo.data.atomic_io import error_reason
     from seqzoo.data.json_files import DamagedFile
     from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
     from seqzoo.training.run import distributed
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         FileNotFoundError,
     ) as error:
         return fail(error, 2)
+    except OSError as error:  # a path that the system refuses: no permission, too long a name, a folder where a file is wanted
+        return fail(f"{error.filename}: {error_reason(error)}", 2)
 
 
 _COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate, help.help)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from seqzoo import config
+from seqzoo.cli.refusals import in_one_line
 from seqzoo.config.base import last_refusal
 from seqzoo.specs import did_you_mean
 
@@ -61,8 +61,9 @@ def checked(call: Callable[[], Result]) -> Result:
 
 
 def fail(error: BaseException | str, code: int) -> int:
-    """Prints an error on the standard error stream in one line, and returns the exit code."""
-    Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    """Prints an error to standard error in one line, a line break in a name as \\n, and returns the exit code."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(error))
+    Console(stderr=True).print(f"error: {shown}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -106,22 +107,22 @@ def parse_arguments(kind: type[Result], arguments: list[str], prog: str, **more:
     """The settings of the command line as an object of `kind`.
 
     Raises:
-      UsageError: a setting is out of its range, in one line. SystemExit: --help, or words that are no settings.
+      UsageError: a wrong setting, in one line. SystemExit: --help.
     """
     last_refusal.set(None)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=arguments, prog=prog, config=FLAGS, **more)
-    except SystemExit:
-        if (refusal := last_refusal.get()) is not None:
-            raise UsageError(str(refusal)) from refusal
-        sys.stderr.write(said.getvalue())
-        raise
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        refusal = last_refusal.get()
+        raise UsageError(in_one_line(said.getvalue(), arguments) if refusal is None else str(refusal)) from refusal
 
 
 def parse_settings(loaded: Chosen, arguments: list[str], prog: str = "train.py") -> Chosen:
-    """The loaded config with the settings of the command line. Raises SystemExit for --help and for wrong settings."""
+    """The loaded config with the settings of the command line. Raises as `parse_arguments`."""
     chosen = parse_arguments(type(loaded), arguments, prog, default=loaded, description=USAGE)
     if isinstance(chosen, config.Comparison) and isinstance(loaded, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from seqzoo.data.atomic_io import atomic_write
 from seqzoo.data.errors import DataError
 from seqzoo.data.json_files import DamagedFile, read_json
+from seqzoo.data.sources import read_errors
 
 FORMAT = "seqzoo corpus"
 MANIFEST = "manifest.json"
@@ -127,9 +128,10 @@ def is_prepared(folder: str | Path) -> bool:
     """True if a folder holds a prepared corpus, finished or not."""
     for name in (MANIFEST, UNFINISHED):
         path = Path(folder).expanduser() / name
-        if path.is_file():
-            with path.open("rb") as file:
-                return FORMAT.encode() in file.read(100)
+        with read_errors(path):
+            if path.is_file():
+                with path.open("rb") as file:
+                    return FORMAT.encode() in file.read(100)
     return False
 
 

@@ -88,7 +88,8 @@ def check(source: str | tuple[str, ...]) -> None:
 def folder(word: str) -> Path | None:
     """The folder that a word names, None if it names no folder."""
     path = Path(sysconfig.get_path("stdlib")) if word == STDLIB else Path(word).expanduser()
-    return path if path.is_dir() else None
+    with read_errors(path):
+        return path if path.is_dir() else None
 
 
 def files(source: str | tuple[str, ...]) -> list[File]:
@@ -161,7 +162,7 @@ class Documents:
     def __iter__(self) -> Iterator[Document]:
         self.skipped = 0
         for file in self.files:
-            with _read_errors(file.path):
+            with read_errors(file.path):
                 suffix = file.path.suffix.lower()
                 if suffix == ".jsonl":
                     yield from self._lines(file)
@@ -237,8 +238,9 @@ class Documents:
 def _matching_files(word: str) -> list[Path]:
     """The files of a path or a glob."""
     path = Path(word).expanduser()
-    if path.is_file():
-        return [path]
+    with read_errors(path):
+        if path.is_file():
+            return [path]
     if word == STDLIB or not glob.has_magic(word):
         return []
     return [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
@@ -289,12 +291,12 @@ def _raise_not_found(word: str) -> None:
 
 
 def _size(file: File) -> int:
-    with _read_errors(file.path):
+    with read_errors(file.path):
         return file.path.stat().st_size
 
 
 @contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: Path) -> Iterator[None]:
     """Context that turns an OSError into an UnreadableError about `path`."""
     try:
         yield

@@ -33,6 +33,8 @@ class Linear(nnx.Module):
       decay: applies weight decay to W.
       dtype: of the computation; None promotes x and W.
       param_dtype: of W and b.
+    Raises:
+      ValueError: a width of 0, as a very small expansion gives.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Linear(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if d_in < 1 or d_out < 1:
+            raise ValueError(f"a projection from {d_in} to {d_out} values; wanted at least 1 of each: a larger width or expansion")
         self.w = nnx.Param(init(rngs.params(), (d_in, d_out), param_dtype), axes=axes, decay=decay)
         self.b = nnx.Param(jnp.zeros((d_out,), param_dtype), axes=axes[1:]) if bias else None
         self.dtype = dtype

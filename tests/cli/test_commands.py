@@ -5,6 +5,7 @@ import pytest
 from helpers.tiny import TINY, tiny
 from seqzoo import cli, compare, config, data, tasks, training
 from seqzoo.cli import quickstart
+from seqzoo.cli.refusals import in_one_line
 from seqzoo.config import Comparison, Experiment
 from seqzoo.training.run import distributed
 
@@ -131,12 +132,8 @@ def test_two_runs_get_two_folders(ran, file):
     ],
 )
 def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written(ran, file, capsys, words, says):
-    try:
-        code = ran(file, *words)
-    except SystemExit as stopped:  # tyro's own way out
-        code = stopped.code
-    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert code == 2 and says in shown, shown
+    code, said = ran(file, *words), capsys.readouterr().err
+    assert code == 2 and says in said and said.count("\n") == 1, said
     assert not (file.parent / "runs").exists()
 
 
@@ -177,6 +174,21 @@ def test_a_config_file_that_cannot_be_run_is_reported_with_its_line(ran, tmp_pat
 def test_a_setting_that_is_an_axis_cannot_be_overridden(ran, comparison, capsys):
     assert ran(comparison, "--model.layers", "gla") == 2
     assert "model.layers is an axis of this comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_the_parsers_boxes_become_lines(frames):
+    rows = [
+        "Error parsing --model.depth: no type",
+        "matching INT: 'x'.",
+        "─" * 40,
+        "Argument helptext:",
+        "    --model.depth INT",
+        "─" * 40,
+    ]
+    box = "\n".join(["╭─ Value error ─╮", *(f"│ {row} │" for row in rows), "╰───╯"] if frames else ["Value error", "-" * 40, *rows])
+    assert in_one_line(box, ["my.py", "--model.depth", "x"]) == "--model.depth is 'x'; wanted a whole number"
+    assert in_one_line(box, ["--model.depth=x"]) == "--model.depth is 'x'; wanted a whole number"
 
 
 @pytest.mark.parametrize("kind", ["file", "comparison"])
