@@ -29,8 +29,10 @@ def load_json(path: str | Path) -> Config:
         return kind(**data)
     except plugins.PluginError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (ConfigError, DamagedFile):
+    except DamagedFile:
         raise
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged: wanted the JSON of a config, found {error}") from None
 
