@@ -13,6 +13,7 @@ from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 __all__ = ["main"]
 
 NO_IMPORTS, READING = "--no-imports", ("inspect", "plot")
+CACHE = "--compilation-cache"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from seqzoo.data.atomic_io import error_reason
     from seqzoo.data.json_files import DamagedFile
     from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
-    from seqzoo.training.run import distributed
+    from seqzoo.training.run import distributed, profiling
     from seqzoo.training.run.lock import LockedError
     from seqzoo.training.run.run_dir import RunDirError
 
     try:
         given, arguments = take_flag("--distributed", arguments)  # not a setting: it differs between processes
         how = given[-1] if given else "off"
+        caches, arguments = take_flag(CACHE, arguments)  # not a setting: a run folder may come from a stranger, and programs are run
+        if "" in caches:
+            raise UsageError(f"{CACHE} has no value; wanted a folder after it")
         checked(lambda: distributed.initialise(how))
     except UsageError as error:
         return fail(error, 2)
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if skip and name not in READING:
         return fail(f"{NO_IMPORTS} is for {' and '.join(READING)}; {name} needs the modules that the config's `imports` names", 2)
     try:
+        if caches:
+            profiling.enable_compilation_cache(caches[-1])
         with plugins.skip_imports() if skip else contextlib.nullcontext():
             return COMMANDS[name]([word for word in rest if word != NO_IMPORTS], console)
     except Interrupted as stopped:

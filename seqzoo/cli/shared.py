@@ -43,6 +43,9 @@ Several processes, on one machine or many that share the run folder, train one e
 --distributed ADDRESS:PORT/COUNT/INDEX (address of process 0, number of processes, index of this one), or with
 --distributed auto on a cluster that JAX knows. SIGTERM to one of them saves and stops all.
 
+--compilation-cache DIR keeps compiled programs in a folder for later calls. They are executed: anyone who can write there can run
+code here.
+
 Any setting can be changed: --model.layers "mamba2, softmax(window=256, heads=2)" --optimizer.learning-rate 3e-3.
 Below are the settings of the chosen config, with its values.
 """

@@ -22,8 +22,6 @@ class Run(Section):
     """Steps to profile, as FIRST:LAST: "10:13" traces the three steps after the tenth into RUN/profile; None: none."""
     dump_hlo: bool = False
     """Write the program of the training step, before and after compilation, into RUN/hlo."""
-    compilation_cache: str | None = None
-    """Folder where JAX keeps compiled programs for later runs; None: JAX's own setting, by default none."""
 
     @field_validator("name")
     @classmethod

@@ -69,7 +69,6 @@ def train(
     """
     run_dir.check_path(folder)
     console = console or Console(quiet=not distributed.is_main_process())
-    profiling.enable_compilation_cache(experiment.run.compilation_cache)
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
     _refuse_inside_data(setup.task, Path(folder))
     data = setup.task.fingerprint()

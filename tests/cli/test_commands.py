@@ -1,5 +1,7 @@
 """The command line: the runs it starts, and the arguments it refuses without writing anything."""
 
+import json
+
 import pytest
 
 from helpers.tiny import TINY, tiny
@@ -7,7 +9,7 @@ from seqzoo import cli, compare, config, data, tasks, training
 from seqzoo.cli import quickstart
 from seqzoo.cli.refusals import in_one_line
 from seqzoo.config import Comparison, Experiment
-from seqzoo.training.run import distributed
+from seqzoo.training.run import distributed, profiling
 
 
 @pytest.fixture
@@ -148,6 +150,7 @@ def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written
         (("resume", "runs/none"), "runs/none is not a run folder"),
         (("--distributed", "here"), "--distributed is 'here'; wanted off, auto, or ADDRESS:PORT/COUNT/INDEX"),
         (("--distributed=10.0.0.1:1234/2/2",), "with INDEX from 0 to COUNT - 1"),
+        (("--compilation-cache",), "--compilation-cache has no value; wanted a folder after it"),
     ],
 )
 def test_a_wrong_first_argument_is_reported(ran, capsys, words, says):
@@ -225,6 +228,19 @@ def test_a_folder_that_cannot_be_written_is_reported(file, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main([str(file), "--run.folder", str(file)]) == 1
     assert f"error: cannot write {file}" in capsys.readouterr().err
+
+
+def test_a_folder_of_programs_comes_from_the_command_line_never_from_a_run_folder(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    used = []
+    monkeypatch.setattr(profiling, "enable_compilation_cache", used.append)
+    monkeypatch.setattr(training, "train", lambda *_, **__: {})
+    assert cli.main([str(file), "--compilation-cache", "programs"]) == 0 and used == ["programs"]
+    folder = training.create_run_dir("runs", "theirs")
+    theirs = tiny().model_dump(mode="json")
+    (folder / "config.json").write_text(json.dumps(theirs | {"run": theirs["run"] | {"compilation_cache": "runs/theirs/programs"}}))
+    assert cli.main(["resume", str(folder)]) == 2 and used == ["programs"]
+    assert "has no setting 'compilation_cache'" in capsys.readouterr().err
 
 
 def test_a_comparison_in_several_processes_is_refused(ran, comparison, capsys, monkeypatch):

@@ -88,16 +88,15 @@ def memory(compiled: Compiled) -> Memory | None:
     return Memory(sum(sizes[:3]) - sizes[3], *sizes)
 
 
-def enable_compilation_cache(path: str | None) -> None:
-    """Stores compiled programs of this process in a folder from now on, and reuses those that are there; None changes nothing.
+def enable_compilation_cache(path: str | Path) -> None:
+    """Stores compiled programs of this process in a folder from now on, and reuses those that are there.
 
-    JAX stores programs that took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). Anyone who can write
-    to the folder can run code in this process.
+    JAX stores programs that took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). The programs there are
+    run: anyone who can write to the folder can run code in this process. So it is no setting of a run, whose config.json may come
+    from a stranger.
     Raises:
       WriteError: the folder cannot be made.
     """
-    if path is None:
-        return
     folder = Path(path).expanduser().absolute()
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
