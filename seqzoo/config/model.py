@@ -52,6 +52,9 @@ class Model(Section):
     """Factor on the embedding of a token; it does not act on a tied head."""
     tie_embeddings: bool = True
     """The head is the embedding, transposed."""
+    pad_vocab: Size = 1
+    """Embedding and head have as many rows as the next multiple of this, so that they divide over mesh.tensor: 264 rows for the 257
+    ids of a byte model and 8. Loss, logits and samples are the same; rows without a token get no gradient."""
     learned_positions: Length | None = None
     """Number of positions that have a learned embedding; None: no learned positions."""
     dropout: Rate = 0.0

@@ -14,7 +14,7 @@ from seqzoo.kernels.common import segments
 from seqzoo.model.block import AnySpec, BlockSettings, Norm, NormPosition
 from seqzoo.model.sharding import constrain
 from seqzoo.model.stack import Remat, Stack, StackMode, StackState
-from seqzoo.nn import Linear, dropout
+from seqzoo.nn import Linear, dropout, torch_uniform
 from seqzoo.nn.layer import floating_dtype
 from seqzoo.specs import Length, Positive, Rate, Size, checked
 
@@ -55,6 +55,8 @@ class LanguageModel(nnx.Module):
       embedding_norm: a norm after the embedding.
       embedding_scale: factor on the embedding of a token; it does not act on a tied head.
       tie_embeddings: the head is the embedding, transposed.
+      pad_vocab: embedding and head have as many rows as the next multiple of this, so that they divide over a mesh. Rows without a
+        token start at zero, are in no logits and get no gradient.
       learned_positions: None, or the number of positions (from 0 in each document) that have a learned embedding, added to the
         token's. A later position gives NaN, never another position's embedding.
       dropout: rate on each branch before it joins the residual stream; active when a key is given.
@@ -87,6 +89,7 @@ class LanguageModel(nnx.Module):
         embedding_norm: bool = False,
         embedding_scale: Positive = 1.0,
         tie_embeddings: bool = True,
+        pad_vocab: Size = 1,
         learned_positions: Length | None = None,
         dropout: Rate = 0.0,
         embedding_dropout: Rate | None = None,
@@ -99,6 +102,7 @@ class LanguageModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vocab_size, self.d_model = vocab_size, d_model
+        self.vocab_rows = -(-vocab_size // pad_vocab) * pad_vocab  # of embedding and head
         floating = functools.partial(floating_dtype, "LanguageModel")
         param_dtype = floating("param_dtype", param_dtype)
         dtype = None if dtype is None else floating("dtype", dtype)
@@ -112,15 +116,20 @@ class LanguageModel(nnx.Module):
 
         normal = jax.nn.initializers.normal(d_model**-0.5)
 
-        def make_embedding(count: int, axis: str | None) -> nnx.Param[Array]:
-            return nnx.Param(normal(rngs.params(), (count, d_model), param_dtype), axes=(axis, "embed"))
+        def make_embedding(count: int, axis: str | None, rows: int | None = None) -> nnx.Param[Array]:
+            drawn = normal(rngs.params(), (count, d_model), param_dtype)
+            return nnx.Param(drawn if rows is None else _padded(drawn, (rows, d_model)), axes=(axis, "embed"))
 
-        self.embedding = make_embedding(vocab_size, "vocab")
+        def init_head(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+            return _padded(torch_uniform(key, (d_model, vocab_size), dtype), shape)
+
+        self.embedding = make_embedding(vocab_size, "vocab", self.vocab_rows)
         self.position_embedding = make_embedding(learned_positions, None) if learned_positions else None
         self.stack = Stack(d_model, layers, settings, depth=depth, norm_position=norm_position, stack=stack, remat=remat, rngs=rngs)
         self.norm = settings.make_norm(d_model, rngs)
         self.embedding_norm = settings.make_norm(d_model, rngs) if embedding_norm else None
-        make_head = lambda: Linear(d_model, vocab_size, axes=("embed", "vocab"), param_dtype=param_dtype, rngs=rngs)
+        wide = self.vocab_rows
+        make_head = lambda: Linear(d_model, wide, axes=("embed", "vocab"), init=init_head, param_dtype=param_dtype, rngs=rngs)
         self.head = None if tie_embeddings else make_head()
         self.embedding_scale, self.logits_soft_cap = embedding_scale, logits_soft_cap
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
@@ -152,8 +161,9 @@ class LanguageModel(nnx.Module):
         batch, length = tokens.shape
         stack_state, position, segment = (None, _zeros(batch), None) if state is None else state
         default_positions, position = segments.positions(segment_ids, segment, position, length)
+        rows = tokens if self.vocab_rows == self.vocab_size else self._rows(tokens)
         # Gathered over fsdp before the lookup: rows of tokens and columns of the table share that axis.
-        x = jnp.take(constrain(self.embedding[...], "h ."), tokens, axis=0).astype(self.dtype)
+        x = jnp.take(constrain(self.embedding[...], "h ."), rows, axis=0).astype(self.dtype)
         x = x if self.embedding_scale == 1 else x * self.embedding_scale
         if self.position_embedding is not None:
             index = default_positions if positions is None else positions
@@ -169,8 +179,23 @@ class LanguageModel(nnx.Module):
             return x, None
         return x, ModelState(stack_state, position, segments.last_segment(segment_ids, segment))
 
+    def _rows(self, tokens: Array) -> Array:
+        """Rows of the embedding; ids outside the vocabulary are outside the rows, and so give NaN with padded rows as without."""
+        tokens = jnp.where(tokens < 0, tokens + self.vocab_size, tokens)  # as `jnp.take` counts
+        return jnp.where((tokens < 0) | (tokens >= self.vocab_size), self.vocab_rows, tokens)
+
     def attend(self, x: Array) -> Array:
         """The head: [..., d_model] -> logits [..., vocab_size], accumulated in float32 or better."""
+        return self._logits(x)[..., : self.vocab_size]
+
+    def attend_rows(self, x: Array) -> Array:
+        """`attend` with a logit for every row of the head, -inf for those that pad it: it divides over a mesh as the head does."""
+        logits = self._logits(x)
+        if self.vocab_rows == self.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(self.vocab_rows) < self.vocab_size, logits, -jnp.inf)
+
+    def _logits(self, x: Array) -> Array:
         w = self.embedding[...].T if self.head is None else self.head.w[...]
         x = x.astype(self.dtype)
         logits = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.result_type(x, jnp.float32))
@@ -185,6 +210,11 @@ class LanguageModel(nnx.Module):
     def flops(self, batch: int, length: int) -> int:
         """Forward model FLOPs: the blocks' and the head's."""
         return self.stack.flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+
+
+def _padded(x: Array, shape: tuple[int, ...]) -> Array:
+    """x with zeros at the end of each axis, up to a shape."""
+    return jnp.pad(x, [(0, wanted - size) for size, wanted in zip(x.shape, shape, strict=True)])
 
 
 def _zeros(batch: int) -> Array:

@@ -108,8 +108,9 @@ def param_shardings(mesh: jax.sharding.Mesh, state: nnx.State, rules: Mapping[st
         spec = [None if name is None else rules[name] for name in names]
         for name, axis, size in zip(names, spec, variable.shape, strict=True):
             if axis is not None and size % mesh.shape[axis]:
+                hint = f"; wanted model.pad_vocab={mesh.shape[axis]}, or a multiple of it" if name == "vocab" else ""
                 raise ShardingError(
-                    f"parameter {path}: its axis {name!r} of size {size} does not divide over mesh.{axis}={mesh.shape[axis]}"
+                    f"parameter {path}: its axis {name!r} of size {size} does not divide over mesh.{axis}={mesh.shape[axis]}{hint}"
                 )
             if axis is not None and spec.count(axis) > 1:
                 raise ShardingError(f"parameter {path}: mesh.rules put two of its axes {names} on {axis!r}")

@@ -29,7 +29,7 @@ from seqzoo.training.state import TrainSetup
 Shapes = dict[str, tuple[int, ...]]
 
 # Settings of a model that change neither its parameters nor the function they define.
-NO_EFFECT = {"init_from", "stack", "remat", "dropout", "embedding_dropout", "dtype", "residual_dtype", "param_dtype"}
+NO_EFFECT = {"init_from", "pad_vocab", "stack", "remat", "dropout", "embedding_dropout", "dtype", "residual_dtype", "param_dtype"}
 SHOWN = 5  # names in one line
 
 
@@ -91,18 +91,18 @@ def load(setup: TrainSetup, say: Callable[[str], None]) -> tuple[dict[str, Any],
 def _source(setup: TrainSetup) -> Source:
     path = setup.experiment.model.init_from
     try:
-        return distributed.from_main_process(lambda: _open(Path(str(path))))
+        return distributed.from_main_process(lambda: _open(Path(str(path)), setup.experiment.model.pad_vocab))
     except (ValueError, OSError, ImportError) as error:
         raise InitFromError(f"model.init_from={path!r}: {error}") from error
 
 
-def _open(path: Path) -> Source:
+def _open(path: Path, pad_vocab: int) -> Source:
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} does not exist; wanted a run folder, or a checkpoint folder that seqzoo.convert reads")
     found = read_json(file)
     if "model_type" in found:
-        return _open_checkpoint(path)
+        return _open_checkpoint(path, pad_vocab)
     if "axes" in found:
         inside = ", ".join(sorted(str(each.parent) for each in path.glob("*/*/config.json")))
         raise ValueError(f"holds a comparison; wanted one of its runs: {inside or 'there is none yet'}")
@@ -111,8 +111,8 @@ def _open(path: Path) -> Source:
     return _open_run(path, found["model"])
 
 
-def _open_checkpoint(path: Path) -> Source:
-    settings = convert.settings(path)
+def _open_checkpoint(path: Path, pad_vocab: int) -> Source:
+    settings: dict[str, Any] = convert.settings(path) | {"pad_vocab": pad_vocab}
     with Checkpoint(path):  # checks that all its files exist
         model = nnx.eval_shape(lambda: LanguageModel(**settings, rngs=nnx.Rngs(0)))
     shapes = _flat(params.map_variables(lambda _, variable: tuple(variable.shape), params.split(model)[1]))
@@ -184,12 +184,13 @@ def _from_run(path: Path, key: str, wanted: dict[str, Any], say: Callable[[str],
 
 
 def _from_checkpoint(source: Source, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
-    """The parameters of a checkpoint of another project."""
+    """The parameters of a checkpoint of another project, with zeros in the rows that pad its vocabulary here."""
     model = convert.load(source.path)
     held = _flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
     def placed(name: str, leaf: jax.ShapeDtypeStruct) -> Array:
         host = np.asarray(held.pop(name)).astype(leaf.dtype)
+        host = np.pad(host, [(0, wanted - size) for size, wanted in zip(host.shape, leaf.shape, strict=True)])
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: jnp.asarray(host[index]))
 
     return {name: placed(name, leaf) for name, leaf in wanted.items()}

@@ -22,7 +22,8 @@ def token_losses(attend: Callable[[Array], Array], x: Array, targets: Array, chu
     """Cross-entropy of every token, log_z - logit[target] with log_z = log sum exp logits and logits = attend(x).
 
     Args:
-      attend: the head, [..., d] -> [..., vocab], the same for every token; arrays that it closes over get their gradients.
+      attend: the head, [..., d] -> [..., vocab], the same for every token; arrays that it closes over get their gradients. A logit
+        may be -inf: it counts for nothing.
       x: [b, t, d]. targets: [b, t] int32.
       chunk: at least 1, tokens of a row whose logits exist at once; the backward pass computes them again. None: all, saved.
     Cost: with chunks, memory b chunk vocab, and in a training step a fourth matrix product of 2 b t d vocab in addition to the

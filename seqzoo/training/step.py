@@ -33,7 +33,7 @@ def score(
     side = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
     model = setup.model(parameters)
     x, carry = model.hidden(batch["tokens"], state=carry, key=key, **side)
-    return token_losses(model.attend, x, batch["targets"], setup.experiment.training.loss_chunk), carry
+    return token_losses(model.attend_rows, x, batch["targets"], setup.experiment.training.loss_chunk), carry
 
 
 def sums(batch: Batch, found: TokenLosses) -> Sums:

@@ -10,6 +10,7 @@ from flax import nnx
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.model import LanguageModel
 from seqzoo.testing import matmul_flops
+from seqzoo.training.loss import token_losses
 
 VOCAB, WIDTH, LENGTH = 11, 16, 24
 HYBRID = {"layers": ("softmax(window=5, heads=2)", "mamba(state=4)"), "depth": 3, "learned_positions": 20}
@@ -94,6 +95,45 @@ def test_tied_head_is_the_embedding_and_an_untied_one_is_not():
     x = jnp.ones((1, 2, WIDTH))
     assert_close(tied.attend(x), x @ tied.embedding[...].T)
     assert_close(untied.attend(x), x @ untied.head.w[...])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_pad_the_vocabulary_are_in_no_logit_and_get_no_gradient(tied):
+    """Whatever they hold. Losses, hits and gradients of all other parameters are those without them."""
+    settings = {"layers": "linear(heads=1)", "depth": 1, "tie_embeddings": tied, "logits_soft_cap": 5.0, "learned_positions": None}
+    padded, plain = build(**settings, pad_vocab=8), build(**settings)
+    assert padded.embedding[...].shape == (16, WIDTH)
+
+    def cut(model):
+        """The parameters, as those of a model without padding."""
+        found = nnx.to_pure_dict(nnx.state(model))
+        found["embedding"] = found["embedding"][:VOCAB]
+        if not tied:
+            found["head"]["w"] = found["head"]["w"][:, :VOCAB]
+        return found
+
+    def loss(model):
+        found = token_losses(model.attend_rows, model.hidden(TOKENS)[0], TOKENS[:, ::-1])
+        return jnp.sum(found.cross_entropy + 0.1 * found.log_z**2), found
+
+    plain = nnx.merge(nnx.graphdef(plain), cut(padded))
+    (value, found), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(padded)
+    (wanted_value, wanted), wanted_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(plain)
+    assert_close((value, found, cut(gradient)), (wanted_value, wanted, nnx.to_pure_dict(nnx.state(wanted_gradient))))
+    assert np.all(gradient.embedding[VOCAB:] == 0) and (tied or np.all(gradient.head.w[:, VOCAB:] == 0))
+    logits = run(padded, TOKENS)[0]
+    assert logits.shape == (*TOKENS.shape, VOCAB)
+    assert_close(logits, run(plain, TOKENS)[0])
+    outside = np.array([[VOCAB], [15], [16], [-1], [-VOCAB - 1], [3]])
+    np.testing.assert_array_equal(np.isnan(run(padded, outside)[0]), np.isnan(run(plain, outside)[0]))
+
+
+def test_a_padded_vocabulary_starts_as_one_that_is_not():
+    plain, padded = (LanguageModel(VOCAB, WIDTH, tie_embeddings=False, pad_vocab=n, rngs=nnx.Rngs(0)) for n in (1, 8))
+    np.testing.assert_array_equal(padded.embedding[...], np.pad(plain.embedding[...], [(0, 5), (0, 0)]))
+    np.testing.assert_array_equal(padded.head.w[...], np.pad(plain.head.w[...], [(0, 0), (0, 5)]))
+    np.testing.assert_array_equal(padded.norm.scale[...], plain.norm.scale[...])
+    assert padded.flops(2, 9) == plain.flops(2, 9)
 
 
 def test_dropout_needs_a_key_and_differs_between_keys():

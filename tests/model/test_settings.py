@@ -34,6 +34,7 @@ OTHER = {
     "embedding_norm": True,
     "embedding_scale": 2.0,
     "tie_embeddings": False,
+    "pad_vocab": 10,
     "learned_positions": 32,
     "dropout": 0.1,
     "embedding_dropout": 0.1,

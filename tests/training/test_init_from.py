@@ -109,6 +109,12 @@ def test_parameters_are_placed_on_the_mesh_and_cast(source):
     assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype("bfloat16"), state(source)[1]["params"]))
 
 
+def test_a_checkpoint_of_another_project_fills_a_padded_vocabulary(mamba):
+    setup = training.prepare(from_mamba(mamba, model__pad_vocab=5))
+    first = training.initialise(setup, init_from.load(setup, print)[0])["params"]
+    np.testing.assert_array_equal(first["embedding"], np.pad(convert.load(mamba).embedding[...], [(0, 3), (0, 0)]))
+
+
 def test_an_older_checkpoint_is_taken_where_the_latest_is_damaged(tmp_path):
     older = state(saved_run(tmp_path / "source", 2, 4), step=2)[1]["params"]
     file = next(path for path in sorted((tmp_path / "source/checkpoints/4/d").iterdir()) if path.is_file())

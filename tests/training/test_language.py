@@ -79,6 +79,40 @@ def test_with_time_sharded_each_device_computes_the_loss_of_its_own_tokens():
     assert "all-gather" not in run.as_text()
 
 
+def test_bytes_in_a_padded_vocabulary_are_split_over_tensor_and_give_the_same(tmp_path):
+    """257 ids do not divide over two devices, 264 rows do: losses, hits and gradients of an unpadded model on one device."""
+    for i in range(8):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} says that it is document {i}. " * 8)
+    task = f"text(source={str(tmp_path)!r}, length=16, batch_size=4, eval_tokens=64, held_out=0.3)"
+    values = {"task": task, "model__layers": ("softmax(heads=2)",), "training__loss_chunk": 5, "training__z_loss": 0.1}
+    with pytest.raises(
+        ShardingError, match=r"'vocab' of size 257 does not divide over mesh.tensor=2; wanted model.pad_vocab=2, or"
+    ):
+        setup_of(**values, mesh__tensor=2)
+    plain, padded = setup_of(**values), setup_of(**values, model__pad_vocab=8, mesh__tensor=2)
+    parameters = training.initialise(plain)["params"]
+    first = training.initialise(padded)["params"]
+    np.testing.assert_array_equal(first["embedding"], np.pad(parameters["embedding"], [(0, 7), (0, 0)]))
+    rows = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
+    wide = parameters | {"embedding": np.concatenate([parameters["embedding"], 9 * rows])}
+    wide = jax.device_put(wide, padded.shardings["params"])
+    assert {shard.data.shape for shard in wide["embedding"].addressable_shards} == {(132, 16)}
+    found = []
+    for setup, values in ((plain, parameters), (padded, wide)):
+        with jax.set_mesh(setup.mesh):
+            arguments = values, host_batch(setup), None, jax.random.key(0)
+            run = jax.jit(functools.partial(step.gradients, setup)).lower(*arguments).compile()
+            gradient, means, _ = run(*arguments)
+            found.append((gradient, means, step.evaluator(setup)(values)))
+    assert "collective-permute" not in run.as_text(), "each device keeps the logits of its own rows"
+    (wanted, means, evaluation), (gradient, padded_means, padded_evaluation) = found
+    np.testing.assert_array_equal(gradient["embedding"][257:], 0)
+    assert_close(gradient | {"embedding": gradient["embedding"][:257]}, wanted)
+    assert_close(padded_means, means)
+    numbers = lambda parts: {part: [each["loss"], each["accuracy"]] for part, each in parts.items()}
+    assert_close(numbers(padded_evaluation), numbers(evaluation))
+
+
 Z_LOSS = pytest.param({"training__z_loss": 0.1, "training__loss_chunk": 3}, marks=pytest.mark.slow)
 
 
