@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given, arguments = take_flag("--distributed", arguments)  # not a setting: it differs between processes
         how = given[-1] if given else "off"
-        caches, arguments = take_flag(CACHE, arguments)  # not a setting: a run folder may come from a stranger, and programs are run
+        caches, arguments = take_flag(CACHE, arguments)  # not a setting: it is executed, and a run may come from a stranger
         if "" in caches:
             raise UsageError(f"{CACHE} has no value; wanted a folder after it")
         checked(lambda: distributed.initialise(how))

@@ -91,9 +91,9 @@ def memory(compiled: Compiled) -> Memory | None:
 def enable_compilation_cache(path: str | Path) -> None:
     """Stores compiled programs of this process in a folder from now on, and reuses those that are there.
 
-    JAX stores programs that took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). The programs there are
-    run: anyone who can write to the folder can run code in this process. So it is no setting of a run, whose config.json may come
-    from a stranger.
+    JAX stores programs that took at least a second to compile (`jax_persistent_cache_min_compile_time_secs`). The programs are
+    executed: anyone who can write to the folder can run code in this process. So it is no setting of a run, whose config.json may
+    come from a stranger.
     Raises:
       WriteError: the folder cannot be made.
     """
