@@ -26,14 +26,12 @@ def running_max(
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32, ids of packed documents; padding (0) is skipped and decays nothing.
     Returns:
-      (m_{t-1}, m_t), both [b, t, h] in x's dtype; m_{t-1} is -inf where a document starts, and at padding. No gradient flows: m
-      cancels in the output of a state that is scaled by exp(-m).
+      (m_{t-1}, m_t), both [b, t, h] in x's dtype; m_{t-1} is -inf where a document starts, and at padding.
     Decays are only added, never subtracted: no digits are lost after a large one.
     Cost: O(t h log t) additions and comparisons, by `lax.associative_scan`; with sharded time 2 h numbers move per shard.
     """
-    x = lax.stop_gradient(x)
-    decay = jnp.zeros_like(x) if log_decay is None else lax.stop_gradient(log_decay).astype(x.dtype)
-    first = jnp.full_like(x[:, 0], -jnp.inf) if initial_state is None else lax.stop_gradient(initial_state).astype(x.dtype)
+    decay = jnp.zeros_like(x) if log_decay is None else log_decay.astype(x.dtype)
+    first = jnp.full_like(x[:, 0], -jnp.inf) if initial_state is None else initial_state.astype(x.dtype)
     empty_past = None  # tokens without an earlier token in their document, and padding
     if segment_ids is not None:
         real = (segment_ids != 0)[..., None]

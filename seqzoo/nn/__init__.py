@@ -3,7 +3,7 @@
 from seqzoo.nn.block_diagonal import BlockDiagonal
 from seqzoo.nn.convolution import ShortConvolution
 from seqzoo.nn.dropout import dropout
-from seqzoo.nn.exponential_gate import exponential_gates, nonzero_divisor, subtract_maximum
+from seqzoo.nn.exponential_gate import exponential_gates, nonzero_divisor, scaled, subtract_maximum
 from seqzoo.nn.gated_output import GatedOutput
 from seqzoo.nn.gates import complementary, normalised_gates, positive
 from seqzoo.nn.linear import Linear, torch_uniform
@@ -41,6 +41,7 @@ __all__ = [
     "positive",
     "read_out",
     "rotate",
+    "scaled",
     "small",
     "subtract_maximum",
     "taylor_feature_dim",

@@ -14,8 +14,8 @@ class ExponentialGates(NamedTuple):
 
     log_decay: Array  # m_{t-1} + g_t - m_t <= 0: of the stored state
     log_weight: Array  # x_t - m_t <= 0: of the new token
-    before: Array  # m_{t-1}, -inf where a document starts and at padding
-    maximum: Array  # m_t
+    before: Array  # m_{t-1}, a constant; -inf where a document starts and at padding
+    maximum: Array  # m_t, with its gradient
 
 
 def exponential_gates(
@@ -30,8 +30,9 @@ def exponential_gates(
 
         m_t = max(m_{t-1} + g_t, x_t)        S_t / e^{m_t} = e^{log_decay_t} S_{t-1} / e^{m_{t-1}} + e^{log_weight_t} k_t v_t^T
 
-    Gradients treat m as a constant, which is exact for every output in which m cancels. The maximum is that of online softmax
-    (Milakov & Gimelshein 2018, arXiv:1805.02867), with a decay.
+    Gradients of the gates treat m as a constant, which is exact for every output in which m cancels. It does not in a state that is
+    a function's argument or result: see `scaled`. The maximum is that of online softmax (Milakov & Gimelshein 2018,
+    arXiv:1805.02867), with a decay.
 
     Args:
       x: [b, t, h] float, logarithms of weights.
@@ -40,7 +41,18 @@ def exponential_gates(
       segment, segment_ids: as for an op. Gates at padding are finite; nothing may be written there.
     """
     before, after = running_max(x, log_decay=log_decay, initial_state=maximum, initial_segment=segment, segment_ids=segment_ids)
+    before = jax.lax.stop_gradient(before)
     return ExponentialGates(*subtract_maximum(before if log_decay is None else before + log_decay, x), before, after)
+
+
+def scaled(stored: Array | float, maximum: Array) -> Array:
+    """The numbers of `stored`, with the derivatives of stored * exp(maximum), where maximum is finite.
+
+    What a state (stored, m) stands for is stored * exp(m). Gates treat every m as a constant, so a mixer passes its initial state
+    through scaled(stored, m) and the final one through scaled(stored, -m): then gradients are those of the state as two arrays.
+    """
+    maximum = jnp.where(jnp.isfinite(maximum), maximum, 0)
+    return stored * jnp.exp(maximum - jax.lax.stop_gradient(maximum))
 
 
 @jax.custom_jvp

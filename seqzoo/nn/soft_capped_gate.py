@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from seqzoo.nn.gates import tanh
 from seqzoo.nn.linear import Linear
 
 
@@ -34,4 +35,4 @@ class SoftCappedGate(nnx.Module):
         z = self.projection(x)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
         z = z + self.bias[...].astype(z.dtype)[None, None]
-        return z if self.cap is None else self.cap * jnp.tanh(z / self.cap)
+        return z if self.cap is None else self.cap * tanh(z / self.cap)

@@ -8,14 +8,17 @@ import numpy as np
 from flax import nnx
 
 from seqzoo import mixers
-from seqzoo.testing.comparison import RELATIVE, assert_close
+from seqzoo.testing.comparison import RELATIVE, assert_close, error, rms
 from seqzoo.testing.flops import matmul_flops
-from seqzoo.testing.mixer_under_test import BATCH, LENGTH, REAL, SEGMENT_IDS, MixerUnderTest, Run
+from seqzoo.testing.mixer_under_test import BATCH, LENGTH, REAL, SEGMENT_IDS, MixerUnderTest, Run, rounded, split_floats
 
 # (row, first token, after the last one) of the documents that start in these rows.
 DOCUMENTS = ((0, 2, 7), (0, 7, 8), (0, 8, 17), (0, 17, 37), (0, 38, 43), (1, 20, 44))
 # After leading padding, at a document's border, in padding, in a document, before trailing padding.
 CUTS = (1, 7, 11, 24, 43)
+# Accepted error at inputs of other sizes: where one weight is nearly all, its gradient is a difference (do . v - do . o of a mean).
+AT_OTHER_SCALES = 5e-5
+CONDITIONING = 10  # accepted error over the change of the definition when its float32 arguments are rounded once more
 
 
 def check_precision(it: MixerUnderTest) -> None:
@@ -26,6 +29,33 @@ def check_precision(it: MixerUnderTest) -> None:
     assert_close(_without_padding(whole), _without_padding(definition), what=f"{it}, whole in float32 against the definition")
     assert np.all(np.isfinite(whole.y)), f"{it}: outputs at padding must be finite"
     assert np.abs(whole.x * ~REAL).max() == 0, f"{it}: inputs at padding must have no gradient"
+
+
+def check_scales(it: MixerUnderTest) -> None:
+    """Float32 stays near float64 at inputs of other sizes.
+
+    Inputs times 1e-4, 30 and 1000; all tokens of a row equal; one token of each row 30 times as large as the others. An error
+    of a gradient counts in relation to that gradient, or if that is larger to the whole gradient, both in units of the size of what
+    they are gradients of: parts that vanish do not count. Where rounding the float32 inputs, parameters and state by one digit
+    moves the float64 definition itself, CONDITIONING times as much is accepted.
+    """
+    x, dy, dstate = it.inputs(3)
+    huge = np.where(np.arange(LENGTH)[None, :, None] == np.array([20, 9])[:, None, None], 30 * x, x)
+    rows = {"times 1e-4": 1e-4 * x, "times 30": 30 * x, "times 1000": 1000 * x, "all equal": np.tile(x[:, :1], (1, LENGTH, 1))}
+    for name, row in {**rows, "one 30 times as large": huge}.items():
+        row = row.astype(np.float32)
+        sides = (row, SEGMENT_IDS, dy * REAL, dstate)
+        wanted = _without_padding(it.definition(it.state, *sides))
+        variables = (jax.tree.leaves(it.params), [row], split_floats(it.state)[0])
+        errors = lambda run, wanted=wanted, variables=variables: _errors(_without_padding(run), wanted, variables)
+        found = errors(it(it.state, *sides))
+        if max(found.values()) <= AT_OTHER_SCALES:
+            continue
+        others = [rounded((it.params, it.state, row), seed) for seed in (1, 2)]
+        moved = [errors(it.definition(state, row, *sides[1:], params=params)) for params, state, row in others]
+        for leaf, one in found.items():
+            limit = max(AT_OTHER_SCALES, CONDITIONING * max(other[leaf] for other in moved))
+            assert one <= limit, f"{it}, inputs {name}: error of {leaf} is {one:.1e}, wanted at most {limit:.1e}"
 
 
 def check_causality(it: MixerUnderTest) -> None:
@@ -164,6 +194,7 @@ def check_flops(it: MixerUnderTest) -> None:
 
 CHECKS: tuple[Callable[[MixerUnderTest], None], ...] = (
     check_precision,
+    check_scales,
     check_causality,
     check_split,
     check_packing,
@@ -174,6 +205,21 @@ CHECKS: tuple[Callable[[MixerUnderTest], None], ...] = (
     check_bfloat16,
     check_flops,
 )
+
+
+def _errors(run: Run, wanted: Run, variables) -> dict[str, float]:
+    """The error of each float leaf; those of gradients as `check_scales` says, `variables` being what they are gradients of."""
+    gradients = jax.tree.leaves((wanted.params, wanted.x, wanted.initial_state))
+    sizes = [max(rms(np.where(np.isfinite(leaf), leaf, 0)), 1e-30) for leaf in jax.tree.leaves(variables)]
+    whole = rms(np.concatenate([size * np.ravel(leaf) for size, leaf in zip(sizes, gradients, strict=True)]))
+    values = len(jax.tree.leaves((wanted.y, wanted.state)))
+    scales = [0.0] * values + [whole / size for size in sizes]
+    leaves = zip(jax.tree.leaves(run), jax.tree_util.tree_leaves_with_path(wanted), scales, strict=True)
+    return {
+        jax.tree_util.keystr(path): error(leaf, reference, scale)
+        for leaf, (path, reference), scale in leaves
+        if jnp.issubdtype(reference.dtype, jnp.floating)
+    }
 
 
 def _zeros(leaves):

@@ -91,11 +91,18 @@ class MixerUnderTest:
         (y, _), pull, new = jax.vjp(run, params, x, floats, has_aux=True)
         return Run(y, new, *pull((dy, dstate)))
 
-    def definition(self, state, x, segment_ids, dy, dstate) -> Run:
-        """One token after the other, in float64."""
+    def definition(self, state, x, segment_ids, dy, dstate, params=None) -> Run:
+        """One token after the other, in float64; with other parameters if they are given."""
         with jax.enable_x64(True):
             wide = functools.partial(jax.tree.map, _to_float64)
-            result = self._definition(wide(self.params), wide(state), wide(x), jnp.asarray(segment_ids), wide(dy), wide(dstate))
+            result = self._definition(
+                wide(self.params if params is None else params),
+                wide(state),
+                wide(x),
+                jnp.asarray(segment_ids),
+                wide(dy),
+                wide(dstate),
+            )
             for leaf in jax.tree.leaves((result.y, result.params, result.x, split_floats(result.state)[0])):
                 assert leaf.dtype == jnp.float64, f"{self}: float64 in, {leaf.dtype} out"
             return jax.tree.map(np.asarray, result)
@@ -127,6 +134,21 @@ class MixerUnderTest:
     def __call__(self, state, x, segment_ids, dy, dstate) -> Run:
         """Whole, in float32; every array as NumPy's."""
         return jax.tree.map(np.asarray, self.run(self.params, state, x, segment_ids, dy, dstate))
+
+
+def rounded(tree: Any, seed: int) -> Any:
+    """The tree with every float32 number replaced by one of its two neighbours."""
+    noise = np.random.default_rng(seed)
+
+    def neighbour(leaf):
+        leaf = np.asarray(leaf)
+        return (
+            np.nextafter(leaf, np.copysign(np.float32(np.inf), noise.random(leaf.shape) - 0.5, dtype=np.float32))
+            if _is_float(leaf)
+            else leaf
+        )
+
+    return jax.tree.map(neighbour, tree)
 
 
 def split_floats(tree: Any) -> tuple[list, Callable[[Any], Any]]:

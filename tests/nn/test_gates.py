@@ -7,6 +7,7 @@ import pytest
 
 from helpers.tolerances import RELATIVE, assert_close
 from seqzoo.nn import complementary, normalised_gates, positive
+from seqzoo.nn.gates import exponential_linear, softmax, tanh
 
 X = np.array([-1e4, -200.0, -30.0, -3.0, -0.0, 0.0, 3.0, 30.0, 200.0, 1e4])
 
@@ -43,3 +44,29 @@ def test_gates_are_wide_and_candidates_keep_their_dtype(dtype):
 
 def test_candidates_are_positive_and_join_at_zero():
     np.testing.assert_allclose(positive(jnp.asarray([-3.0, -1e-7, 0.0, 3.0])), [0.04742587, 0.5, 0.5, 3.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gate", "wanted"),
+    [
+        (
+            exponential_linear,
+            lambda x: (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))), np.where(x > 0, 1, np.exp(np.minimum(x, 0)))),
+        ),
+        (tanh, lambda x: (np.tanh(x), 4 * np.exp(-2 * np.abs(x)) / (1 + np.exp(-2 * np.abs(x))) ** 2)),
+    ],
+)
+def test_saturated_gates_have_all_digits_of_value_and_slope(gate, wanted):
+    """Where elu(x) + 1 and 1 - tanh(x)^2 are differences of nearly equal numbers."""
+    x = np.linspace(-25, 25, 101)
+    value, slope = wanted(x)
+    np.testing.assert_allclose(gate(jnp.asarray(x, jnp.float32)), value, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gate))(jnp.asarray(x, jnp.float32)), slope, rtol=1e-5)
+
+
+def test_a_saturated_softmax_has_all_digits_of_its_gradient():
+    x, dy = np.array([20.0, 1.0, -3.0, 0.5]), np.array([3.0, -1.0, 2.0, 0.7])
+    gradient = lambda x, dy: jax.grad(lambda x: jnp.sum(softmax(x) * dy))(x)
+    p = np.exp(x) / np.exp(x).sum()
+    wanted = np.array([sum(p[j] * p[k] * (dy[j] - dy[k]) for k in range(4) if k != j) for j in range(4)])
+    np.testing.assert_allclose(gradient(jnp.asarray(x, jnp.float32), jnp.asarray(dy, jnp.float32)), wanted, rtol=1e-5)

@@ -13,7 +13,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import MatrixStateMixer, head_dim
 from seqzoo.mixers.linear_attention.linear import append_ones
-from seqzoo.nn import Linear, exponential_gates, nonzero_divisor
+from seqzoo.nn import Linear, exponential_gates, nonzero_divisor, scaled
 from seqzoo.specs import Size
 
 
@@ -57,6 +57,7 @@ class Aaren(MatrixStateMixer):
         scores = jnp.einsum("hk,bthk->bth", q, k, preferred_element_type=jnp.promote_types(k.dtype, jnp.float32))
         scores = scores * self.head_dim**-0.5
         first, segment = (None, None) if state is None else (state.maximum, state.segment)
+        initial = None if state is None else state._replace(sums=scaled(state.sums, state.maximum[..., None, None]))
         gates = exponential_gates(scores, maximum=first, segment=segment, segment_ids=segment_ids)
         weights = jnp.exp(gates.log_weight)
         o, sums = linear_attention(
@@ -67,12 +68,12 @@ class Aaren(MatrixStateMixer):
             scale=1.0,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **state_kwargs(state, "sums"),
+            **state_kwargs(initial, "sums"),
         )
         o = segments.mask_padding(o[..., :-1] / nonzero_divisor(o[..., -1:]), segment_ids).astype(v.dtype)
-        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(
-            state, segment_ids, sums=sums, maximum=gates.maximum[:, -1]
-        )
+        maximum = gates.maximum[:, -1]
+        sums = scaled(sums, -maximum[..., None, None])
+        return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, sums=sums, maximum=maximum)
 
     def init_state(self, batch, max_length=None, dtype=None) -> AarenState:
         """Empty sums, with the maximum at -inf; `max_length` has no influence on their size."""

@@ -11,6 +11,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import MatrixStateMixer, log_forget_gate, widths
 from seqzoo.nn import Linear, RMSNorm
+from seqzoo.nn.gates import softmax
 from seqzoo.specs import Expansion, Number, Positive, Size
 
 
@@ -72,7 +73,7 @@ class GatedSlotAttention(MatrixStateMixer):
         scores, keys = linear_attention(
             q, k, write, value_log_decay=log_forget, scale=self.scale, **side, **state_kwargs(state, "keys")
         )
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = softmax(scores)
         o, values = linear_attention(
             weights, write, wide_v, log_decay=log_forget, scale=1.0, **side, **state_kwargs(state, "values")
         )

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
@@ -11,6 +10,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import MatrixStateMixer, head_dim
 from seqzoo.nn import Linear
+from seqzoo.nn.gates import exponential_linear
 from seqzoo.specs import Size
 
 EPS = 1e-6  # Katharopoulos et al. 2020, released code
@@ -52,8 +52,8 @@ class LinearAttention(MatrixStateMixer):
         x = self.clear_padding(x, segment_ids)
         q, k, v = (self.split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         o, matrix = linear_attention(
-            jax.nn.elu(q) + 1,
-            jax.nn.elu(k) + 1,
+            exponential_linear(q),
+            exponential_linear(k),
             append_ones(v) if self.normalised else v,
             scale=1.0,
             segment_ids=segment_ids,

@@ -6,12 +6,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import stop_gradient
 from jax.nn.initializers import normal, zeros
 
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import LinearAttentionMixer, LinearAttentionState, empty_state
 from seqzoo.mixers.linear_attention.linear import append_ones
-from seqzoo.nn import LayerNorm, SoftCappedGate, exponential_gates
+from seqzoo.nn import LayerNorm, SoftCappedGate, exponential_gates, scaled
 from seqzoo.specs import Expansion, Number, Positive
 
 EPS = 1e-6  # NX-AI's mlstm_kernels, added to the denominator, and the 7B model's norm
@@ -79,17 +80,22 @@ class MLSTM(LinearAttentionMixer):
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         x = self.clear_padding(x, segment_ids)
         q, k, v = self.project_qkv(x)
-        log_decay, weight, maximum = jax.nn.log_sigmoid(self.forget(x)), self.input(x), None
+        log_decay, weight, maximum, initial = jax.nn.log_sigmoid(self.forget(x)), self.input(x), None, state
         if self.exponential:
             first = {} if state is None else {"maximum": state.maximum, "segment": state.segment}
             log_decay, weight, _, maximum = exponential_gates(weight, log_decay, segment_ids=segment_ids, **first)
+            if state is not None:
+                initial = state._replace(matrix=scaled(state.matrix, state.maximum[..., None, None]))
         weight = jnp.exp(weight) if self.exponential else jax.nn.sigmoid(weight)
         k, v = (k * weight[..., None]).astype(k.dtype), append_ones(v) if self.normalised else v
-        o, matrix = self.attend(q, k, v, log_decay, state, segment_ids)
+        o, matrix = self.attend(q, k, v, log_decay, initial, segment_ids)
         if self.normalised:
-            one = jnp.ones_like(weight) if maximum is None else jnp.exp(-maximum)
-            o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + EPS)[..., None]
-        leaves = {"matrix": matrix} if maximum is None else {"matrix": matrix, "maximum": maximum[:, -1]}
+            one, eps = (jnp.ones_like(weight), EPS) if maximum is None else (jnp.exp(-stop_gradient(maximum)), scaled(EPS, maximum))
+            o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + eps)[..., None]
+        leaves = {"matrix": matrix}
+        if maximum is not None:
+            last = maximum[:, -1]
+            leaves = {"matrix": scaled(matrix, -last[..., None, None]), "maximum": last}
         return self.output(x, o), next_state(state, segment_ids, **leaves)
 
     def init_state(self, batch, max_length=None, dtype=None) -> MLSTMState | LinearAttentionState:

@@ -10,7 +10,7 @@ from jax import Array
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
-from seqzoo.nn import Linear, exponential_gates, lerp, mixes, subtract_maximum, token_shift
+from seqzoo.nn import Linear, exponential_gates, lerp, mixes, scaled, subtract_maximum, token_shift
 
 Implementation = Literal["reference", "recurrent", "chunkwise"]
 
@@ -67,6 +67,7 @@ class RWKV4(Mixer):
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         x = self.clear_padding(x, segment_ids)
         tail, first, segment = (None, None, None) if state is None else (state.tail, state.maximum, state.segment)
+        initial = None if state is None else state._replace(sums=scaled(state.sums, state.maximum[..., None]))
         previous, tail = token_shift(x, tail=tail, segment=segment, segment_ids=segment_ids)
         r = self.receptance(lerp(x, previous, self.mix_receptance[...]))
         k, v = self.key(lerp(x, previous, self.mix_key[...])), self.value(lerp(x, previous, self.mix_value[...]))
@@ -80,18 +81,19 @@ class RWKV4(Mixer):
             jnp.exp(gates.log_weight)[..., None] * inputs,
             segment_ids=segment_ids,
             implementation=self.implementation,
-            **state_kwargs(state, "sums"),
+            **state_kwargs(initial, "sums"),
         )
         past, _ = token_shift(
             h.reshape(*h.shape[:2], -1),
-            tail=None if state is None else state.sums.reshape(h.shape[0], 1, -1),
+            tail=None if initial is None else initial.sums.reshape(h.shape[0], 1, -1),
             segment=segment,
             segment_ids=segment_ids,
         )
         past_weight, present_weight = (jnp.exp(z)[..., None] for z in subtract_maximum(gates.before, bonus + k))
         read = past_weight * past.reshape(h.shape) + present_weight * inputs
         y = self.out(jax.nn.sigmoid(r) * (read[..., 0] / read[..., 1]).astype(r.dtype))
-        return y, next_state(state, segment_ids, tail=tail, sums=sums, maximum=gates.maximum[:, -1])
+        maximum = gates.maximum[:, -1]
+        return y, next_state(state, segment_ids, tail=tail, sums=scaled(sums, -maximum[..., None]), maximum=maximum)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> RWKV4State:
         """Empty sums, with the maximum at -inf; `max_length` has no influence on their size."""
