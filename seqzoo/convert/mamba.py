@@ -7,14 +7,9 @@ from seqzoo.convert.tensor_map import Rule, conv_kernel, copy, matrix, split, ti
 # Old files carry settings of the original code that transformers never reads.
 WITHOUT_EFFECT = (
     "d_inner",  # 160 in mamba-370m-hf, which has 2048 channels
-    "d_model",
-    "dt_rank",
     "fused_add_norm",
-    "n_layer",
     "pad_vocab_size_multiple",
     "rescale_prenorm_residual",
-    "rms_norm",
-    "ssm_cfg",
     "time_step_floor",
     "time_step_init_scheme",
     "time_step_max",
@@ -32,6 +27,10 @@ def mamba(config: Config) -> ModelMapping:
     e, n = int(expand * d_model), config.get("state_size", 16)
     rank = config.get("time_step_rank", "auto")
     config.only("intermediate_size", e)  # stored, but computed from the two above
+    config.only("d_model", d_model)
+    config.only("n_layer", config.get("num_hidden_layers"))
+    config.only("dt_rank", "auto", rank)
+    config.only("ssm_cfg", {})
     spec = f"mamba(expand={expand}, state={n}, conv_size={config.get('conv_kernel', 4)}"
     spec += ")" if rank == "auto" else f", dt_rank={rank})"
     mixer = {
@@ -58,6 +57,7 @@ def stack_mapping(config: Config, spec: str, mixer: dict[str, Rule], *, tied: bo
     config.only("hidden_act", "silu")
     config.only("use_bias", False)
     config.only("use_conv_bias", True)
+    config.only("rms_norm", True)
     depth, tied = config.get("num_hidden_layers"), config.get("tie_word_embeddings", tied)
     model = {
         "vocab_size": config.get("vocab_size"),

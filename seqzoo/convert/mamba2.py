@@ -11,7 +11,6 @@ WITHOUT_EFFECT = (
     "chunk_size",
     "norm_before_gate",  # true in Mamba-Codestral-7B; transformers always gates first
     "rescale_prenorm_residual",
-    "rms_norm",
     "time_step_floor",
     "time_step_init_scheme",
     "time_step_max",

@@ -103,14 +103,12 @@ def test_bytes_in_a_padded_vocabulary_are_split_over_tensor_and_give_the_same(tm
             arguments = values, host_batch(setup), None, jax.random.key(0)
             run = jax.jit(functools.partial(step.gradients, setup)).lower(*arguments).compile()
             gradient, means, _ = run(*arguments)
-            found.append((gradient, means, step.evaluator(setup)(values)))
+            found.append((gradient, means))
     assert "collective-permute" not in run.as_text(), "each device keeps the logits of its own rows"
-    (wanted, means, evaluation), (gradient, padded_means, padded_evaluation) = found
+    (wanted, means), (gradient, padded_means) = found
     np.testing.assert_array_equal(gradient["embedding"][257:], 0)
     assert_close(gradient | {"embedding": gradient["embedding"][:257]}, wanted)
     assert_close(padded_means, means)
-    numbers = lambda parts: {part: [each["loss"], each["accuracy"]] for part, each in parts.items()}
-    assert_close(numbers(padded_evaluation), numbers(evaluation))
 
 
 Z_LOSS = pytest.param({"training__z_loss": 0.1, "training__loss_chunk": 3}, marks=pytest.mark.slow)
