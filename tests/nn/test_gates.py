@@ -57,7 +57,7 @@ def test_candidates_are_positive_and_join_at_zero():
     ],
 )
 def test_saturated_gates_have_all_digits_of_value_and_slope(gate, wanted):
-    """Where elu(x) + 1 and 1 - tanh(x)^2 are differences of nearly equal numbers."""
+    """At inputs for which elu(x) + 1 and 1 - tanh(x)^2 are differences of nearly equal numbers."""
     x = np.linspace(-25, 25, 101)
     value, slope = wanted(x)
     np.testing.assert_allclose(gate(jnp.asarray(x, jnp.float32)), value, rtol=1e-6)

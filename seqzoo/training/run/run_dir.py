@@ -192,8 +192,8 @@ def _check_data(folder: Path, data: dict[str, str]) -> None:
         if held.get(name) != data.get(name):
             was, found = (values.get(name, "nothing") for values in (held, data))
             raise RunDirError(
-                f"{folder} was trained on other data: {name} was {was} ({data_record.DATA}) and is {found}; wanted the same contents, "
-                f"or a new folder"
+                f"{folder} was trained on other data: {name} was {was} ({data_record.DATA}) and is {found}; wanted the same "
+                f"contents, or a new folder"
             )
 
 
