@@ -1,3 +1,3 @@
-from seqzoo.cli import main
+from seqzoo.entry import main
 
 raise SystemExit(main())

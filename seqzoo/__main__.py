@@ -1,6 +1,6 @@
 """`python -m seqzoo`: the command line of train.py, for an installed package."""
 
-from seqzoo.cli import main
+from seqzoo.entry import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,7 @@
 """The command line: `train.py [COMMAND | CONFIG.py] [--settings]`, installed as `seqzoo`."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from seqzoo import plugins
 from seqzoo.cli import help, inspect, plot, runs, text
 from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
+from seqzoo.printing import forgiving_streams
 
 __all__ = ["main"]
 
@@ -20,9 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv` by default) and returns the exit code.
 
     0: done. 1: the run diverged, no checkpoint loads, or a file cannot be written. 2: a setting, config or folder is wrong, and
-    nothing was written. 128 + n: stopped by signal n, after saving.
+    nothing was written. 128 + n: stopped by signal n, after saving. Output that cannot be printed changes none of them.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with forgiving_streams():
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        except KeyboardInterrupt:  # before or after training, which saves and raises Interrupted
+            return fail("stopped by Ctrl-C", 128 + signal.SIGINT)
+
+
+def _run(arguments: list[str]) -> int:
     # Imported before anything can fail: the errors of training have exit codes of their own below.
     from seqzoo.data.atomic_io import error_reason
     from seqzoo.data.json_files import DamagedFile

@@ -9,6 +9,7 @@ from seqzoo import config, plugins
 from seqzoo.cli.reference import Entry, default_in_words, entries
 from seqzoo.cli.shared import NAMES, USAGE, UsageError, checked, take_flag
 from seqzoo.compare.tables import print_line
+from seqzoo.entry import program
 from seqzoo.specs import did_you_mean, split
 
 INDENT = 4
@@ -24,12 +25,12 @@ def help(arguments: list[str], console: Console) -> int:
         print_line(console, overview())
     for name in names:
         if name in NAMES:
-            print_line(console, USAGE)
+            print_line(console, USAGE.replace("train.py", program()))
             continue
         shown = [*map(in_words, called(name)), *settings_called(name)]
         if not shown:
             known = [*(each.name for each in entries()), *config.settings(config.Experiment())]
-            raise UsageError(f"nothing is called {name!r}.{did_you_mean(name, known)} train.py help lists all names")
+            raise UsageError(f"nothing is called {name!r}.{did_you_mean(name, known)} {program()} help lists all names")
         for each in shown:
             print_line(console, each)
     return 0
@@ -57,7 +58,9 @@ def settings_called(name: str) -> Iterator[str]:
 
 def overview() -> str:
     """All names by kind, each with the first line of its docstring."""
-    lines = ["train.py help NAME shows the settings of a name. A spec is a name with settings, such as gla(heads=4, expand_v=2)."]
+    lines = [
+        f"{program()} help NAME shows the settings of a name. A spec is a name with settings, such as gla(heads=4, expand_v=2)."
+    ]
     for kind, named in itertools.groupby(entries(), key=lambda each: each.kind):
         lines += ["", f"{kind}s:", *(f"  {each.name:<{WIDTH}}{each.summary}" for each in named)]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.cli.shared import UsageError, checked, parse_arguments
+from seqzoo.entry import program
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -29,9 +30,9 @@ def plot(arguments: list[str], console: Console) -> int:
 
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     folders, words = arguments[:count], arguments[count:]
-    settings = parse_arguments(Plot, words, "train.py plot RUN...")
+    settings = parse_arguments(Plot, words, f"{program()} plot RUN...")
     if not folders:
-        raise UsageError("plot needs run folders: train.py plot runs/NAME runs/OTHER")
+        raise UsageError(f"plot needs run folders: {program()} plot runs/NAME runs/OTHER")
     out = Path(settings.out or f"{settings.metric}.png")
     if out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: wanted a file that ends in {', '.join(FORMATS)}")

@@ -17,6 +17,7 @@ from seqzoo.cli.shared import (
     take_flag,
     take_run_folder,
 )
+from seqzoo.entry import program
 from seqzoo.specs import split
 
 DRY_RUN, CHANGED, GO_BACK, SWEEP = "--dry-run", "--changed", "--go-back", "--sweep"
@@ -103,7 +104,7 @@ def resume(arguments: list[str], console: Console) -> int:
             raise UsageError(f"{folder} holds a comparison; wanted {GO_BACK} with the one of its runs that lacks something")
         return start(found, folder, console, changed=changed, go_back=go_back)
     stored = one_experiment(found, folder)
-    chosen = parse_settings(stored, words, prog=f"train.py resume {folder}")
+    chosen = parse_settings(stored, words, prog=f"{program()} resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
     chosen = chosen.model_copy(update={"mesh": stored.mesh})
     if not changed:
@@ -119,7 +120,7 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
     folder, words = take_run_folder("eval", arguments)
     stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
-    chosen = parse_arguments(Evaluation, words, f"train.py eval {folder}", default=Evaluation(mesh=stored.mesh))
+    chosen = parse_arguments(Evaluation, words, f"{program()} eval {folder}", default=Evaluation(mesh=stored.mesh))
     step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}

@@ -12,6 +12,7 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.cli.refusals import in_one_line
 from seqzoo.config.base import last_refusal
+from seqzoo.entry import program
 from seqzoo.specs import did_you_mean
 
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ def take_flag(flag: str, arguments: list[str]) -> tuple[list[str], list[str]]:
 def take_run_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
     """The run folder that the first argument names, and the other arguments."""
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"{command} needs a run folder: train.py {command} runs/NAME")
+        raise UsageError(f"{command} needs a run folder: {program()} {command} runs/NAME")
     return Path(arguments[0]), arguments[1:]
 
 
@@ -124,9 +125,10 @@ def parse_arguments(kind: type[Result], arguments: list[str], prog: str, **more:
         raise UsageError(in_one_line(said.getvalue(), arguments) if refusal is None else str(refusal)) from refusal
 
 
-def parse_settings(loaded: Chosen, arguments: list[str], prog: str = "train.py") -> Chosen:
+def parse_settings(loaded: Chosen, arguments: list[str], prog: str | None = None) -> Chosen:
     """The loaded config with the settings of the command line. Raises as `parse_arguments`."""
-    chosen = parse_arguments(type(loaded), arguments, prog, default=loaded, description=USAGE)
+    described = USAGE.replace("train.py", program())
+    chosen = parse_arguments(type(loaded), arguments, prog or program(), default=loaded, description=described)
     if isinstance(chosen, config.Comparison) and isinstance(loaded, config.Comparison):
         changed = config.difference(chosen.base, loaded.base)
         for path in sorted(chosen.varied):

@@ -13,6 +13,7 @@ from rich.text import Text
 from seqzoo import config
 from seqzoo.cli.runs import one_experiment
 from seqzoo.cli.shared import UsageError, checked, fail, parse_arguments, take_run_folder
+from seqzoo.entry import program
 from seqzoo.specs import Length
 
 
@@ -39,16 +40,16 @@ def prepare(arguments: list[str], console: Console) -> int:
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     settings = arguments[len(named) :]
     if len(named) != 2 and not {"-h", "--help"} & set(settings):
-        raise UsageError("prepare needs a source and a new folder: train.py prepare stdlib corpora/stdlib")
+        raise UsageError(f"prepare needs a source and a new folder: {program()} prepare stdlib corpora/stdlib")
     if distributed.is_multiprocess():
         raise UsageError("prepare runs in one process, found several; wanted --distributed off")
-    prog = f"train.py prepare {' '.join(named) or 'SOURCE FOLDER'}"
+    prog = f"{program()} prepare {' '.join(named) or 'SOURCE FOLDER'}"
     chosen = checked(lambda: parse_arguments(Prepare, settings, prog))
     source, folder = named
     try:
         manifest = checked(lambda: data.prepare(source, folder, **chosen.model_dump(), console=console))
     except KeyboardInterrupt:
-        fail(f"stopped; the same command continues: train.py prepare {shlex.join(arguments)}", 1)
+        fail(f"stopped; the same command continues: {program()} prepare {shlex.join(arguments)}", 1)
         return 128 + signal.SIGINT
     table = Table("split", "documents", "tokens", "bytes of text", "shards", title=Text(f"{folder}, from {source}"))
     for name in data.SPLITS:
@@ -72,7 +73,7 @@ def generate(arguments: list[str], console: Console) -> int:
     if distributed.is_multiprocess():
         raise UsageError("generate runs in one process, found several; wanted --distributed off")
     folder, rest = take_run_folder("generate", arguments)
-    settings = parse_arguments(config.Generation, rest, f"train.py generate {folder}")
+    settings = parse_arguments(config.Generation, rest, f"{program()} generate {folder}")
     one_experiment(checked(lambda: training.load_config(folder)), folder)
     model = checked(lambda: training.load_model(folder))
     tokenizer = checked(lambda: training.load_tokenizer(folder)) or text.TokenIds()

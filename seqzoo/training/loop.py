@@ -14,6 +14,8 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
+from seqzoo.entry import resume_command
+from seqzoo.printing import forgiving_console
 from seqzoo.tasks.base import BatchSpec, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
@@ -64,8 +66,8 @@ def train(
       ValueError: settings that do not fit, a folder that holds something else, that lacks what was saved in it, or whose path no
         checkpoint can have. Diverged: numbers that are not finite.
       LockedError: another process trains in the folder. CheckpointError: checkpoints exist and none loads.
-      Interrupted: SIGINT or SIGTERM, after saving. WriteError: the disk is full, or the folder cannot be written; the last good
-        checkpoint is as it was.
+      Interrupted: a signal of run/signals.py, after saving. WriteError: the disk is full, or the folder cannot be written; the
+        last good checkpoint is as it was.
     """
     run_dir.check_path(folder)
     console = console or Console(quiet=not distributed.is_main_process())
@@ -89,17 +91,16 @@ def train(
         return opened, finished
 
     lock = RunLock(Path(folder))
-    try:
+    with forgiving_console(console), contextlib.ExitStack() as ending:
+        ending.callback(lock.release)
         opened, finished = distributed.from_main_process(enter)
         if finished:
-            more = f"for more steps: train.py resume {opened} --training.steps N --changed"
+            more = f"for more steps: {resume_command(opened)} --training.steps N --changed"
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
             return finished
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
         return _Loop(setup, opened, console).run()
-    finally:
-        lock.release()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
@@ -164,7 +165,7 @@ class _Loop:
                 with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
         except WriteError as error:
-            again = f"after fixing this, continue with: train.py resume {self.folder}"
+            again = f"after fixing this, continue with: {resume_command(self.folder)}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
 
     def begin(self) -> State:
@@ -206,9 +207,9 @@ class _Loop:
         with (
             jax.set_mesh(self.setup.mesh),
             Reporter(self.console, self.step, self.settings.steps) as self.reporter,
-            StopSignals(self.print) as signals,
+            StopSignals(self.print) as self.signals,
         ):
-            self.stopping = signals.stopping
+            self.stopping = self.signals.stopping
             self.maybe_evaluate(state)  # a run that was stopped between a checkpoint and its evaluation still needs the evaluation
             for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
                 if self.stopping() or self.should_stop_early():
@@ -231,9 +232,9 @@ class _Loop:
             ended = self.step == self.settings.steps or self.should_stop_early()
             summary = self.summarise(finished=ended and self.metrics.evaluated == self.step)
             if not summary["finished"]:
-                self.print(f"saved {self.folder} at step {self.step}; continue with: train.py resume {self.folder}")
-                if signals.caught is not None:
-                    raise Interrupted(signals.caught, self.step)
+                self.print(f"saved {self.folder} at step {self.step}; continue with: {resume_command(self.folder)}")
+                if self.signals.caught is not None:
+                    raise Interrupted(self.signals.caught, self.step)
         return summary
 
     def print(self, text: str) -> None:
@@ -246,7 +247,7 @@ class _Loop:
 
     def compile(self, state: State, spec: BatchSpec, batch: input_pipeline.Batch | None) -> Compiled:
         """Compiles the step for batches of a spec; before the first one runs, the memory that it needs is printed."""
-        with self.clock.phase("compile"):
+        with self.clock.phase("compile"), self.signals.waiting_for("the compilation and one step"):
             lowered = self.jitted.lower(state, spec, batch)
             self.compiled[spec] = compiled = lowered.compile()
         if len(self.compiled) == 1:

@@ -1,13 +1,23 @@
-"""Ctrl-C and SIGTERM: the first asks the run to save and stop, the second ends the process at once."""
+"""Signals that stop a run: the first asks it to save and stop."""
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from seqzoo.training.run import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+def _present(*names: str) -> tuple[signal.Signals, ...]:
+    """The signals of these names that the system has: Windows lacks most of them."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+ORDERS = _present("SIGINT", "SIGTERM", "SIGQUIT")  # Ctrl-C, kill, Ctrl-\: the second one ends the process at once
+# The terminal is gone; a cluster's time is nearly over (Slurm's --signal=USR1@60); the limit of CPU time, repeated every second.
+# None of them ends a process that saves, however often they come.
+WARNINGS = _present("SIGHUP", "SIGUSR1", "SIGXCPU")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,19 +38,21 @@ class StopSignals:
     """Context in which the first signal is recorded: `caught` is its number, and `stopping()` tells if there was one.
 
     With several processes, a signal to any one of them stops all at the same call of `stopping()`: JAX has its own handler of
-    SIGTERM, which must stay and informs the other processes; SIGINT is passed on to it as SIGTERM.
+    SIGTERM, which must stay and informs the other processes; every other signal is passed on to it as SIGTERM.
 
     A thread reads signals from a pipe; a Python handler would run between bytecodes of the main thread, and so wait for the minutes
-    that XLA may take to compile. Outside the main thread no handler can be set, and the context does nothing.
+    that XLA may take to compile. Outside the main thread no handler can be set, and the context does nothing. SIGHUP stays ignored
+    where it was, under nohup.
     """
 
     def __init__(self, report: Callable[[str], None], exit: Callable[[int], None] = os._exit):
         self.caught: int | None = None
+        self.doing = "this step"  # a stop waits for it
         self._report = report
         self._exit = exit
         self._installed = False
         self._several = distributed.is_multiprocess()
-        self._asked = False
+        self._ordered = False
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
@@ -71,21 +83,40 @@ class StopSignals:
             self._report("SIGTERM to one of the processes: saving after this step")
         return self.caught is not None
 
-    def _own(self) -> tuple[int, ...]:
-        return (signal.SIGINT,) if self._several else SIGNALS
+    @contextlib.contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Context in which a stop waits for something longer than a step; a signal that comes in it says so."""
+        before, self.doing = self.doing, what
+        try:
+            yield
+        finally:
+            self.doing = before
+
+    def _own(self) -> list[signal.Signals]:
+        """The signals that this process handles itself."""
+        jax_has = (signal.SIGTERM,) if self._several else ()
+        nohup = [number for number in WARNINGS if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN]
+        return [number for number in (*ORDERS, *WARNINGS) if number not in (*jax_has, *nohup)]
 
     def _watch(self):
+        own, asked = {number.value for number in self._old_handlers}, False
         while byte := os.read(self._read, 1):
-            if byte[0] not in self._own():
+            if byte[0] not in own:
                 continue
-            name = signal.Signals(byte[0]).name
-            if self._asked:
-                self._report(f"{name} again: ending at once, nothing is saved")
-                self._exit(128 + byte[0])
-            elif self._several:
-                os.kill(os.getpid(), signal.SIGTERM)
-                self._report(f"{name}: all processes save after some steps; once more ends this one at once, without saving")
+            number = signal.Signals(byte[0])
+            order = number in ORDERS
+            if order and self._ordered:
+                self._report(f"{number.name} again: ending at once, nothing is saved")
+                self._exit(128 + number)
+            self._ordered |= order
+            if asked and not order:
+                continue
+            once_more = "once more ends" if order else "Ctrl-C twice ends"
+            if self._several:
+                if not asked:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                self._report(f"{number.name}: all processes save after some steps; {once_more} this one at once, without saving")
             else:
-                self.caught = byte[0]
-                self._report(f"{name}: saving after this step; once more ends at once, without saving")
-            self._asked = True
+                self.caught = self.caught or number
+                self._report(f"{number.name}: saving after {self.doing}; {once_more} at once, without saving")
+            asked = True

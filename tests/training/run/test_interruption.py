@@ -90,7 +90,7 @@ def test_when_no_checkpoint_loads_the_run_stops_instead_of_starting_from_scratch
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_stopped_by_a_signal_reports_the_save_and_resumes_bitwise(number, whole, digest, numbers, tmp_path):
     folder, _, _ = whole
     experiment = tiny(**EXPERIMENT)

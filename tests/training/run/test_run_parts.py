@@ -13,7 +13,7 @@ from rich.console import Console
 
 from helpers.tiny import quiet
 from seqzoo.training.progress import Reporter
-from seqzoo.training.run import distributed, metrics, run_dir
+from seqzoo.training.run import distributed, metrics, run_dir, signals
 from seqzoo.training.run.signals import StopSignals
 
 
@@ -73,13 +73,48 @@ def wait_until(condition):
     raise AssertionError("nothing happened for 5 s")
 
 
+@pytest.mark.parametrize("number", [*signals.ORDERS, *signals.WARNINGS])
+def test_every_signal_requests_a_stop_and_the_second_ends_the_process_if_a_person_sends_it(number):
+    said, codes = [], []
+    with StopSignals(said.append, exit=codes.append) as stop:
+        os.kill(os.getpid(), number)
+        wait_until(lambda: said)
+        assert stop.caught == number and f"{number.name}: saving after this step" in said[0]
+        os.kill(os.getpid(), number)
+        if number in signals.ORDERS:
+            wait_until(lambda: codes)
+        os.kill(os.getpid(), signal.SIGTERM)  # after a warning, it is the first of its kind
+        wait_until(lambda: len(said) == (2 if number in signals.WARNINGS else 3))
+    assert codes == ([] if number in signals.WARNINGS else [128 + number, 128 + signal.SIGTERM])
+
+
+def test_a_signal_during_the_compilation_says_that_it_waits_for_it():
+    said = []
+    with StopSignals(said.append) as stop, stop.waiting_for("the compilation"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: said)
+    assert "SIGTERM: saving after the compilation" in said[0] and stop.doing == "this step"
+
+
+def test_under_nohup_the_end_of_the_terminal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(print) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(stop.stopping)
+        assert stop.caught == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process():
     said, codes = [], []
-    with StopSignals(said.append, exit=codes.append) as signals:
-        assert not signals.stopping()
+    with StopSignals(said.append, exit=codes.append) as stop:
+        assert not stop.stopping()
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(signals.stopping)
-        assert signals.caught == signal.SIGTERM and codes == []
+        wait_until(stop.stopping)
+        assert stop.caught == signal.SIGTERM and codes == []
         wait_until(lambda: said)
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: codes)
@@ -94,12 +129,12 @@ def test_with_several_processes_sigterm_is_left_to_jax_and_sigint_becomes_one(mo
     said, codes, terms = [], [], []
     before = signal.signal(signal.SIGTERM, lambda *_: terms.append(1))  # in JAX's place
     try:
-        with StopSignals(said.append, exit=codes.append) as signals:
+        with StopSignals(said.append, exit=codes.append) as stop:
             os.kill(os.getpid(), signal.SIGINT)
             wait_until(lambda: terms)
-            assert signals.caught is None and codes == []
-            assert [signals.stopping() for _ in range(5)] == [False, False, True, True, True]
-            assert signals.caught == signal.SIGTERM
+            assert stop.caught is None and codes == []
+            assert [stop.stopping() for _ in range(5)] == [False, False, True, True, True]
+            assert stop.caught == signal.SIGTERM
             os.kill(os.getpid(), signal.SIGINT)
             wait_until(lambda: codes)
         assert codes == [128 + signal.SIGINT] and len(terms) == 1
