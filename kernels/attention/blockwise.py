@@ -195,14 +195,14 @@ def backward(
             k_j, v_j, keys = _get_keys(sizes, j, k, v, info)
             scores = _scores(settings, q_i, k_j, queries, keys)
             dw = _dot_products(do_i, v_j, dtype)
-            w = jax.nn.sigmoid(scores) if log_sum_i is None else jnp.exp(scores - log_sum_i)
+            hidden = scores == -jnp.inf  # what has overflowed in another document must not reach this one: 0 inf is NaN
+            w = jnp.where(hidden, 0, jax.nn.sigmoid(scores) if log_sum_i is None else jnp.exp(scores - log_sum_i))
             dropped_w = w
             if random_bits is not None:
                 mask = dropout_mask(settings, random_bits, keys)
                 dropped_w, dw = w * mask, dw * mask
             ds = w * (1 - w) * dw if delta_i is None else w * (dw - delta_i)
-            # 0 * inf: a huge value in another document must not reach this one.
-            ds = jnp.where(scores == -jnp.inf, 0, ds)
+            ds = jnp.where(hidden, 0, ds)
             dv = _add_block(dv, _sum_over_queries(dropped_w, do_i, v_j), j)
             dk = _add_block(dk, _sum_over_queries(ds, q_i, k_j), j)
             return dq_i + _weighted_sums(ds, k_j), dk, dv

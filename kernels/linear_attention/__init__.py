@@ -84,6 +84,8 @@ def linear_attention(
     Precision: sums and states are in the state's dtype. Matrix products of float32 (or wider) inputs run at `Precision.HIGHEST`:
     the defaults of GPUs (TF32) and TPUs (bfloat16) are 1e-3 off. With narrower inputs they run at the default, which on no
     platform rounds more than bfloat16 does.
+    Overflow: a document whose numbers become infinite does not reach the next one, as long as its q, k, v are finite; nor do NaN
+    gradients of its outputs. With a low-rank term the chunkwise form needs finite states too.
     Backward: own derivative rule (`vjp.py`); residuals are the inputs, the states every chunk or few, O(t/c k v), never O(t k v),
     and with an a its reads, O(t v). The gradient of log_decay sums products of decays with what they scale, never differences of
     running sums.
@@ -118,10 +120,11 @@ def linear_attention(
 
     arrays = match_vma((queries, k, v, transition, state))
     if uses_reference:
-        run = functools.partial(reference.forward, scale=factor, read_before_write=read_before_write)
+        settings = {"scale": factor, "read_before_write": read_before_write, "resets": segment_ids is not None}
+        run = functools.partial(reference.forward, **settings)
     else:
         passes = IMPLEMENTATIONS[choice.forward], IMPLEMENTATIONS[choice.backward]
-        settings = Settings(*passes, factor, read_before_write, chunk_size, shards.time)
+        settings = Settings(*passes, factor, read_before_write, chunk_size, segment_ids is not None, shards.time)
         run = functools.partial(attend_shard if shards.manual else attend, settings)
     if shards.manual:
         token, head = "b t h .", "b h . ."

@@ -26,14 +26,14 @@ from ..common.vma import zeros_like_vma
 from . import inter_chunk, intra_chunk, recurrent
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, save):
+def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
     """Computes (o, last state, residuals).
 
     Residuals, None unless `save`: states at the starts of every `checkpoint_interval` tokens [..., b, h, k, v], and u
     [b, t, h, v], None without a low-rank term.
     """
     chunking = Chunking.of(q, v, transition, chunk_size)
-    block = block_function(q, k, v, transition, scale, read_before_write)
+    block = block_function(q, k, v, transition, scale, read_before_write, resets)
     inputs = jax.tree.map(chunking.pad, (q, k, v, transition))
     per_chunk = checkpoint_interval(q, v, transition, chunk_size) == chunk_size
     us = None if transition.a is None or not save else zeros_like_vma(inputs[2], dtype=state.dtype)
@@ -54,18 +54,18 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     return o, last, (checkpoints, us if us is None else us[:, : chunking.length])
 
 
-def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, save):
+def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
     """`recurrent.forward` with the residuals of `backward`: for training on CPUs, where only gradients have enough arithmetic for
     matrix products to pay."""
     interval = checkpoint_interval(q, v, transition, chunk_size)
-    settings = {"scale": scale, "read_before_write": read_before_write, "chunk_size": interval}
+    settings = {"scale": scale, "read_before_write": read_before_write, "chunk_size": interval, "resets": resets}
     return recurrent.forward(q, k, v, transition, state, **settings, save=save)
 
 
-def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size):
+def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets):
     """Computes (dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the gradients of o and of the last state."""
     chunking, (checkpoints, u) = Chunking.of(q, v, transition, chunk_size), residuals
-    block = block_function(q, k, v, transition, scale, read_before_write)
+    block = block_function(q, k, v, transition, scale, read_before_write, resets)
     inputs, others = jax.tree.map(chunking.pad, ((q, k, v, transition), (d_o, u)))
 
     def step(carry, i_and_states):
@@ -164,7 +164,7 @@ def checkpoint_interval(q, v, transition, chunk_size) -> int:
     return chunk_size if implementations.on_cpu() and transition.a is not None and small else block_size(q, v, chunk_size)
 
 
-def block_function(q, k, v, transition, scale, read_before_write):
+def block_function(q, k, v, transition, scale, read_before_write, resets):
     """The function that computes one block: (q, k, v, transition, s, residuals) -> (o, last state, states, u)."""
     # Products of float32 must not be rounded to TF32 or bfloat16; those of narrower inputs may, their inputs were already.
     wide = jnp.result_type(q, k, v).itemsize >= 4
@@ -181,13 +181,15 @@ def block_function(q, k, v, transition, scale, read_before_write):
         split_chunks = functools.partial(jax.tree.map, lambda x: x.reshape(-1, s.shape[0], *x.shape[1:]))
         merge_chunks = functools.partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:]))
 
-        chunks = intra(einsum, q, k, v, transition, read_before_write)
+        borders = intra_chunk.find_borders(transition) if resets and transition.a is None else None
+        chunks = intra(einsum, q, k, v, transition, read_before_write, borders)
         update = None if chunks.write is None else einsum("zck,zcv->zkv", *chunks.write)
         residuals = residuals._replace(u=split_chunks(residuals.u))
         last, states, u = inter_chunk.propagate_states(
             *split_chunks((chunks.decay, chunks.low_rank, update)), s=s, residuals=residuals
         )
-        read = einsum("zck,zkv->zcv", chunks.queries, merge_chunks(states))
+        before = None if borders is None else borders.before
+        read = intra_chunk.select(before, einsum("zck,zkv->zcv", intra_chunk.select(before, chunks.queries), merge_chunks(states)))
         return scale * chunks.output(read, merge_chunks(u)), last, states, merge_chunks(u)
 
     return block

@@ -126,8 +126,8 @@ delta_states.defvjp(_delta_states_forward, _delta_states_backward)
 
 
 def decayed(decay, s):
-    """The state after a chunk's decay."""
-    return s if decay is None else xla_cpu.broadcast(decay, s.shape) * s
+    """The state after a chunk's decay; 0 where that is exactly 0, whatever the state."""
+    return s if decay is None else xla_cpu.broadcast(decay, s.shape) * jnp.where(decay == 0, jnp.zeros_like(s), s)
 
 
 def decay_gradient(decay, states, after):

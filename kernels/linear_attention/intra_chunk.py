@@ -37,9 +37,11 @@ Shapes: q, k, a, b [z, c, k]; v [z, c, r v]; c tokens, a power of two; z counts 
 axis: the sums of a gradient over seven axes crash jaxlib 0.10.2 on CPUs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -76,37 +78,97 @@ class IntraChunk(NamedTuple):
     low_rank: LowRank | None = None
 
 
-def head_decay(einsum, q, k, v, transition: Transition, read_before_write: bool) -> IntraChunk:
+class Borders(NamedTuple):
+    """Documents inside a chunk. Products with a decay of 0 do not separate them where numbers overflow: 0 inf is NaN."""
+
+    before: Array  # [z, c, 1] bool: the tokens up to which no document starts, which alone read the state before the chunk
+    after: Array  # [z, c, 1] bool: the tokens after which no document starts, which alone write to the state after it
+    same: Array  # [z, c, c] bool: pairs of tokens of one document
+
+
+def find_borders(transition: Transition) -> Borders:
+    """The borders of documents, at the tokens that forget everything."""
+    decay = transition.key_decay if transition.key_decay is not None else transition.value_decay
+    started = jnp.cumsum(jnp.all(decay == -jnp.inf, axis=-1), axis=1, dtype=jnp.int32)
+    return Borders((started == 0)[..., None], (started == started[:, -1:])[..., None], started[:, :, None] == started[:, None])
+
+
+def select(mask: Array | None, x: Array) -> Array:
+    """x, with zeros and without a gradient where the mask is False."""
+    return x if mask is None else jnp.where(mask, x, jnp.zeros_like(x))
+
+
+def attend(einsum, scores: Array, v: Array, borders: Borders | None) -> Array:
+    """scores v, [..., c, v]."""
+    return einsum(SCORES_TIMES_VALUES, scores, v) if borders is None else _attend_apart(einsum, scores, v)
+
+
+SCORES_TIMES_VALUES = "...ij,...jv->...iv"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_apart(einsum, scores, v):
+    return einsum(SCORES_TIMES_VALUES, scores, v)
+
+
+def _attend_apart_forward(einsum, scores, v):
+    return _attend_apart(einsum, scores, v), (scores, v)
+
+
+def _attend_apart_backward(einsum, saved, d):
+    """The gradient of v sums over the outputs of all documents, with zeros for those of others: only finite gradients go there.
+
+    One that is not finite reaches its own document by way of the scores.
+    """
+    _, pull = jax.vjp(functools.partial(einsum, SCORES_TIMES_VALUES), *saved)
+    return pull(d)[0], pull(select(jnp.isfinite(d), d))[1]
+
+
+_attend_apart.defvjp(_attend_apart_forward, _attend_apart_backward)
+
+
+def head_decay(einsum, q, k, v, transition: Transition, read_before_write: bool, borders: Borders | None) -> IntraChunk:
     """Chunks with at most one decay per head, key_decay [z, c, r] or None: scores q k^T, shared by the r heads, times a mask."""
     scores, g = einsum("zik,zjk->zij", q, k), transition.key_decay
     if g is None:
         scores = scores * causal_mask(q, read_before_write)
         return IntraChunk(lambda read, _: read + einsum("zij,zjv->ziv", scores, v), q, (k, v), None)
     z, c, r = g.shape
+    scores = scores if borders is None else select(borders.same, scores)
     split_heads = lambda x: jnp.moveaxis(x.reshape(z, c, r, -1), 2, 1).reshape(z * r, c, -1)
     merge_heads = lambda x: jnp.moveaxis(x.reshape(z, r, x.shape[1], -1), 1, 2).reshape(z, x.shape[1], -1)
     mask, decay_from_start, decay_to_end, chunk_decay = decay_mask(jnp.exp(split_heads(g)), read_before_write)
-    scores = (scores[:, None] * mask.reshape(z, r, c, c)).reshape(z * r, c, c)
-    v = split_heads(v)
+    scores = scores[:, None] * mask.reshape(z, r, c, c)
+    after = None
+    if borders is not None:
+        scores, after = select(borders.same[:, None], scores), jnp.repeat(borders.after, r, axis=0)
+    scores, v = scores.reshape(z * r, c, c), split_heads(v)
     decayed = lambda x: merge_heads(jnp.broadcast_to(x, (*x.shape[:2], v.shape[-1])))
-    values = merge_heads(times(decay_to_end, v))
-    output = lambda read, _: decayed(decay_from_start) * read + merge_heads(einsum("zij,zjv->ziv", scores, v))
+    values = merge_heads(select(after, times(decay_to_end, select(after, v))))
+    output = lambda read, _: decayed(decay_from_start) * read + merge_heads(attend(einsum, scores, v, borders))
     return IntraChunk(output, q, (k, values), decayed(chunk_decay))
 
 
-def channel_decay(einsum, q, k, v, transition: Transition, read_before_write: bool) -> IntraChunk:
+def channel_decay(einsum, q, k, v, transition: Transition, read_before_write: bool, borders: Borders | None) -> IntraChunk:
     """Chunks with decays per channel of the keys [z, c, k], of the values [z, c, v], or of both; v is [z, c, v]."""
     queries, keys = (einsum, q, read_before_write), k
-    scores, (decayed_q,), (decayed_k,), decay = intra_chunk_scores([queries], [keys], transition.key_decay)
+    ((scores,),), (decayed_q,), (decayed_k,), decay = intra_chunk_scores([queries], [keys], transition.key_decay)
+    if borders is not None:
+        scores, decayed_k = select(borders.same, scores), select(borders.after, decayed_k)
     if transition.value_decay is None:
-        return IntraChunk(lambda read, _: read + einsum("zij,zjv->ziv", scores[0][0], v), decayed_q, (decayed_k, v), decay)
+        return IntraChunk(lambda read, _: read + attend(einsum, scores, v, borders), decayed_q, (decayed_k, v), decay)
     value_decays = block_decays(transition.value_decay)
-    output, decayed_v = decayed_outputs(einsum, scores[0][0], v, value_decays, read_before_write)
+    output, decayed_v = decayed_outputs(einsum, scores, v, value_decays, read_before_write, borders)
+    decayed_v = decayed_v if borders is None else select(borders.after, decayed_v)
     return IntraChunk(output, decayed_q, (decayed_k, decayed_v), times(decay, value_decays[-1][:, 0]))
 
 
-def low_rank(einsum, q, k, v, transition: Transition, read_before_write: bool) -> IntraChunk:
-    """Chunks with a and b [z, c, k] (b None: k) and key_decay None, [z, c, 1] or [z, c, k]; v is [z, c, v]."""
+def low_rank(einsum, q, k, v, transition: Transition, read_before_write: bool, borders: Borders | None) -> IntraChunk:
+    """Chunks with a and b [z, c, k] (b None: k) and key_decay None, [z, c, 1] or [z, c, k]; v is [z, c, v].
+
+    No borders: the system of a chunk is solved for all of its documents at once, so all its numbers must stay finite.
+    """
+    assert borders is None
     keys = [k] if transition.b is None else [transition.b, k]
     queries = [(einsum, q, read_before_write), (sum_in_parts(einsum) if q.shape[1] > 32 else einsum, transition.a, True)]
     scores, (decayed_q, decayed_a), decayed_keys, decay = intra_chunk_scores(queries, keys, transition.key_decay)
@@ -202,7 +264,7 @@ def tree_scores(einsum, queries, keys):
     return join_triangle(diagonal, squares)
 
 
-def decayed_outputs(einsum, scores, v, decays, read_before_write):
+def decayed_outputs(einsum, scores, v, decays, read_before_write, borders):
     """`IntraChunk.output` and the decayed values of chunks whose values decay, from the scores [z, c, c].
 
     Outputs go from the root of the block tree to the tokens: the read of a block's second half is decayed by the first half, and
@@ -215,9 +277,9 @@ def decayed_outputs(einsum, scores, v, decays, read_before_write):
         read = read[:, None]
         for square, first, decay in zip(*map(reversed, (squares, first_halves, decays[:-1])), strict=True):
             read_1, read_2 = jnp.split(read, 2, axis=-2)
-            read_2 = times(halves(decay)[0], read_2) + block_outputs(einsum, square, first)
+            read_2 = times(halves(decay)[0], read_2) + block_outputs(einsum, square, first, borders)
             read = join(read_1, read_2).reshape(first.shape[0], -1, *first.shape[2:])
-        return (read if read_before_write else decays[0] * read + block_outputs(einsum, diagonal, tokens))[:, :, 0]
+        return (read if read_before_write else decays[0] * read + block_outputs(einsum, diagonal, tokens, borders))[:, :, 0]
 
     return output, values
 
@@ -227,6 +289,6 @@ def block_scores(einsum, q, k):
     return einsum("zBik,zBjk->zBij", q, k) if q.shape[-2] > 1 else xla_cpu.sum_keepdims(q * k, axis=-1)
 
 
-def block_outputs(einsum, scores, v):
+def block_outputs(einsum, scores, v, borders):
     """scores v within blocks."""
-    return einsum("zBij,zBjv->zBiv", scores, v) if v.shape[-2] > 1 else times(scores, v)
+    return attend(einsum, scores, v, borders) if v.shape[-2] > 1 else times(scores, v)

@@ -32,11 +32,12 @@ from .transition import (
     outer_product,
     query_state,
     query_state_transposed,
+    read_state,
     update_state,
 )
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, save):
+def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
     """Computes (o, last state, residuals).
 
     Residuals, None unless `save`: the states before each chunk [chunks, b, h, k, v], and u [b, t, h, v], None without a low-rank
@@ -48,8 +49,8 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     def token(t, carry):
         before, o, us = carry
         q_t = scale * broadcast_heads(get_step(q, t), heads).astype(dtype)
-        after, u = update_state(get_token(factors, t), get_step(k, t), get_step(v, t), before)
-        o = set_step(o, query_state(q_t, before if read_before_write else after), t)
+        after, u = update_state(get_token(factors, t), get_step(k, t), get_step(v, t), before, resets)
+        o = set_step(o, read_state(q_t, before if read_before_write else after, resets), t)
         return after, o, us if u is None or us is None else set_step(us, u, t)
 
     def chunk(j, carry):
@@ -69,7 +70,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     return o, state, (checkpoints, us)
 
 
-def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size):
+def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets):
     """Computes (dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the gradients of o and of the last state."""
     checkpoints, us = residuals
     (batch, length, groups, width), heads, dtype = q.shape, v.shape[2], d_last.dtype
@@ -88,7 +89,7 @@ def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_
         before, states, dq = carry
         t = first + i
         states = set_step(states, before, i, axis=0)
-        after, _ = update_state(get_token(factors, t), get_step(k, t), get_step(v, t), before)
+        after, _ = update_state(get_token(factors, t), get_step(k, t), get_step(v, t), before, resets)
         dq_t = sum_heads(query_state_transposed(output_gradient(t), before if read_before_write else after))
         return after, states, set_step(dq, dq_t, t)
 
@@ -98,7 +99,7 @@ def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_
         r, after, dk, dv, gradients = carry
         t = first + i
         read = per_head(q, t), output_gradient(t)
-        r = state_gradient(after, r, read_before_write, read)
+        r = state_gradient(after, r, read_before_write, read, resets)
         factors_t, before = get_token(factors, t), get_step(states, i, axis=0)
         k_t, v_t = per_head(k, t), get_step(v, t).astype(dtype)
         dv_t = query_state(k_t, r)
@@ -132,7 +133,7 @@ def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_
     carry = (states, dq, d_last, after, dk, dv, jax.tree.map(zeros_like_vma, transition))
     _, dq, r, after, dk, dv, gradients = lax.fori_loop(0, checkpoints.shape[0], chunk_back, carry)
     first = after if read_before_write else (*after[:2], no_read)
-    return dq, dk, dv, gradients, state_gradient(first, r, True, no_read)
+    return dq, dk, dv, gradients, state_gradient(first, r, True, no_read, resets)
 
 
 def get_token(transition, t):
@@ -140,10 +141,10 @@ def get_token(transition, t):
     return jax.tree.map(lambda x: get_step(x, t), transition)
 
 
-def state_gradient(after, r, read_before_write, read):
+def state_gradient(after, r, read_before_write, read, resets):
     """R_t from R_{t+1}, the token after (its factors and reads), and this token's read: a query and the gradient of its output."""
     factors, low_rank_read, read_after = after
-    r = decay_state(factors, r) + outer_product(*(read_after if read_before_write else read))
+    r = decay_state(factors, r, resets) + outer_product(*(read_after if read_before_write else read))
     return r if low_rank_read is None else r + outer_product(*low_rank_read)
 
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .transition import broadcast_heads, query_state, update_state
+from .transition import broadcast_heads, read_state, update_state
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write):
+def forward(q, k, v, transition, state, *, scale, read_before_write, resets):
     """Computes (o [b, t, h, v], last state [b, h, k, v])."""
 
     def step(before, token):
         q_t, k_t, v_t, transition_t = token
-        after, _ = update_state(transition_t.factors(state.dtype), k_t, v_t, before)
-        return after, scale * query_state(broadcast_heads(q_t, v.shape[2]), before if read_before_write else after)
+        after, _ = update_state(transition_t.factors(state.dtype), k_t, v_t, before, resets)
+        return after, scale * read_state(broadcast_heads(q_t, v.shape[2]), before if read_before_write else after, resets)
 
     time_first = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, transition))
     last, o = lax.scan(step, state, time_first)

@@ -34,7 +34,7 @@ class ShardTransition(NamedTuple):
 def apply_transition(state: Array, shard: ShardTransition) -> Array:
     """The state after a shard."""
     if shard.decay is not None:
-        return shard.decay * state + shard.added
+        return shard.decay * jnp.where(shard.decay == 0, jnp.zeros_like(state), state) + shard.added
     return jnp.einsum("bhij,bhjv->bhiv", shard.matrix, state, precision=lax.Precision.HIGHEST) + shard.added
 
 

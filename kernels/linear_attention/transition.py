@@ -78,24 +78,34 @@ def expand_to_state(decay: Array) -> Array:
     return decay.reshape(decay.shape + (1,) * (4 - decay.ndim))
 
 
-def decay_state(factors: Transition, state: Array) -> Array:
-    """The state after the decays of one token: key_decay [b, h] or [b, h, k], value_decay [b, h, v]."""
+def decay_state(factors: Transition, state: Array, resets: bool) -> Array:
+    """The state after the decays of one token: key_decay [b, h] or [b, h, k], value_decay [b, h, v].
+
+    resets: where a decay is exactly 0 the result is 0, whatever the state.
+    """
+    decay = lambda factor, state: factor * (jnp.where(factor == 0, jnp.zeros_like(state), state) if resets else state)
     if factors.key_decay is not None:
-        state = expand_to_state(factors.key_decay) * state
-    return state if factors.value_decay is None else factors.value_decay[:, :, None] * state
+        state = decay(expand_to_state(factors.key_decay), state)
+    return state if factors.value_decay is None else decay(factors.value_decay[:, :, None], state)
 
 
-def update_state(factors: Transition, k: Array, v: Array, state: Array) -> tuple[Array, Array | None]:
+def read_state(x: Array, state: Array, resets: bool) -> Array:
+    """S^T x [b, h, v] for x [b, h, k]; with `resets` exactly 0 where all of x is, whatever the state."""
+    read = query_state(x, state)
+    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), read, jnp.zeros_like(read)) if resets else read
+
+
+def update_state(factors: Transition, k: Array, v: Array, state: Array, resets: bool) -> tuple[Array, Array | None]:
     """(S_t, u_t) from one token's factors, k [b, n, k], v [b, h, v] and S_{t-1}.
 
     u [b, h, v] is what the low-rank term writes with the key b: a^T S_{t-1}. Where k stands for b the two writes are one, with
     u = v + a^T S_{t-1}. Without a low-rank term u is None.
     """
-    v, decayed = v.astype(state.dtype), decay_state(factors, state)
+    v, decayed = v.astype(state.dtype), decay_state(factors, state, resets)
     per_head = lambda x: broadcast_heads(x, v.shape[1]).astype(state.dtype)
     if factors.a is None:
         return decayed + outer_product(per_head(k), v), None
-    u = query_state(per_head(factors.a), state)
+    u = read_state(per_head(factors.a), state, resets)
     if factors.b is None:
         u = v + u
         return decayed + outer_product(per_head(k), u), u

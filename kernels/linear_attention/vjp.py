@@ -25,7 +25,8 @@ from .transition import Transition
 class Implementation(NamedTuple):
     """The two passes of an implementation. `backward` takes the residuals of `forward`."""
 
-    forward: Callable  # (q, k, v, transition, state, *, scale, read_before_write, chunk_size, save) -> (o, last state, residuals)
+    # (q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save) -> (o, last state, residuals)
+    forward: Callable
     backward: Callable  # (q, k, v, transition, residuals, d_o, d_last, *, ...) -> (dq, dk, dv, dtransition, dstate)
 
 
@@ -37,12 +38,13 @@ class Settings(NamedTuple):
     scale: float
     read_before_write: bool
     chunk_size: int
+    resets: bool  # documents may start: a decay of exactly 0 selects zeros, so that not even 0 inf = NaN comes through
     time_axis: str | None  # the mesh axis that shards time
 
     @property
     def keywords(self) -> dict:
         """The keyword arguments of an implementation."""
-        return {"scale": self.scale, "read_before_write": self.read_before_write, "chunk_size": self.chunk_size}
+        return {name: getattr(self, name) for name in ("scale", "read_before_write", "chunk_size", "resets")}
 
 
 def _attend(settings: Settings, q: Array, k: Array, v: Array, transition: Transition, state: Array) -> tuple[Array, Array]:
@@ -97,5 +99,5 @@ def _gradient_after_shard(settings, q, k, transition, d_o, d_last):
 
 def _run_alone(settings, implementation):
     """The forward pass of an implementation for its last state; nothing uses the outputs."""
-    keywords = {"scale": 1.0, "read_before_write": True, "chunk_size": settings.chunk_size, "save": False}
+    keywords = settings.keywords | {"scale": 1.0, "read_before_write": True, "save": False}
     return functools.partial(implementation.forward, **keywords)

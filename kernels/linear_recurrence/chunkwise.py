@@ -61,10 +61,16 @@ def propagate_states(product: Array, added: Array, initial: Array, reverse: bool
     def step(i, carry):
         state, states = carry
         i = count - 1 - i if reverse else i
-        return get_step(product, i) * state + get_step(added, i), set_step(states, state, i)
+        return apply_transition(state, (get_step(product, i), get_step(added, i))), set_step(states, state, i)
 
     _, states = lax.fori_loop(0, count, step, (initial, zeros_like_vma(added)))
     return states.reshape(-1, *initial.shape[1:])
+
+
+def apply_transition(h: Array, transition: tuple[Array, Array]) -> Array:
+    """The state after a stretch of tokens; what it forgets (a product of exactly 0) is 0 whatever it was, also infinite."""
+    product, added = transition
+    return product * jnp.where(product == 0, jnp.zeros_like(h), h) + added
 
 
 def chunk_size(length: int) -> int:

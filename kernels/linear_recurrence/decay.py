@@ -37,6 +37,12 @@ class Decay:
         values = self.values[:, 0] if self.time_invariant else get_step(self.values, t)
         return self._decays(values, None if self.mask is None else get_step(self.mask, t), dtype)
 
+    def times(self, t: Array, h: Array) -> Array:
+        """[b, d]: h decayed by token t; exactly 0 at the first token of a document, whatever h is."""
+        if self.mask is not None:
+            h = jnp.where(get_step(self.mask, t)[:, None] == FORGET, jnp.zeros_like(h), h)
+        return self.token(t, h.dtype) * h
+
     def all_tokens(self, dtype) -> Array:
         """[b or 1, t or 1, d]: the decays of all tokens."""
         return self._decays(self.values, self.mask, dtype)

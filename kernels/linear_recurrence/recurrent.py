@@ -21,7 +21,7 @@ def forward(decay: Decay, b: Array, initial: Array) -> tuple[Array, Array]:
 
     def step(t, carry):
         last, h = carry
-        last = decay.token(t, last.dtype) * last + get_step(b, t)
+        last = decay.times(t, last) + get_step(b, t)
         return last, set_step(h, last, t)
 
     last, h = lax.fori_loop(0, b.shape[1], step, (initial, zeros_like_vma(b)))
@@ -39,7 +39,7 @@ def backward(decay: Decay, h: Array, initial: Array, dh: Array, dlast: Array) ->
         t = h.shape[1] - 1 - i
         r = r + get_step(dh, t)
         before = jnp.where(t == 0, initial, get_step(h, jnp.maximum(t - 1, 0)).astype(initial.dtype))
-        return decay.token(t, r.dtype) * r, decay.add_gradient(da, r * before, t), set_step(db, r, t)
+        return decay.times(t, r), decay.add_gradient(da, r * before, t), set_step(db, r, t)
 
     dinitial, da, db = lax.fori_loop(0, h.shape[1], step, (dlast, decay.zero_gradient(h, dlast.dtype), zeros_like_vma(h)))
     return decay.finish_gradient(da), db, dinitial
@@ -50,8 +50,7 @@ def state_transition(decay: Decay, b: Array, dtype) -> tuple[Array, Array]:
 
     def step(t, carry):
         product, h = carry
-        a_t = decay.token(t, dtype)
-        return a_t * product, a_t * h + get_step(b, t)
+        return decay.times(t, product), decay.times(t, h) + get_step(b, t)
 
     return lax.fori_loop(0, b.shape[1], step, _identity(b, dtype))
 
@@ -62,8 +61,7 @@ def gradient_transition(decay: Decay, dh: Array, dtype) -> tuple[Array, Array]:
     def step(i, carry):
         product, r = carry
         t = dh.shape[1] - 1 - i
-        a_t = decay.token(t, dtype)
-        return a_t * product, a_t * (r + get_step(dh, t))
+        return decay.times(t, product), decay.times(t, r + get_step(dh, t))
 
     return lax.fori_loop(0, dh.shape[1], step, _identity(dh, dtype))
 

@@ -20,7 +20,8 @@ from jax import Array
 from seqzoo.kernels.common import sharding
 from seqzoo.kernels.common.vma import match_vma
 from seqzoo.kernels.linear_recurrence import recurrent, reference
-from seqzoo.kernels.linear_recurrence.decay import Decay
+from seqzoo.kernels.linear_recurrence.chunkwise import apply_transition
+from seqzoo.kernels.linear_recurrence.decay import FORGET, Decay
 
 
 class Implementation(NamedTuple):
@@ -53,7 +54,8 @@ def run_shard(settings: Settings, log: bool, a: Array, mask: Array | None, b: Ar
 
 def _reference(decay, b, initial):
     a = jnp.broadcast_to(decay.all_tokens(initial.dtype), b.shape)
-    h, last = reference.scan(a, b.astype(initial.dtype), initial)
+    starts = jnp.zeros(b.shape[:2], bool) if decay.mask is None else decay.mask == FORGET
+    h, last = reference.scan(a, b.astype(initial.dtype), starts, initial)
     return h.astype(b.dtype), last
 
 
@@ -86,11 +88,5 @@ differentiable_recurrence.defvjp(_forward, _backward)
 def _gradient_after_shard(settings, decay, dh, dlast):
     """Gradient of this shard's last state by way of later shards; dlast, of the last state of all, is zero on all but one."""
     product, added = recurrent.gradient_transition(decay, dh, dlast.dtype)
-    transition, zero = (product, product * dlast + added), jnp.zeros_like(dlast)
+    transition, zero = (product, apply_transition(dlast, (product, added))), jnp.zeros_like(dlast)
     return sharding.prefix_over_shards(apply_transition, transition, zero, settings.time_axis, not settings.reverse)
-
-
-def apply_transition(h, transition):
-    """The state after a shard."""
-    product, added = transition
-    return product * h + added

@@ -24,6 +24,11 @@ def decay(g: Array, A: Array) -> Array:
     return jnp.exp(g[:, None] * A[None])
 
 
+def decayed(g: Array, a: Array, h: Array) -> Array:
+    """a * h [b, n, d] for a = decay(g, A); exactly 0 where g is inf, whatever h is."""
+    return a * jnp.where(jnp.isinf(g)[:, None], jnp.zeros_like(h), h)
+
+
 def outer_product(n: Array, d: Array) -> Array:
     """[b, n], [b, d] -> [b, n, d]."""
     return n[:, :, None] * d[:, None]
@@ -40,7 +45,7 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
 
     def token(t, carry):
         h, y = carry
-        h = decay(get_step(g, t), A) * h + outer_product(get_step(B, t), get_step(u, t))
+        h = decayed(get_step(g, t), decay(get_step(g, t), A), h) + outer_product(get_step(B, t), get_step(u, t))
         return h, set_step(y, contract("bnd,bn->bd", h, get_step(C, t)), t)
 
     def block(i, carry):
@@ -67,7 +72,7 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, checkpoints: Arra
     def recompute(t, carry):
         h, decays, states = carry
         a = decay(get_step(g, t), A)
-        after = a * h + outer_product(get_step(B, t), get_step(u, t))
+        after = decayed(get_step(g, t), a, h) + outer_product(get_step(B, t), get_step(u, t))
         return (
             after,
             lax.dynamic_update_index_in_dim(decays, a, t % CHECKPOINT_INTERVAL, 0),
@@ -98,8 +103,8 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, checkpoints: Arra
             dC = set_step(dC, contract("bnd,bd->bn", after, dy_t), t)
             dB = set_step(dB, contract("bnd,bd->bn", r, u_t), t)
             du = set_step(du, contract("bnd,bn->bd", r, B_t), t)
-            r = a * r
-            e = h * r
+            r = decayed(g_t, a, r)
+            e = r * jnp.where(jnp.isinf(g_t)[:, None], jnp.zeros_like(h), h)
             dg = set_step(dg, xla_cpu.sum_in_loop(e * A[None], ones), t)
             # Where g is inf, e is exactly 0, and so is g e in the limit.
             return r, dA_block + e * jnp.where(jnp.isinf(g_t), 0, g_t)[:, None], dg, du, dB, dC
@@ -115,14 +120,16 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, checkpoints: Arra
 
 def state_transition(g: Array, u: Array, A: Array, B: Array) -> tuple[Array, Array]:
     """Transition (decay, added), both [b, n, d], of any state over all tokens: last state = decay * initial + added."""
-    step = lambda t, h: decay(get_step(g, t), A) * h + outer_product(get_step(B, t), get_step(u, t))
+    after = lambda t, h: decayed(get_step(g, t), decay(get_step(g, t), A), h)
+    step = lambda t, h: after(t, h) + outer_product(get_step(B, t), get_step(u, t))
     return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _zero_state(g, A))
 
 
 def gradient_transition(g: Array, A: Array, C: Array, dy: Array) -> tuple[Array, Array]:
     """The same of gradients: that of the initial state = decay * that of the last state + added."""
     last = g.shape[1] - 1
-    step = lambda i, r: decay(get_step(g, last - i), A) * (r + outer_product(get_step(C, last - i), get_step(dy, last - i)))
+    before = lambda t, r: decayed(get_step(g, t), decay(get_step(g, t), A), r)
+    step = lambda i, r: before(last - i, r + outer_product(get_step(C, last - i), get_step(dy, last - i)))
     return decay(jnp.sum(g, axis=1), A), lax.fori_loop(0, g.shape[1], step, _zero_state(g, A))
 
 

@@ -16,7 +16,7 @@ def scan(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) -> tu
         # dt = inf by a select, so that differentiating exp(inf * A) does not multiply inf by 0.
         forgets = jnp.isinf(g_bd)[:, :, None]
         decay = jnp.where(forgets, 0, jnp.exp(jnp.where(forgets, 0, g_bd[:, :, None]) * A[None]))
-        h = decay * h + jnp.einsum("bd,bn->bdn", u_bd, b_bn)
+        h = decay * jnp.where(forgets, 0, h) + jnp.einsum("bd,bn->bdn", u_bd, b_bn)
         return h, jnp.einsum("bdn,bn->bd", h, c_bn)
 
     last, y = lax.scan(step, initial, tuple(jnp.moveaxis(x, 1, 0) for x in (g, u, B, C)))

@@ -18,6 +18,7 @@ from jax import Array
 
 from seqzoo.kernels.common import sharding
 from seqzoo.kernels.common.vma import match_vma
+from seqzoo.kernels.linear_recurrence.chunkwise import apply_transition
 from seqzoo.kernels.selective_scan import recurrent, reference
 
 
@@ -73,11 +74,5 @@ differentiable_scan.defvjp(_forward, _backward)
 def _gradient_after_shard(settings, g, A, C, dy, dlast):
     """Gradient of this shard's last state by way of later shards; dlast, of the last state of all, is zero on all but one."""
     decay, added = recurrent.gradient_transition(g, A.T, C, dy)
-    transition, zero = (decay, decay * dlast + added), jnp.zeros_like(dlast)
+    transition, zero = (decay, apply_transition(dlast, (decay, added))), jnp.zeros_like(dlast)
     return sharding.prefix_over_shards(apply_transition, transition, zero, settings.time_axis, reverse=True)
-
-
-def apply_transition(h, transition):
-    """The state after a shard."""
-    decay, added = transition
-    return decay * h + added

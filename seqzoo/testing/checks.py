@@ -127,6 +127,21 @@ def check_padding(it: MixerUnderTest) -> None:
             assert np.array_equal(leaf, other), f"{it}: {jax.tree_util.keystr(path)} changes with {value} at padding: clear_padding"
 
 
+def check_overflow(it: MixerUnderTest, size: float = 1e18) -> None:
+    """Documents of huge inputs leave the next ones as they are: outputs, final state, and gradients of inputs.
+
+    Not gradients of parameters, which all documents share. `size` is a number whose square is finite: some mixers give their op a
+    product of two projections, and the matrix forms need finite arguments.
+    """
+    x, dy, dstate = it.inputs(3)
+    huge = np.isin(np.arange(BATCH * LENGTH).reshape(BATCH, LENGTH, 1), [*range(13, 17), *range(LENGTH, LENGTH + 20)])
+    later = REAL & (np.cumsum(huge, axis=1) > 0) & ~huge
+    run = lambda x: it(it.state, x, SEGMENT_IDS, dy * later, dstate)
+    found, wanted = run(np.where(huge, np.float32(size) * x, x)), run(x)
+    kept = lambda run: (np.where(later, run.y, 0), run.state, np.where(later, run.x, 0))
+    assert_close(kept(found), kept(wanted), what=f"{it}, after documents of {size:g}")
+
+
 def check_state(it: MixerUnderTest) -> None:
     """A state comes back with its shapes and dtypes, has the bytes that are reported, may be donated, and recompiles nothing."""
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
@@ -199,6 +214,7 @@ CHECKS: tuple[Callable[[MixerUnderTest], None], ...] = (
     check_split,
     check_packing,
     check_padding,
+    check_overflow,
     check_state,
     check_finite,
     check_defaults,

@@ -141,3 +141,84 @@ def test_what_stands_at_padding_reaches_no_value_no_state_and_no_gradient(op, va
 
         run = jax.jit(jax.grad(total, has_aux=True))
         jax.tree.map(np.testing.assert_array_equal, run(filled(value)), run(filled(0)))
+
+
+def attention_with(**settings):
+    """`linear_attention` with all its arguments by position: decays, and a low-rank term."""
+
+    def op(q, k, v, g, gv, low_rank, **others):
+        extra = {"a": -low_rank, "b": low_rank} if settings.get("low_rank") else {}
+        decays = {"log_decay": g[..., 0] if settings.get("head") else g} if settings.get("keys", True) else {}
+        decays |= {"value_log_decay": gv} if settings.get("values") else {}
+        before = {"read_before_write": settings.get("before", False)}
+        return linear_attention(q, k, v, **decays, **extra, **before, chunk_size=chunks(others), **others)
+
+    return op
+
+
+def chunks(settings):
+    return None if settings["implementation"] == "reference" else 4
+
+
+LINEAR_FORMS = {
+    "no decay": attention_with(keys=False),
+    "head": attention_with(head=True),
+    "channel": attention_with(),
+    "value": attention_with(keys=False, values=True),
+    "both": attention_with(values=True),
+    "before": attention_with(before=True),
+    "head, before": attention_with(head=True, before=True),
+    "low rank": attention_with(low_rank=True),
+}
+FORMS = ("reference", "recurrent", "chunkwise", "recurrent_forward_chunkwise_backward")
+# A document of 3 tokens, then one of 7 that starts inside a chunk of 4; and the same with the huge one at the end of a chunk.
+HUGE_IDS = np.array([[1] * 3 + [2] * 7, [1] * 4 + [2] * 6], np.int32)
+
+
+def check_the_next_document(op, arrays, fill, **settings):
+    """The second document's outputs, state and gradients are the same whatever the first one holds."""
+    first = HUGE_IDS == 1
+
+    def run(filled):
+        def loss(arrays):
+            y, last = op(*arrays, segment_ids=jnp.asarray(HUGE_IDS), **settings)
+            y = jnp.where(first.reshape(*first.shape, *(1,) * (y.ndim - 2)), 0, y)
+            return jnp.sum(jnp.abs(y) ** 2) + sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(last)), (y, last)
+
+        gradients, out = jax.jit(jax.grad(loss, has_aux=True))(filled)
+        per_token = [g[~first] for g, x in zip(gradients, arrays, strict=True) if x.shape[:2] == first.shape]
+        return out, per_token
+
+    huge = [
+        np.where(first.reshape(*first.shape, *(1,) * (x.ndim - 2)), np.float32(value), x) if value is not None else x
+        for x, value in zip(arrays, fill, strict=True)
+    ]
+    for found, wanted in zip(jax.tree.leaves(run(huge)), jax.tree.leaves(run(arrays)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize("form", LINEAR_FORMS)
+def test_a_state_that_overflowed_does_not_reach_the_next_document_of_linear_attention(form, implementation):
+    """k v^T is 1e40, an infinity. With a low-rank term the matrix form needs finite states: there 1e15."""
+    noise = np.random.default_rng(0)
+    draw = lambda: noise.standard_normal((2, 10, 2, 4)).astype(np.float32)
+    arrays = [draw(), draw(), draw(), -np.abs(draw()), -np.abs(draw()), 0.3 * draw()]
+    huge = 1e15 if form == "low rank" and "chunkwise" in implementation else 1e20
+    check_the_next_document(LINEAR_FORMS[form], arrays, (huge, huge, huge, None, None, None), implementation=implementation)
+
+
+@pytest.mark.parametrize(("op", "implementation"), [(op, name) for op in OPS if op != linear_attention for name in OPS[op][0]])
+def test_what_overflowed_does_not_reach_the_next_document(op, implementation):
+    noise = np.random.default_rng(1)
+    draw = lambda *shape: noise.standard_normal(shape).astype(np.float32)
+    token = lambda *shape: draw(2, 10, *shape)
+    if op == attention:  # values stay finite; scores are 1e40
+        run = lambda *arrays, **settings: (attention(*arrays, **settings)[0], ())
+        return check_the_next_document(run, [token(2, 4)] * 3, (1e20,) * 3, implementation=implementation)
+    arrays, fill = {
+        linear_recurrence: ([token(3), token(3)], (1e20, 1e20)),  # h grows to 1e60
+        short_convolution: ([token(3), draw(2, 3)], (1e38, None)),
+        selective_scan: ([token(3), np.abs(token(3)), -np.abs(draw(3, 2)), token(2), token(2)], (1e20, 1, None, 1e20, 1e20)),
+    }[op]
+    check_the_next_document(op, arrays, fill, implementation=implementation)
