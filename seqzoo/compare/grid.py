@@ -15,6 +15,9 @@ from seqzoo.compare.summary import label_of
 from seqzoo.compare.tables import print_table
 from seqzoo.mixers import state_bytes
 from seqzoo.model import LanguageModel, params
+from seqzoo.tasks.base import Task
+
+STEPS_COUNTED = 200_000  # about 0.2 s
 
 
 class GridPoint(NamedTuple):
@@ -25,7 +28,7 @@ class GridPoint(NamedTuple):
     parameters: int
     state_bytes: int  # decode memory per row at the task's longest length
     steps: int  # of one experiment, at most
-    tokens: int  # of training, for one experiment, at most
+    tokens: int  # of training, for one experiment, at most; beyond STEPS_COUNTED steps in proportion
 
 
 def group_by_label(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
@@ -73,8 +76,7 @@ def grid_points(chosen: config.Config) -> list[GridPoint]:
             models[shape] = nnx.eval_shape(lambda first=first, task=task: build(first.model, task, jax.random.key(0)))
         length = (first.task, first.training.steps)
         if length not in tokens:
-            specs = map(task.spec, range(first.training.steps))
-            tokens[length] = sum(spec.batch * spec.length for spec in specs)
+            tokens[length] = _tokens(task, first.training.steps)
         found.append(
             GridPoint(
                 label,
@@ -86,6 +88,12 @@ def grid_points(chosen: config.Config) -> list[GridPoint]:
             )
         )
     return found
+
+
+def _tokens(task: Task, steps: int) -> int:
+    """Tokens of so many steps; of a longer run than is counted step by step, in proportion."""
+    counted = min(steps, STEPS_COUNTED)
+    return sum(spec.batch * spec.length for spec in map(task.spec, range(counted))) * steps // counted
 
 
 def show(chosen: config.Config, console: Console) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from seqzoo.config.base import Section
-from seqzoo.specs import Length, NonNegative, Seed
+from seqzoo.specs import Length, NonNegative, Seed, Size
 
 
 class Generation(Section):
@@ -25,7 +25,7 @@ class Generation(Section):
     """Seed of the draws; None: 0."""
     prefill_chunk: Length = 512
     """Tokens of the prompt per prefill call; fewer need less memory."""
-    block: Length = 4
+    block: Size = 4
     """Tokens generated between two writes; more are faster, and appear in bursts."""
 
     @model_validator(mode="after")

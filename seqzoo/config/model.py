@@ -29,7 +29,7 @@ class Model(Section):
 
     layers: Layers = ("softmax",)
     """Mixers, cycled over depth, separated by commas: "mamba2, softmax(window=256, heads=2)"."""
-    depth: Size = 2
+    depth: Annotated[int, Field(ge=1, le=4096)] = 2
     """Number of blocks."""
     d_model: Size = 64
     """Width of the residual stream."""

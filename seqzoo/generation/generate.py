@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from rich.filesize import decimal
 
 from seqzoo.generation import decoding
 from seqzoo.generation.decoding import NO_TOKEN
 from seqzoo.generation.sampling import GREEDY, Sampling
 from seqzoo.model import LanguageModel
+from seqzoo.model.memory import bytes_on_device, device_memory
 
 
 class Generated(NamedTuple):
@@ -90,6 +92,7 @@ def generate(
     sampling = _sampling(key, temperature, top_k, top_p, len(rows), vocab_size)
     longest = max(map(len, rows))
     max_length = _cache_length(model, longest, max_new_tokens, max_length)
+    _check_memory(model, len(rows), max_length, dtype)
 
     chunk = min(prefill_chunk, 1 << (longest - 1).bit_length())
     progress = decoding.prefill(model, rows, chunk=chunk, max_length=max_length, dtype=dtype)
@@ -161,3 +164,14 @@ def _cache_length(model: LanguageModel, longest: int, max_new_tokens: int, max_l
                 f"wanted a shorter prompt, a smaller max_new_tokens{' or a larger max_length' if name == 'max_length' else ''}"
             )
     return needed if max_length is None else max_length
+
+
+def _check_memory(model: LanguageModel, batch: int, max_length: int, dtype: Any) -> None:
+    """Raises ValueError if the caches alone need more memory than the device has."""
+    needed = bytes_on_device(jax.eval_shape(lambda: model.init_state(batch, max_length, dtype)))
+    found = device_memory(jax.devices()[:1])
+    if found is not None and needed > found:
+        raise ValueError(
+            f"caches of {max_length:,} tokens for {batch} rows need {decimal(needed)}, and the device has {decimal(found)}; wanted "
+            f"a smaller max_new_tokens, or fewer prompts at once"
+        )

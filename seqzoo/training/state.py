@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from seqzoo import config, tasks
 from seqzoo.model import LanguageModel, ModelState, params, sharding
-from seqzoo.tasks.base import Task
+from seqzoo.tasks.base import BatchSpec, Task
+from seqzoo.training import memory
 from seqzoo.training.optim.optimizer import make_optimizer
 from seqzoo.training.optim.sharding import optimizer_state_shardings
 from seqzoo.training.run.data_record import Sizes
@@ -58,7 +59,8 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
       experiment: task, model, optimizer and mesh.
       sizes: of a run whose data may be gone: then no data is read, and batches are not checked.
     Raises:
-      ValueError: what does not fit, by name: a mixer's settings, a size that does not divide, too few learned positions.
+      ValueError: what does not fit, by name: a mixer's settings, a size that does not divide, too few learned positions, more
+        bytes than the devices have.
     """
     task = tasks.registry.create(experiment.task)
     settings = experiment.model
@@ -91,7 +93,15 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
         rows = lambda axis: NamedSharding(mesh, jax.P(*[None] * axis, sharding.BATCH_AXES))
         shardings["carry"] = jax.tree.map(rows, shapes["carry"].row_axes())
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
+    specs = batch_specs(experiment, task) if sizes is None else []
+    memory.check(experiment, mesh, (sizes or task).vocab_size, abstract, specs)
     return TrainSetup(experiment, task, mesh, graphdef, parameters, tx, abstract)
+
+
+def batch_specs(experiment: config.Experiment, task: Task) -> list[tuple[BatchSpec, int]]:
+    """The batches of training and evaluation, each once with the number of parts in which it is computed one after the other."""
+    training = dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED)))
+    return [(spec, experiment.training.micro_batches) for spec in training] + [(part.spec, 1) for part in task.eval_sets()]
 
 
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:

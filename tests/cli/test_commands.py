@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from helpers.tiny import TINY, tiny
@@ -9,6 +10,8 @@ from seqzoo import cli, compare, config, data, tasks, training
 from seqzoo.cli import quickstart
 from seqzoo.cli.refusals import in_one_line
 from seqzoo.config import Comparison, Experiment
+from seqzoo.model import memory
+from seqzoo.training import memory as training_memory
 from seqzoo.training.run import distributed, profiling
 
 
@@ -228,6 +231,38 @@ def test_a_folder_that_cannot_be_written_is_reported(file, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main([str(file), "--run.folder", str(file)]) == 1
     assert f"error: cannot write {file}" in capsys.readouterr().err
+
+
+HUGE = "mqar(vocab_size=32, length=16, pairs=2, batch_size=2147483640, eval_pairs=(1, 2), eval_examples=16)"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model.depth", "1000000000"), "less than or equal to 4096"),
+        (("--training.steps", "1000000000000"), "less than 2147483648"),
+        (("--model.d-model", "65536"), "training state needs 206.2 GB"),
+        (("--model.learned-positions", "2147483647"), "training state needs 412.3 GB"),
+        (("--task", "mqar(vocab_size=2147483646, length=16, pairs=2)"), "training state needs 412.3 GB"),
+        (("--task", HUGE), "a batch of 2,147,483,640 rows of 16 tokens needs at least 4.8 TB"),
+    ],
+)
+def test_a_run_that_no_device_can_hold_is_refused_before_there_is_a_folder(ran, file, tmp_path, capsys, monkeypatch, words, says):
+    monkeypatch.setattr(training_memory, "device_memory", lambda devices: 64 * 10**9)
+    assert ran(file, *words) == 2
+    said = capsys.readouterr().err
+    assert says in said and ("64.0 GB" in said) == ("needs" in says)
+    assert said.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_the_memory_of_this_machine_is_shared_by_its_devices():
+    one, all_ = memory.device_memory(jax.devices()[:1]), memory.device_memory(jax.devices())
+    assert one and all_ and one // len(jax.devices()) == all_ > 2**26
+
+
+def test_the_longest_run_is_listed_at_once(ran, file, capsys):
+    assert ran(file, "--training.steps", 2**31 - 1, "--dry-run") == []
+    assert f"{(2**31 - 1) * 8 * 16:,}" in capsys.readouterr().out
 
 
 def test_a_folder_of_programs_comes_from_the_command_line_never_from_a_run_folder(file, monkeypatch, tmp_path, capsys):

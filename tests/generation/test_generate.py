@@ -168,6 +168,13 @@ def test_decoding_after_100k_tokens_takes_the_memory_of_1k_unless_a_cache_grows(
     assert large > 90 * small and planned > large
 
 
+def test_caches_that_the_device_cannot_hold_are_refused_before_they_are_made():
+    with pytest.raises(
+        ValueError, match=r"caches of 2,147,483,646 tokens for 1 rows need .*B, and the device has .*max_new_tokens"
+    ):
+        seqzoo.generate(build("softmax(heads=2)"), [[1]], max_new_tokens=2**31 - 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["gla", "mamba", "rwkv7", "min_gru", "softmax(window=16)"])
 def test_100k_tokens_are_read_in_chunks_into_a_state_that_does_not_grow(spec):
