@@ -38,8 +38,15 @@ def score(
 
 def sums(batch: Batch, found: TokenLosses) -> Sums:
     """Weighted sums over the tokens of a batch: cross-entropy in nats, hits, and the weights themselves."""
-    weights = batch["weights"].astype(found.cross_entropy.dtype)
-    return {"loss": jnp.sum(weights * found.cross_entropy), "correct": jnp.sum(weights * found.correct), "weight": jnp.sum(weights)}
+    weighed = lambda values: jnp.sum(weigh(batch, values))
+    one = jnp.ones_like(found.cross_entropy)
+    return {"loss": weighed(found.cross_entropy), "correct": weighed(found.correct.astype(one.dtype)), "weight": weighed(one)}
+
+
+def weigh(batch: Batch, values: Array) -> Array:
+    """values [b, t] times the weights; exactly 0 where the weight is 0, whatever the value: 0 inf would be NaN."""
+    weights = batch["weights"].astype(values.dtype)
+    return jnp.where(weights == 0, jnp.zeros_like(values), weights * values)
 
 
 def train_step(setup: TrainSetup) -> Wrapped:
@@ -103,7 +110,7 @@ def gradients(
         means = {"loss": total["loss"] / weight, "accuracy": total["correct"] / weight}
         if not settings.z_loss:
             return means["loss"], (means, carry)
-        means["z_loss"] = settings.z_loss * jnp.sum(batch["weights"] * found.log_z**2) / weight
+        means["z_loss"] = settings.z_loss * jnp.sum(weigh(batch, found.log_z**2)) / weight
         return means["loss"] + means["z_loss"], (means, carry)
 
     def value_and_gradient(batch, carry, key):
@@ -129,8 +136,8 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | No
     @functools.partial(jax.jit, out_shardings=replicated)
     def score_batch(parameters, batch):
         found, _ = score(setup, parameters, batch)
-        weights = batch["weights"].astype(found.cross_entropy.dtype)
-        by_position = {"loss": jnp.sum(weights * found.cross_entropy, axis=0), "weight": jnp.sum(weights, axis=0)}
+        weighed = lambda values: jnp.sum(weigh(batch, values), axis=0)
+        by_position = {"loss": weighed(found.cross_entropy), "weight": weighed(jnp.ones_like(found.cross_entropy))}
         return sums(batch, found), by_position
 
     batches = input_pipeline.eval_batches(setup)

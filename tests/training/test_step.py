@@ -85,6 +85,16 @@ def test_loss_and_accuracy_are_weighted_means_over_tokens():
     assert_close(step.sums(batch, step.score(setup, state["params"], batch)[0]), wanted)
 
 
+def test_a_target_of_weight_0_is_in_no_sum_whatever_its_loss_is():
+    """Not even an infinite one, of a target whose logit is -inf, or NaN: 0 inf and 0 NaN are NaN."""
+    losses = jnp.asarray([[1.0, np.inf, np.nan, 2.0]])
+    batch = {"weights": jnp.asarray([[1.0, 0.0, 0.0, 0.5]])}
+    total = step.sums(batch, step.TokenLosses(losses, losses > 1.5, losses))
+    assert jax.tree.map(float, total) == {"loss": 2.0, "correct": 0.5, "weight": 1.5}
+    gradient = jax.grad(lambda losses: step.sums(batch, step.TokenLosses(losses, losses > 0, losses**2))["loss"])(losses)
+    assert gradient.tolist() == [[1.0, 0.0, 0.0, 0.5]]
+
+
 @pytest.mark.parametrize(
     "eight",
     [

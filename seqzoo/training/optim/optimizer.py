@@ -8,6 +8,7 @@ from flax import nnx
 from seqzoo import config
 from seqzoo.training.optim import gradient_accumulation, schedules, update_rules
 from seqzoo.training.optim.skip_nonfinite import skip_nonfinite
+from seqzoo.training.optim.wide_updates import wide_updates
 
 
 def make_optimizer(
@@ -20,6 +21,8 @@ def make_optimizer(
                clipping, because otherwise the clipped gradient of a large model would be nearly all noise
         u      rule(g), weight decay included
         w      w - learning_rate(step) * u
+
+    All of it, moments and accumulated gradients included, is in float32 or wider, whatever the parameters' dtype.
 
     `update(gradient, state, parameters, value=loss)`; the loss is only for `skip_nonfinite`. With gradient accumulation also
     weight=tokens and step=n.
@@ -49,7 +52,7 @@ def make_optimizer(
         direction = gradient_accumulation.accumulate_gradients(direction, accumulation)
     if settings.skip_limit is not None:
         direction = skip_nonfinite(direction, settings.skip_spikes)
-    return optax.chain(direction, optax.scale_by_learning_rate(make_schedule(settings, steps)))
+    return wide_updates(optax.chain(direction, optax.scale_by_learning_rate(make_schedule(settings, steps))))
 
 
 def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:

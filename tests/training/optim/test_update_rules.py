@@ -235,6 +235,26 @@ def test_weight_decay_moves_only_what_its_mask_names(name):
         np.testing.assert_allclose(update, factor * flat(values)[path], rtol=1e-5, err_msg=path)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("accumulate_steps", ["1", "2"])
+def test_parameters_of_half_precision_get_the_updates_of_float32(name, accumulate_steps, dtype):
+    """Squared gradients of 1e-4, and an epsilon of 1e-8, are 0 in float16; so is what 0.999 leaves of a mean in bfloat16."""
+    settings = Optimizer(rule=name, schedule="constant(warmup_steps=0)", accumulate_steps=accumulate_steps)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), state())
+    values, tx = nnx.to_pure_dict(narrow), make_optimizer(settings, 10, narrow)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), values)
+    gradient = jax.tree.map(lambda leaf: (1e-4 * jnp.cos(7 * leaf)).astype(dtype), values)
+    found, wanted = tx.init(values), tx.init(wide)
+    assert all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(found)), "a state of half precision"
+    step = jax.jit(tx.update)
+    for number in range(4):
+        side = {"weight": jnp.ones(()), "step": jnp.asarray(number)}
+        updates, found = step(gradient, found, values, **side)
+        same, wanted = step(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient), wanted, wide, **side)
+        assert_close(updates, same, what=f"{name}, {dtype}, step {number}")
+
+
 def test_gradients_are_clipped_by_their_global_norm():
     """Adam's step ignores the gradient's scale, so the moments tell: mu = (1 - b1) g after one step."""
     matrix = nnx.State({"w": nnx.Param(jnp.zeros((3, 4)), axes=("embed", "heads"))})
