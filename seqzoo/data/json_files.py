@@ -1,8 +1,17 @@
-"""Reading of our own JSON files. Damage becomes one error that names the file, never a traceback of the parser."""
+"""Reading of our own JSON files. Damage becomes one error that names the file, never a traceback of the parser.
+
+Only regular files are read, and only up to a size: a folder may come from a stranger, and a named pipe would be read for ever.
+"""
 
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+JSON_BYTES = 2**28  # of a file with one object, at most
+LINES_BYTES = 2**32  # of a file with an object per line, at most
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
 class DamagedFile(ValueError):
@@ -18,7 +27,7 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     path = Path(path)
     if absent is not None and not path.exists():
         return absent
-    return parse_object(path.read_bytes(), str(path))
+    return parse_object(_read(path, JSON_BYTES), str(path))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -29,8 +38,38 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
       DamagedFile: a line holds something else.
     """
     path = Path(path)
-    whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    whole, _, _ = _read(path, LINES_BYTES).rpartition(b"\n") if path.exists() else (b"", b"", b"")
     return [parse_object(line, f"line {number} of {path}") for number, line in enumerate(whole.split(b"\n"), 1)] if whole else []
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to read its bytes; never waits for a named pipe.
+
+    Raises:
+      DamagedFile: a folder, a pipe, a device. OSError: it cannot be opened.
+    """
+    refuse_irregular(path)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # it was replaced in between
+        file.close()
+        raise DamagedFile(f"{path} is not a regular file, wanted one")
+    return file
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises DamagedFile for a folder, a named pipe or a device in the place of a file; OSError if there is nothing."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DamagedFile(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'a device')}, wanted a regular file")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with open_regular(path) as file:
+        text = file.read(limit + 1)
+    if len(text) > limit:
+        raise DamagedFile(f"{path} has more than {limit:,} bytes, wanted a file as it was written")
+    return text
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:

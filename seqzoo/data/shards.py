@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqzoo.data.atomic_io import atomic_write
 from seqzoo.data.errors import DataError
-from seqzoo.data.json_files import DamagedFile, read_json
+from seqzoo.data.json_files import DamagedFile, open_regular, read_json, refuse_irregular
 from seqzoo.data.sources import read_errors
 
 FORMAT = "seqzoo corpus"
@@ -269,6 +269,7 @@ def starts(folder: str | Path, manifest: Manifest, split: str) -> np.ndarray:
 def _load_mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: int) -> np.ndarray:
     path = Path(folder).expanduser() / file.name
     try:
+        refuse_irregular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not an array of numbers: {error}") from None
@@ -286,5 +287,5 @@ def sha256(arrays: Iterable[np.ndarray]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,9 @@
 """Damaged files of a run: a command that reads one ends with a line that names it, or works; never with a traceback."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from rich.console import Console
@@ -9,6 +11,8 @@ from rich.console import Console
 from helpers.tiny import quiet, tiny
 from seqzoo import config, training
 from seqzoo.cli import main
+from seqzoo.data.json_files import JSON_BYTES, DamagedFile, read_json
+from seqzoo.training.run.checkpoint import damage as defect
 
 SMALL = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "saved.json", "checkpoints/6/sha256.json")
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -99,15 +103,48 @@ def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, 
             before = contents(folder)
 
 
+PLACES = {  # something else in the place of a file
+    "a folder": lambda path: path.mkdir(),
+    "a named pipe": lambda path: os.mkfifo(path),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [*SMALL, "lock", "checkpoints/6/_CHECKPOINT_METADATA", "checkpoints/6/manifest.ocdbt"])
+def test_what_is_no_regular_file_is_not_read(run, tmp_path, capsys, monkeypatch, name, place):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink()
+    PLACES[place](path)
+    signal.alarm(60)  # a pipe that is opened waits for ever
+    try:
+        for command in READERS:
+            code = main([command, "run"])
+            said = capsys.readouterr().err
+            assert code in (0, 1, 2) and said.count("\n") == (code != 0), said[:2000]
+            assert not code or path.name in said, said
+        if name.startswith("checkpoints"):
+            assert path.name in str(defect(path.parent))
+    finally:
+        signal.alarm(0)
+
+
+def test_a_file_that_grew_too_large_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(JSON_BYTES + 1)
+    with pytest.raises(DamagedFile, match=r"config\.json has more than 268,435,456 bytes"):
+        read_json(tmp_path / "config.json")
+
+
 def test_a_digest_lists_every_file(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "checkpoints" / "6" / "extra").write_bytes(b"1")
     assert training.Checkpoints(copy / "checkpoints").steps()[-1] == 6
-    from seqzoo.training.run.checkpoint import damage
-
-    assert damage(copy / "checkpoints" / "6") == "extra is not listed in sha256.json"
-    assert damage(run / "checkpoints" / "6") is None
+    assert defect(copy / "checkpoints" / "6") == "extra is not listed in sha256.json"
+    assert defect(run / "checkpoints" / "6") is None
 
 
 def test_a_damaged_member_does_not_end_a_comparison(tmp_path):

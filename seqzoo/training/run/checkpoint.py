@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from seqzoo.data.atomic_io import WriteError, error_reason, sync, sync_tree, write_errors, write_json
-from seqzoo.data.json_files import DamagedFile, read_json
+from seqzoo.data.json_files import DamagedFile, open_regular, read_json, refuse_irregular
 from seqzoo.training.run import distributed
 from seqzoo.training.run.tensorstore_leak import without_leak
 from seqzoo.training.state import State
@@ -242,6 +242,9 @@ class Checkpoints:
 def damage(path: Path) -> str | None:
     """Defect of a checkpoint: a file that is missing or not as it was written; None if there is none. Reads all files."""
     try:
+        for file in path.rglob("*"):
+            if file.name in WRITTEN_LATER or not file.is_dir():
+                refuse_irregular(file)  # Orbax would read a named pipe for ever
         wanted = read_json(path / DIGESTS)
         found = {name: _sha256(path / name) for name in _files(path)}
     except (OSError, ValueError) as error:
@@ -290,7 +293,7 @@ def _files(path: Path) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

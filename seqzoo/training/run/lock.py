@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from seqzoo.data.atomic_io import error_reason, write_errors
+from seqzoo.data.json_files import refuse_irregular
 from seqzoo.data.lock import flock
 
 LOCK = "lock"
@@ -33,6 +34,8 @@ class RunLock:
     def acquire(self) -> None:
         """Takes the lock. Raises LockedError if another process has it, WriteError if its file cannot be written."""
         with write_errors(self.path):
+            if self.path.exists():
+                refuse_irregular(self.path)
             file = self.path.open("a+", encoding="utf-8")
         try:
             flock(file.fileno())
