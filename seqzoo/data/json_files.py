@@ -66,10 +66,9 @@ def refuse_irregular(path: Path) -> None:
 
 def _read(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise DamagedFile(f"{path} has more than {limit:,} bytes, wanted a file as it was written")
-    return text
+        if os.fstat(file.fileno()).st_size > limit:
+            raise DamagedFile(f"{path} has more than {limit:,} bytes, wanted a file as it was written")
+        return file.read()
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
