@@ -20,7 +20,7 @@ from seqzoo.cli.shared import (
 from seqzoo.entry import program
 from seqzoo.specs import split
 
-DRY_RUN, CHANGED, GO_BACK, SWEEP = "--dry-run", "--changed", "--go-back", "--sweep"
+DRY_RUN, CHANGED, GO_BACK, RETRY, SWEEP = "--dry-run", "--changed", "--go-back", "--retry", "--sweep"
 
 
 def train(arguments: list[str], console: Console) -> int:
@@ -89,20 +89,22 @@ class Evaluation(config.Section):
 
 
 def resume(arguments: list[str], console: Console) -> int:
-    """`resume RUN [--settings] [--changed] [--go-back]`."""
+    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry]`."""
     from seqzoo import training
 
     folder, words = take_run_folder("resume", arguments)
     found = checked(lambda: training.load_config(folder))
     refuse_distributed_comparison(found)
-    changed, go_back = CHANGED in words, GO_BACK in words
-    words = [word for word in words if word not in (CHANGED, GO_BACK)]
+    changed, go_back, retry = (flag in words for flag in (CHANGED, GO_BACK, RETRY))
+    words = [word for word in words if word not in (CHANGED, GO_BACK, RETRY)]
+    if retry and isinstance(found, config.Experiment):
+        raise UsageError(f"{folder} holds one run; {RETRY} is for comparisons, wanted no {RETRY}")
     if not words:
         if isinstance(found, config.Experiment):
             checked(lambda: training.check(found, resumed=True))
         elif go_back:
             raise UsageError(f"{folder} holds a comparison; wanted {GO_BACK} with the one of its runs that lacks something")
-        return start(found, folder, console, changed=changed, go_back=go_back)
+        return start(found, folder, console, changed=changed, go_back=go_back, retry=retry)
     stored = one_experiment(found, folder)
     chosen = parse_settings(stored, words, prog=f"{program()} resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
@@ -154,13 +156,14 @@ def start(
     mesh: config.Mesh | None = None,
     changed: bool = False,
     go_back: bool = False,
+    retry: bool = False,
 ) -> int:
     """Trains the chosen config in a folder, and returns the exit code."""
     console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     if isinstance(chosen, config.Comparison):
         from seqzoo import compare
 
-        compare.run(chosen, folder, console=console)
+        compare.run(chosen, folder, console=console, retry=retry)
     else:
         from seqzoo import training
 

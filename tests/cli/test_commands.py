@@ -301,6 +301,17 @@ def test_a_run_is_resumed_on_other_devices_and_with_other_settings_if_changed_is
     assert [chosen.training.steps for chosen, _, _ in calls] == [6, 6, 3]
 
 
+def test_runs_that_failed_are_tried_again_in_comparisons_only(ran, monkeypatch, tmp_path, capsys):
+    for name, held in {"one": tiny(), "two": Comparison(base=tiny(), axes={"training.seed": (0, 1)})}.items():
+        folder = training.create_run_dir("runs", name)
+        (folder / "config.json").write_text(held.model_dump_json())
+    tried = []
+    monkeypatch.setattr(compare, "run", lambda *_, retry, **__: tried.append(retry))
+    assert ran("resume", "runs/one", "--retry") == 2
+    assert "runs/one holds one run; --retry is for comparisons" in capsys.readouterr().err
+    assert ran("resume", "runs/two", "--retry") == ran("resume", "runs/two") == [] and tried == [True, False]
+
+
 def test_a_run_is_trained_resumed_and_evaluated(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     short = ("--training.steps", "2")

@@ -12,6 +12,7 @@ from rich.console import Console
 from seqzoo import compare, training
 from seqzoo.compare.summary import RATE, SEED
 from seqzoo.config import Comparison, Experiment, Training
+from seqzoo.training.run import run_dir
 
 EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
@@ -189,6 +190,79 @@ def test_a_diverged_run_is_recorded_not_repeated_and_does_not_stop_the_others(tm
     assert [(run["finished"], run["problem"]) for run in results["runs"]] == [(True, None), (False, "step 7: no longer finite")]
     (row,) = results["rows"]
     assert row["rate"] == 1e-3 and "no longer finite" in (tmp_path / "c" / "report.md").read_text()
+
+
+class Failing(Trainer):
+    """Raises an error for seed 1 of softmax until `error` is None."""
+
+    def __init__(self, error):
+        super().__init__(known)
+        self.error = error
+
+    def __call__(self, experiment, folder, *, console=None):
+        if self.error is not None and experiment.training.seed == 1:
+            (folder / "checkpoints").mkdir(parents=True)  # as a process that was killed may leave it
+            raise self.error
+        if folder.exists():
+            raise ValueError(f"{folder} is not empty")
+        return super().__call__(experiment, folder, console=console)
+
+
+SEEDS = comparison(training__seed=(0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "traced"),
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more"),
+            "RuntimeError: RESOURCE_EXHAUSTED: out of memory and more",
+            True,
+        ),
+        (ZeroDivisionError("in a mixer of the user"), "ZeroDivisionError: in a mixer of the user", True),
+        (AssertionError(), "AssertionError", True),
+        (run_dir.RunDirError("it has no config.json but is not empty"), "it has no config.json", False),
+        (FileNotFoundError(2, "No such file or directory", "corpus"), "corpus", False),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_run_that_fails_is_recorded_and_the_others_go_on_until_it_is_retried(tmp_path, error, says, traced):
+    folder, trainer, console = tmp_path / "c", Failing(error), quiet()
+    results = compare.run(SEEDS, folder, console=console, run=trainer)
+    name = results["runs"][1]["name"]
+    assert [each["finished"] for each in results["runs"]] == [True, False, True] and says in results["runs"][1]["problem"]
+    failure = (folder / "runs" / name / "failure.txt").read_text(encoding="utf-8")
+    assert failure.startswith(results["runs"][1]["problem"] + "\n") and ("Traceback" in failure) == traced
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert f"`{name}`: {results['runs'][1]['problem']}\n" in report and "--retry" in console.file.getvalue()
+    trainer.error = None
+    assert compare.run(SEEDS, folder, console=quiet(), run=trainer)["runs"][1]["problem"] == results["runs"][1]["problem"]
+    results = compare.run(SEEDS, folder, console=quiet(), run=trainer, retry=True)
+    assert all(each["finished"] for each in results["runs"]) and len(trainer.ran) == 3
+    assert (folder / "runs" / f"{name}.failed1" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    "error", [training.WriteError("No space left on device"), training.Interrupted(15, 3), KeyboardInterrupt()]
+)
+def test_a_full_disk_and_a_signal_end_a_comparison(tmp_path, error):
+    trainer = Failing(error)
+    with pytest.raises(type(error)):
+        compare.run(SEEDS, tmp_path / "c", console=quiet(), run=trainer)
+    assert len(trainer.ran) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"final": {"pairs=2": {}}}, {"final": {"pairs=2": None}}, {"state_bytes": None}, {"tokens_per_second": "fast"}],
+    ids=str,
+)
+def test_a_summary_that_lacks_numbers_is_a_problem_of_its_run(tmp_path, damage):
+    compare.run(SEEDS, tmp_path / "c", console=quiet(), run=Trainer(known))
+    (path,) = tmp_path.glob("c/runs/0-*/summary.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    results = compare.run(SEEDS, tmp_path / "c", console=quiet(), run=Trainer(known))
+    assert str(path) in results["runs"][0]["problem"] and results["runs"][1]["finished"]
 
 
 def test_a_comparison_in_which_everything_diverged_still_reports(tmp_path):
