@@ -57,7 +57,8 @@ def attention(
       scale: of the dot products; None is k^-0.5.
       window: number of tokens that a query sees, itself included, >= 1; None is all.
       dropout: probability in [0, 1) with which a weight becomes 0, after normalisation; the others grow by 1 / (1 - dropout).
-        Drawn by (row, head, document, query position, key position).
+        Drawn by (row, head, id of the document, query position, key position): cutting the row changes nothing. Documents of one
+        row with the same id draw alike.
       key: PRNG key of the dropout; None is deterministic, that is no dropout.
       initial_state: keys and values of the document so far, from `empty_cache` or an earlier call; None starts empty and returns
         no state. Its capacity s is at least the window; without a window s is the longest document that fits.
@@ -104,7 +105,9 @@ def attention(
     decoding = t == 1 and initial_state is not None and implementations.on_cpu()
     default = "decode" if decoding else "reference" if small else "blockwise"
     attend = implementations.choose("attention", implementation, IMPLEMENTATIONS, default)
-    random_bits = draw_random_bits(key, queries, b, h) if dropout > 0 and key is not None else None
+    random_bits = None
+    if dropout > 0 and key is not None:
+        random_bits = draw_random_bits(key, Tokens(segments.ids(segment_ids, initial_segment, position.shape), position), b, h)
     # Visible keys are at most a window back in the row; not so in rows with padding, which a window does not count.
     visible_shards = shards.time_shards
     if window is not None and segment_ids is None:

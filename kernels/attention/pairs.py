@@ -39,7 +39,7 @@ def draw_random_bits(key: Array, queries: Tokens, batch: int, heads: int) -> Arr
     """[b, h, t, 2] uint32: two random words per (row, head, segment, query position), from which `dropout_mask` draws.
 
     The counters name the pair of query and key, not its place in a block, so the draw depends neither on block sizes nor on splits
-    of the row.
+    of the row. For this the segments of `queries` are ids, which a split does not change, unlike numbers within the call.
     """
     key = random.wrap_key_data(random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
     shape = (batch, heads, queries.position.shape[1])

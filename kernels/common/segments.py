@@ -54,6 +54,15 @@ def _begin(segment_ids, initial_segment, where):
     return sharding.run_sharded(shards, local, (ids, carried), ("b t", "b"), "b t")
 
 
+def ids(segment_ids: Array | None, initial_segment: Array | None, shape: tuple[int, int]) -> Array:
+    """[b, t] int32: the id of each token; without ids that of the document before, 1 where there is none."""
+    if segment_ids is not None:
+        return segment_ids.astype(jnp.int32)
+    if initial_segment is None:
+        return jnp.ones(shape, jnp.int32)
+    return jnp.broadcast_to(last_segment(None, initial_segment)[:, None], shape)
+
+
 def first_tokens(segment_ids: Array | None, initial_segment: Array, length: int) -> Array:
     """[b, t] bool: the first token of every document, also of the very first, which has nothing to forget and is not in `starts`.
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from ..common import implementations, segments, sharding
 from ..common.vma import match_vma
@@ -38,6 +39,7 @@ def linear_attention(
     read_before_write: bool = False,
     bonus: Array | None = None,
     scale: float | None = None,
+    output_dtype: DTypeLike | None = None,
     initial_state: Array | None = None,
     initial_segment: Array | None = None,
     segment_ids: Array | None = None,
@@ -61,6 +63,7 @@ def linear_attention(
       read_before_write: a token reads the state before its own decay and its own write, as in RWKV.
       bonus: u [h, k] float, the weight of a token's own k v^T in a read before the write; None is 0.
       scale: factor on the output, a Python number; None is k ** -0.5.
+      output_dtype: of o; None is v's. A quotient of two of its columns, sums over a whole row, wants float32.
       initial_state: [b, h, k, v] S before the first token; None is zero.
       initial_segment: [b] int32 document of `initial_state`; None or 0: it belongs to the first token's document.
       segment_ids: [b, t] int32 document of each token; 0 is padding, which neither writes nor decays. A document starts from S = 0.
@@ -74,7 +77,7 @@ def linear_attention(
         None is 64, on a CPU and for "recurrent" 32. "reference" has no chunks and refuses it.
 
     Returns:
-      (o, S): o [b, t, h, v] in v's dtype, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32,
+      (o, S): o [b, t, h, v] in `output_dtype`, exactly 0 at padding; S [b, h, k, v] after the last token, in promote(float32,
       the inputs' dtypes).
 
     Raises:
@@ -108,6 +111,7 @@ def linear_attention(
     uses_reference = choice.forward == "reference"
     shards = sharding.plan("linear_attention", b=batch, t=1 if uses_reference else length, h=(groups, heads))
     chunk_size = defaults.chunk_size(choice, chunk_size, length // shards.time_shards)
+    output_dtype = v.dtype if output_dtype is None else jnp.dtype(output_dtype)
     factor = width**-0.5 if scale is None else float(scale)
 
     q, k, v = (segments.mask_padding(x, segment_ids) for x in (q, k, v))
@@ -120,11 +124,16 @@ def linear_attention(
 
     arrays = match_vma((queries, k, v, transition, state))
     if uses_reference:
-        settings = {"scale": factor, "read_before_write": read_before_write, "resets": segment_ids is not None}
+        settings = {
+            "scale": factor,
+            "read_before_write": read_before_write,
+            "resets": segment_ids is not None,
+            "output_dtype": output_dtype,
+        }
         run = functools.partial(reference.forward, **settings)
     else:
         passes = IMPLEMENTATIONS[choice.forward], IMPLEMENTATIONS[choice.backward]
-        settings = Settings(*passes, factor, read_before_write, chunk_size, segment_ids is not None, shards.time)
+        settings = Settings(*passes, factor, read_before_write, chunk_size, segment_ids is not None, output_dtype, shards.time)
         run = functools.partial(attend_shard if shards.manual else attend, settings)
     if shards.manual:
         token, head = "b t h .", "b h . ."
@@ -135,7 +144,7 @@ def linear_attention(
     if bonus is not None:
         q, k = (jnp.repeat(x.astype(dtype), heads // groups, axis=2) for x in (q, k))
         own = jnp.sum(q * bonus.astype(dtype)[None, None] * k, axis=-1, keepdims=True)  # q^T Diag(u) k
-        o = (o + factor * own * v.astype(dtype)).astype(v.dtype)
+        o = (o + factor * own * v.astype(dtype)).astype(output_dtype)
     return segments.mask_padding(o, segment_ids), state
 
 

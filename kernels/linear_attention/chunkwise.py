@@ -26,7 +26,7 @@ from ..common.vma import zeros_like_vma
 from . import inter_chunk, intra_chunk, recurrent
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
+def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, output_dtype, save):
     """Computes (o, last state, residuals).
 
     Residuals, None unless `save`: states at the starts of every `checkpoint_interval` tokens [..., b, h, k, v], and u
@@ -45,7 +45,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
         checkpoints = states if per_chunk else s[None]
         return (last, chunking.set(o, o_i, i), us if us is None else chunking.set(us, u, i)), checkpoints if save else None
 
-    start = chunking.group_heads(state), zeros_like_vma(inputs[2]), us
+    start = chunking.group_heads(state), zeros_like_vma(inputs[2], dtype=output_dtype), us
     (last, o, us), checkpoints = lax.scan(step, start, jnp.arange(chunking.blocks))
     o, last = o[:, : chunking.length], chunking.split_heads(last, state)
     if checkpoints is None:
@@ -54,15 +54,21 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     return o, last, (checkpoints, us if us is None else us[:, : chunking.length])
 
 
-def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
+def recurrent_forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, output_dtype, save):
     """`recurrent.forward` with the residuals of `backward`: for training on CPUs, where only gradients have enough arithmetic for
     matrix products to pay."""
     interval = checkpoint_interval(q, v, transition, chunk_size)
-    settings = {"scale": scale, "read_before_write": read_before_write, "chunk_size": interval, "resets": resets}
+    settings = {
+        "scale": scale,
+        "read_before_write": read_before_write,
+        "chunk_size": interval,
+        "resets": resets,
+        "output_dtype": output_dtype,
+    }
     return recurrent.forward(q, k, v, transition, state, **settings, save=save)
 
 
-def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets):
+def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets, output_dtype):
     """Computes (dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the gradients of o and of the last state."""
     chunking, (checkpoints, u) = Chunking.of(q, v, transition, chunk_size), residuals
     block = block_function(q, k, v, transition, scale, read_before_write, resets)

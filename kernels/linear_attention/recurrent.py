@@ -37,7 +37,7 @@ from .transition import (
 )
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save):
+def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, output_dtype, save):
     """Computes (o, last state, residuals).
 
     Residuals, None unless `save`: the states before each chunk [chunks, b, h, k, v], and u [b, t, h, v], None without a low-rank
@@ -59,7 +59,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
         end = jnp.minimum((j + 1) * chunk_size, length)
         return *lax.fori_loop(j * chunk_size, end, token, (s, o, us)), checkpoints
 
-    o = zeros_like_vma(v)
+    o = zeros_like_vma(v, dtype=output_dtype)
     if not save:
         state, o, _ = lax.fori_loop(0, length, token, (state, o, None))
         return o, state, None
@@ -70,7 +70,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     return o, state, (checkpoints, us)
 
 
-def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets):
+def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets, output_dtype):
     """Computes (dq, dk, dv, dtransition, dstate), in the inputs' dtypes, from the gradients of o and of the last state."""
     checkpoints, us = residuals
     (batch, length, groups, width), heads, dtype = q.shape, v.shape[2], d_last.dtype

@@ -12,7 +12,7 @@ from jax import lax
 from .transition import broadcast_heads, read_state, update_state
 
 
-def forward(q, k, v, transition, state, *, scale, read_before_write, resets):
+def forward(q, k, v, transition, state, *, scale, read_before_write, resets, output_dtype):
     """Computes (o [b, t, h, v], last state [b, h, k, v])."""
 
     def step(before, token):
@@ -22,4 +22,4 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, resets):
 
     time_first = jax.tree.map(lambda x: jnp.moveaxis(x.astype(state.dtype), 1, 0), (q, k, v, transition))
     last, o = lax.scan(step, state, time_first)
-    return jnp.moveaxis(o, 0, 1).astype(v.dtype), last
+    return jnp.moveaxis(o, 0, 1).astype(output_dtype), last

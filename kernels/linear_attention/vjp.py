@@ -10,7 +10,7 @@ before it (forward) and the gradient of the state after it (backward) from the t
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from .transition import Transition
 class Implementation(NamedTuple):
     """The two passes of an implementation. `backward` takes the residuals of `forward`."""
 
-    # (q, k, v, transition, state, *, scale, read_before_write, chunk_size, resets, save) -> (o, last state, residuals)
+    # (q, k, v, transition, state, *, scale, ..., output_dtype, save), see `Settings` -> (o, last state, residuals)
     forward: Callable
     backward: Callable  # (q, k, v, transition, residuals, d_o, d_last, *, ...) -> (dq, dk, dv, dtransition, dstate)
 
@@ -39,12 +39,13 @@ class Settings(NamedTuple):
     read_before_write: bool
     chunk_size: int
     resets: bool  # documents may start: a decay of exactly 0 selects zeros, so that not even 0 inf = NaN comes through
+    output_dtype: Any
     time_axis: str | None  # the mesh axis that shards time
 
     @property
     def keywords(self) -> dict:
         """The keyword arguments of an implementation."""
-        return {name: getattr(self, name) for name in ("scale", "read_before_write", "chunk_size", "resets")}
+        return {name: getattr(self, name) for name in ("scale", "read_before_write", "chunk_size", "resets", "output_dtype")}
 
 
 def _attend(settings: Settings, q: Array, k: Array, v: Array, transition: Transition, state: Array) -> tuple[Array, Array]:

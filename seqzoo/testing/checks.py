@@ -142,6 +142,24 @@ def check_overflow(it: MixerUnderTest, size: float = 1e18) -> None:
     assert_close(kept(found), kept(wanted), what=f"{it}, after documents of {size:g}")
 
 
+def check_key(it: MixerUnderTest) -> None:
+    """With one key, two pieces give the whole: what is drawn depends on the document and the index inside it, not on the cut."""
+    key, x = jax.random.key(it.seed), it.inputs(3)[0]
+    forward = lambda params, state, x, ids, key: nnx.merge(it.graphdef, params)(x, state=state, segment_ids=ids, key=key)
+    jaxpr = jax.make_jaxpr(forward)(it.params, it.state, x, SEGMENT_IDS, key).jaxpr
+    if not any(jaxpr.invars[-1] is used for equation in jaxpr.eqns for used in equation.invars):
+        return
+    run = jax.jit(forward)
+    y, last = run(it.params, it.state, x, SEGMENT_IDS, key)
+    plain, _ = run(it.params, it.state, x, SEGMENT_IDS, jax.random.key(it.seed + 1))
+    assert np.any(np.asarray(y) != np.asarray(plain)), f"{it}: two keys draw the same"
+    for cut in CUTS:
+        first, middle = run(it.params, it.state, _pad(x[:, :cut], 0), _pad(SEGMENT_IDS[:, :cut], 0), key)
+        second, end = run(it.params, middle, _pad(x[:, cut:], 0), _pad(SEGMENT_IDS[:, cut:], 0), key)
+        joined = np.concatenate([first[:, :cut], second[:, : LENGTH - cut]], axis=1)
+        assert_close((joined * REAL, end), (np.asarray(y) * REAL, last), what=f"{it}, with a key, cut at {cut}")
+
+
 def check_state(it: MixerUnderTest) -> None:
     """A state comes back with its shapes and dtypes, has the bytes that are reported, may be donated, and recompiles nothing."""
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
@@ -215,6 +233,7 @@ CHECKS: tuple[Callable[[MixerUnderTest], None], ...] = (
     check_packing,
     check_padding,
     check_overflow,
+    check_key,
     check_state,
     check_finite,
     check_defaults,

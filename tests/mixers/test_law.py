@@ -92,6 +92,11 @@ def test_every_mixer_keeps_the_law(spec, check):
     check(under_test(spec))
 
 
+@pytest.mark.parametrize("spec", ["softmax(dropout=0.3)", "softmax(dropout=0.3, window=6)", "sigmoid(dropout=0.3)"])
+def test_with_one_key_the_pieces_of_a_row_draw_what_the_whole_draws(spec):
+    testing.checks.check_key(under_test(spec))
+
+
 PRODUCTS = ("based", "mamba2")  # they give the op products of two projections, which are infinite at 1e20
 
 

@@ -92,14 +92,17 @@ class LinearAttentionMixer(MatrixStateMixer):
         """q, k [b, t, h, k] and v [b, t, h, v] of x."""
         return self.split_heads(self.q(x)), self.split_heads(self.k(x)), self.split_heads(self.v(x))
 
-    def attend(self, q: Array, k: Array, v: Array, log_decay: Array, state: Any, segment_ids: Array | None) -> tuple[Array, Array]:
-        """(o [b, t, h, v], the state's matrix after the last token)."""
+    def attend(
+        self, q: Array, k: Array, v: Array, log_decay: Array, state: Any, segment_ids: Array | None, output_dtype: Any = None
+    ) -> tuple[Array, Array]:
+        """(o [b, t, h, v], in `output_dtype` or v's, and the state's matrix after the last token)."""
         return linear_attention(
             q,
             k,
             v,
             log_decay=log_decay,
             scale=self.query_scale,
+            output_dtype=output_dtype,
             segment_ids=segment_ids,
             implementation=self.implementation,
             **state_kwargs(state, "matrix"),

@@ -52,12 +52,13 @@ class Based(MatrixStateMixer):
             taylor_features(k),
             append_ones(v),
             scale=1.0,
+            output_dtype=jnp.promote_types(v.dtype, jnp.float32),
             segment_ids=segment_ids,
             implementation=self.implementation,
             **state_kwargs(state, "matrix"),
         )
         # Every token's weight is ((1 + s)^2 + 1) / 2, so a smaller sum is padding's, or rounded.
-        o = o[..., :-1] / jnp.maximum(o[..., -1:], 0.5)
+        o = (o[..., :-1] / jnp.maximum(o[..., -1:], 0.5)).astype(v.dtype)
         return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch, max_length=None, dtype=None) -> LinearAttentionState:

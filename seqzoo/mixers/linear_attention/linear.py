@@ -56,12 +56,13 @@ class LinearAttention(MatrixStateMixer):
             exponential_linear(k),
             append_ones(v) if self.normalised else v,
             scale=1.0,
+            output_dtype=jnp.promote_types(v.dtype, jnp.float32) if self.normalised else None,
             segment_ids=segment_ids,
             implementation=self.implementation,
             **state_kwargs(state, "matrix"),
         )
         if self.normalised:
-            o = o[..., :-1] / (o[..., -1:] + EPS)
+            o = (o[..., :-1] / (o[..., -1:] + EPS)).astype(v.dtype)
         return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> LinearState:

@@ -88,7 +88,7 @@ class MLSTM(LinearAttentionMixer):
                 initial = state._replace(matrix=scaled(state.matrix, state.maximum[..., None, None]))
         weight = jnp.exp(weight) if self.exponential else jax.nn.sigmoid(weight)
         k, v = (k * weight[..., None]).astype(k.dtype), append_ones(v) if self.normalised else v
-        o, matrix = self.attend(q, k, v, log_decay, initial, segment_ids)
+        o, matrix = self.attend(q, k, v, log_decay, initial, segment_ids, weight.dtype if self.normalised else None)
         if self.normalised:
             one, eps = (jnp.ones_like(weight), EPS) if maximum is None else (jnp.exp(-stop_gradient(maximum)), scaled(EPS, maximum))
             o = o[..., :-1] / (jnp.maximum(jnp.abs(o[..., -1]), one) + eps)[..., None]

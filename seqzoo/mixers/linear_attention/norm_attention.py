@@ -56,7 +56,14 @@ class NormAttention(MatrixStateMixer):
         n = self.n(x)
         n = jnp.maximum(n.astype(jnp.promote_types(n.dtype, jnp.float32)), LOWEST)
         o, matrix = linear_attention(
-            q, k, v, scale=1.0, segment_ids=segment_ids, implementation=self.implementation, **state_kwargs(state, "matrix")
+            q,
+            k,
+            v,
+            scale=1.0,
+            output_dtype=n.dtype,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+            **state_kwargs(state, "matrix"),
         )
         o = (o * jnp.exp(-LOG_NORMALISERS[self.normaliser](n))[..., None]).astype(v.dtype)
         return self.out(rearrange(o, "b t h v -> b t (h v)")), next_state(state, segment_ids, matrix=matrix)
