@@ -94,11 +94,19 @@ def parse(text: str) -> Spec:
 
 
 def split(specs: str) -> tuple[str, ...]:
-    """Splits "a, b(x=1, y=2)" at its top-level commas; the last character may be one. Raises SpecError if a part is empty."""
-    parts, nesting, current = [], 0, ""
+    """Splits "a, b(x=1, y=2)" at its commas outside of brackets and quotes; the last character may be one.
+
+    Raises SpecError if a part is empty.
+    """
+    parts, nesting, quote, current = [], 0, "", ""
     for character in specs:
-        nesting += (character in "([{") - (character in ")]}")
-        if character == "," and nesting == 0:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            nesting += (character in "([{") - (character in ")]}")
+        if character == "," and nesting == 0 and not quote:
             parts.append(current)
             current = ""
         else:

@@ -1,8 +1,6 @@
 """The commands train, resume and eval."""
 
-import ast
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +15,11 @@ from seqzoo.cli.shared import (
     take_flag,
     take_run_folder,
 )
+from seqzoo.cli.sweeps import SWEEP, sweep, without_repeats
+from seqzoo.compare.tables import print_line
 from seqzoo.entry import program
-from seqzoo.specs import split
 
-DRY_RUN, CHANGED, GO_BACK, RETRY, SWEEP = "--dry-run", "--changed", "--go-back", "--retry", "--sweep"
+DRY_RUN, CHANGED, GO_BACK, RETRY = "--dry-run", "--changed", "--go-back", "--retry"
 
 
 def train(arguments: list[str], console: Console) -> int:
@@ -34,6 +33,8 @@ def train(arguments: list[str], console: Console) -> int:
     chosen = checked(lambda: parse_settings(loaded, words))
     if sweeps:
         chosen = checked(lambda: sweep(loaded, chosen, sweeps))
+    if isinstance(chosen, config.Comparison):
+        chosen = without_repeats(chosen, lambda line: print_line(console, line))
     if dry:
         checked(lambda: compare.show(chosen, console))
         return 0
@@ -42,41 +43,6 @@ def train(arguments: list[str], console: Console) -> int:
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
     return start(chosen, folder, console)
-
-
-def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> config.Comparison:
-    """The comparison of every combination of the swept values; a swept setting replaces an axis of the same name.
-
-    Args:
-      loaded: the config of the file.
-      chosen: the same with the settings of the command line.
-      sweeps: "SETTING=VALUE,VALUE" each.
-    """
-    base, before = (each.base if isinstance(each, config.Comparison) else each for each in (chosen, loaded))
-    axes = dict(chosen.axes) if isinstance(chosen, config.Comparison) else {}
-    given, seen = config.difference(base, before), set()
-    for word in sweeps:
-        path, _, values = word.partition("=")
-        path = path.strip().replace("-", "_")
-        if not values.strip():
-            raise UsageError(f"{SWEEP} {word!r}: wanted SETTING=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3")
-        if path in given or path in seen:
-            raise UsageError(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
-        seen.add(path)
-        axes[path] = tuple(_typed(base, path, value) for value in split(values))
-    return config.Comparison(base=base, axes=axes)
-
-
-def _typed(base: config.Experiment, path: str, word: str) -> Any:
-    """The value of a setting from a word of the command line: the word itself if the setting takes text, else a Python literal."""
-    try:
-        literal = ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        literal = word
-    try:
-        return config.settings(config.replace(base, {path: None if word == "None" else word}))[path]
-    except config.ConfigError:
-        return config.settings(config.replace(base, {path: literal}))[path]
 
 
 class Evaluation(config.Section):

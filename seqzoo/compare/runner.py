@@ -16,10 +16,12 @@ from seqzoo.compare.report import REPORT
 from seqzoo.compare.results import write_figures, write_results
 from seqzoo.compare.summary import LAYERS, Run, label_of, summarise, value_label, varied_axes
 from seqzoo.compare.tables import caption, print_line, table
+from seqzoo.config.names import shortened
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, require
 from seqzoo.entry import resume_command
 
 RUNS = "runs"
+NAME_BYTES = 100  # of the folder of a run
 FAILURE = "failure.txt"  # in the folder of a run that failed: the reason in one line; of an unexpected error also its traceback
 
 
@@ -143,7 +145,7 @@ def _new_run(comparison: config.Comparison, number: int, count: int, point: dict
     parts = (experiment.model.layers if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
     slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
     return Run(
-        name=f"{number:0{len(str(count - 1))}d}-{slug}"[:100],
+        name=shortened(f"{number:0{len(str(count - 1))}d}-{slug}", NAME_BYTES),
         label=label_of(comparison, point, experiment.model.layers),
         point=point,
         rate=experiment.optimizer.learning_rate,

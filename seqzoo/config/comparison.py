@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 
 from seqzoo.config.base import Axes, Section
 from seqzoo.config.experiment import Experiment, replace
+from seqzoo.config.names import shortened
 from seqzoo.specs import parse
 
 
@@ -51,7 +52,7 @@ class Comparison(Section):
     @property
     def name(self) -> str:
         """`base.run.name`, or a name made from the task."""
-        return self.base.run.name or f"{parse(self.base.task).name}-comparison"
+        return self.base.run.name or shortened(f"{parse(self.base.task).name}-comparison")
 
     @property
     def named(self) -> dict[str, set[str]]:

@@ -9,6 +9,7 @@ from seqzoo import channels, mixers, plugins, tasks
 from seqzoo.config.base import ConfigError, Modules, Section
 from seqzoo.config.mesh import Mesh
 from seqzoo.config.model import Model
+from seqzoo.config.names import shortened
 from seqzoo.config.optimizer import Optimizer
 from seqzoo.config.run import Run
 from seqzoo.config.training import Training
@@ -74,7 +75,7 @@ class Experiment(Section):
     def name(self) -> str:
         """`run.name`, or a name made from task and mixers."""
         layers = "-".join(dict.fromkeys(parse(spec).name for spec in self.model.layers))
-        return self.run.name or f"{parse(self.task).name}-{layers}"
+        return self.run.name or shortened(f"{parse(self.task).name}-{layers}")
 
 
 def settings(section: Section, prefix: str = "") -> dict[str, Any]:

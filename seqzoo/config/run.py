@@ -1,12 +1,12 @@
 """The section `run`: folder, name, metric writers, profiling."""
 
 import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
 
 from seqzoo.config.base import Section
+from seqzoo.config.names import check_name
 
 
 class Run(Section):
@@ -26,9 +26,7 @@ class Run(Section):
     @field_validator("name")
     @classmethod
     def _one_folder(cls, value):
-        if value is not None and (not value or Path(value).name != value):
-            raise ValueError(f"{value!r}: wanted the name of one folder; its parent is run.folder")
-        return value
+        return value if value is None else check_name(value)
 
     @field_validator("profile")
     @classmethod

@@ -16,6 +16,7 @@ from seqzoo.data.errors import DataError
 from seqzoo.data.shards import SPLITS, Manifest
 from seqzoo.data.sources import Document, Documents, File
 from seqzoo.data.tokenizers import Bytes, Tokenizer
+from seqzoo.entry import program
 
 HELD_OUT = 0.05
 FIELD = "text"
@@ -257,5 +258,5 @@ def _check_size(words: tuple[str, ...], size: int) -> None:
     if size > LIMIT:
         raise DataError(
             f"{', '.join(words)}: {size:,} bytes are too many to read into memory (at most {LIMIT:,}); prepare them first, with "
-            f"python train.py prepare '{','.join(words)}' FOLDER, and name that folder"
+            f"{program()} prepare '{','.join(words)}' FOLDER, and name that folder"
         )

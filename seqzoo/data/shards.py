@@ -23,6 +23,7 @@ from seqzoo.data.atomic_io import atomic_write
 from seqzoo.data.errors import DataError
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, refuse_irregular
 from seqzoo.data.sources import read_errors
+from seqzoo.entry import program
 
 FORMAT = "seqzoo corpus"
 MANIFEST = "manifest.json"
@@ -200,7 +201,7 @@ def read_manifest(folder: str | Path, name: str = MANIFEST) -> Manifest:
     path = Path(folder).expanduser() / name
     if not path.is_file():
         if name == MANIFEST and path.with_name(UNFINISHED).is_file():
-            raise DataError(f"{folder} is not completely prepared; run the same `train.py prepare` again to continue")
+            raise DataError(f"{folder} is not completely prepared; run the same `{program()} prepare` again to continue")
         raise DataError(f"{folder} is not a prepared corpus: it has no {name}")
     try:
         found = read_json(path)

@@ -97,6 +97,8 @@ def train(
         if finished:
             more = f"for more steps: {resume_command(opened)} --training.steps N --changed"
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
+            if experiment.run.window is not None:
+                console.print("note: run.profile traces nothing: the run is finished", soft_wrap=True)
             return finished
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
@@ -162,6 +164,8 @@ class _Loop:
             with self.checkpoints:
                 state = self.begin()
                 end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
+                if (note := self.profiler.note(self.step, end)) is not None:
+                    self.print(f"note: {note}")
                 with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
         except WriteError as error:

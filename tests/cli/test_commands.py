@@ -6,10 +6,11 @@ import jax
 import pytest
 
 from helpers.tiny import TINY, tiny
-from seqzoo import cli, compare, config, data, tasks, training
+from seqzoo import cli, compare, config, data, mixers, tasks, training
 from seqzoo.cli import quickstart
 from seqzoo.cli.refusals import in_one_line
 from seqzoo.config import Comparison, Experiment
+from seqzoo.config.names import shortened
 from seqzoo.model import memory
 from seqzoo.training import memory as training_memory
 from seqzoo.training.run import distributed, profiling
@@ -70,6 +71,58 @@ def test_a_sweep_is_the_comparison_of_all_combinations(ran, file, comparison):
     assert chosen == Comparison(base=tiny(model__depth=2), axes=axes)
     _, (chosen, _) = ran(comparison, "--sweep", "training.ema=None,0.9")
     assert chosen.axes == {"model.layers": ("softmax", "linear"), "training.ema": (None, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("model.layers=linear,('retnet','softmax')", (("linear",), ("retnet", "softmax"))),
+        ("model.layers=linear,'retnet, softmax(window=4)'", (("linear",), ("retnet", "softmax(window=4)"))),
+        ("model.norm_position=pre,['post']", ("pre", ("post",))),
+        ("mesh.rules={'heads': None},{}", ({**tiny().mesh.rules, "heads": None}, tiny().mesh.rules)),
+        ("run.log=(),('tensorboard',)", ((), ("tensorboard",))),
+        ("optimizer.accumulate_steps='0:1, 2:2',2", ("0:1, 2:2", "2")),
+        ("run.name='a, b',c", ("a, b", "c")),
+        ("training.ema=None,0.5", (None, 0.5)),
+    ],
+)
+def test_values_in_quotes_or_brackets_are_swept_as_python_writes_them(ran, file, capsys, word, values):
+    (chosen, _), *_ = ran(file, "--sweep", word)
+    assert chosen.axes == {word.split("=")[0]: values}
+    assert ran(file, "--sweep", word, "--dry-run")
+    assert f"Runs: {len(values)}," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "says"),
+    [
+        (("--sweep", "training.seed=1,0x1,2,+1"), {"training.seed": (1, 2)}, "training.seed=1 is the same as 1: one run for both"),
+        (("--sweep", "optimizer.learning_rate=1e-3,0.001"), {"optimizer.learning_rate": (1e-3,)}, "0.001 is the same as 0.001"),
+        (("--sweep", "model.layers=gla(heads=2),gla( heads = 2 )"), {"model.layers": (("gla(heads=2)",),)}, "one run for both"),
+    ],
+)
+def test_equal_values_of_a_sweep_are_one_run(ran, file, capsys, words, kept, says):
+    (chosen, _), *_ = ran(file, *words)
+    assert chosen.axes == kept and says in capsys.readouterr().out
+
+
+def test_equal_values_of_a_files_axis_are_one_run(ran, comparison, capsys):
+    (chosen, _), *_ = ran(comparison, "--axes", "{'model.layers': ('softmax', ('softmax',)), 'x': {'a': {'training.seed': 1}}}")
+    assert chosen.axes["model.layers"] == ("softmax",) and "one run for both" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0b", "a\nb", "-rf", "a" * 256, "\u00e9" * 130, "\udcff"])
+def test_a_name_that_is_no_safe_folder_is_refused(ran, file, capsys, name):
+    assert ran(file, f"--run.name={name}") == 2
+    said = capsys.readouterr().err
+    assert "wanted" in said and said.count("\n") == 1
+
+
+def test_names_made_from_long_specs_are_shortened_and_differ():
+    names = mixers.registry.names()
+    long = [tiny(model__layers=layers).name for layers in (names, (*names[1:], names[0]))]
+    assert all(len(each.encode()) <= 240 for each in long) and len(set(long)) == 2
+    assert tiny().name == "mqar-softmax" and shortened("\u00e9" * 100, 20).encode()[-9:-8] == b"-"
 
 
 @pytest.mark.parametrize(

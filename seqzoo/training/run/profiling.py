@@ -34,6 +34,14 @@ class Profiler:
         self.folder = Path(folder) / "profile"
         self._tracing = False
 
+    def note(self, step: int, end: int) -> str | None:
+        """A line for a run from `step` to `end` that traces only some steps of the window, or none; None if it traces all."""
+        first, last = max(self._first, step), min(self._last, end)
+        if not self._last or (first, last) == (self._first, self._last):
+            return None
+        found = f"steps {first}:{last} only" if first < last else "nothing"
+        return f"run.profile={self._first}:{self._last} traces {found}: this call trains from step {step} to {end}"
+
     def at(self, step: int, state: Any) -> None:
         """Starts or ends the trace. Call it between steps, when `step` of them have been dispatched and `state` is their result."""
         inside = self._first <= step < self._last

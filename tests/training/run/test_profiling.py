@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.tiny import tiny
+from helpers.tiny import quiet, tiny
 from seqzoo import training
 from seqzoo.training import WriteError
 from seqzoo.training.run import profiling
@@ -89,6 +89,29 @@ def test_memory_is_shown_in_words():
     assert said == (
         "3.5 MB on each device: 2.0 MB arguments, 2.0 MB outputs (1.5 MB of them in place of arguments), 1.0 MB temporaries"
     )
+
+
+@pytest.mark.parametrize(
+    ("window", "steps", "says"),
+    [
+        (None, (4, 9), None),
+        ((5, 7), (4, 9), None),
+        ((2, 6), (4, 9), "steps 4:6 only"),
+        ((7, 12), (4, 9), "steps 7:9 only"),
+        ((20, 23), (4, 9), "nothing"),
+        ((1, 3), (4, 9), "nothing"),
+    ],
+)
+def test_a_window_outside_of_the_run_is_reported(tmp_path, window, steps, says):
+    note = profiling.Profiler(window, tmp_path).note(*steps)
+    assert (note is None) if says is None else f"traces {says}" in note
+
+
+def test_a_finished_run_reports_that_nothing_is_traced(tmp_path):
+    training.train(tiny(), tmp_path / "run", console=quiet())
+    console = quiet()
+    training.train(tiny(run__profile="1:3"), tmp_path / "run", console=console)
+    assert "run.profile traces nothing: the run is finished" in console.file.getvalue()
 
 
 def test_a_backend_without_memory_analysis_has_no_memory_report():
