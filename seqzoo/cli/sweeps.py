@@ -62,16 +62,18 @@ def without_repeats(comparison: config.Comparison, say: Callable[[str], None]) -
     """The comparison without values that give the same experiments as earlier ones of their axis; each is reported."""
     axes = dict(comparison.axes)
     first = {axis: _first(values) for axis, values in axes.items()}
-    for axis in axes.keys() - comparison.named.keys():
-        alone = config.Comparison(base=comparison.base, axes=first | {axis: axes[axis]})
+    for axis, values in axes.items():
+        if isinstance(values, dict):
+            continue
+        alone = config.Comparison(base=comparison.base, axes=first | {axis: values})
         kept: dict[int, config.Experiment] = {}
         for number, (_, experiment) in enumerate(alone.experiments()):
             equal = next((earlier for earlier, other in kept.items() if other == experiment), None)
             if equal is None:
                 kept[number] = experiment
             else:
-                say(f"note: {axis}={axes[axis][number]!r} is the same as {axes[axis][equal]!r}: one run for both")
-        axes[axis] = tuple(axes[axis][number] for number in kept)
+                say(f"note: {axis}={values[number]!r} is the same as {values[equal]!r}: one run for both")
+        axes[axis] = tuple(values[number] for number in kept)
     return comparison if axes == comparison.axes else config.Comparison(base=comparison.base, axes=axes)
 
 

@@ -10,8 +10,8 @@ def check_name(name: str) -> str:
     """The name, if it is safe as that of one folder.
 
     Raises:
-      ValueError: empty, ".", "..", too long, with "-" in front, with a slash, a backslash, a control character or half of a surrogate
-        pair.
+      ValueError: empty, ".", "..", too long, with "-" in front, or with a slash, a backslash, a control character or half of a
+        surrogate pair.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"{name!r}: wanted the name of one folder; its parent is run.folder")
