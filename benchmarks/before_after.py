@@ -116,7 +116,7 @@ def main(settings: Settings) -> None:
             record["cases"].append({"case": label, "pass": which, "ratio": ratio, "seconds": seconds})
             best = min(seconds["before"]) / min(seconds["after"])
             print(f"{label:50} {which:16} {ratio:5.2f}  (of the minima {best:.2f})", flush=True)
-            settings.out.write_text(json.dumps(record, indent=1) + "\n")
+            settings.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     ratios = sorted(case["ratio"] for case in record["cases"])
     print(f"{len(ratios)} cases, smallest ratio {ratios[0]:.2f}, median {median(ratios):.2f}")
 

@@ -275,7 +275,9 @@ def main(settings: Settings) -> int:
             view.add_row(row, *(cells.get(name, "") for name in (*op.implementations, "default")))
         console.print(view)
     failures = sum(not r["passed"] for r in findings)
-    settings.out.write_text(json.dumps(measure.surroundings() | {"bound": BOUND, "findings": findings}, indent=1) + "\n")
+    settings.out.write_text(
+        json.dumps(measure.surroundings() | {"bound": BOUND, "findings": findings}, indent=1) + "\n", encoding="utf-8"
+    )
     console.print(
         f"{len(findings)} checks on {jax.devices()[0].device_kind}, {failures} failed; written: {settings.out}", markup=False
     )

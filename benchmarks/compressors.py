@@ -71,9 +71,9 @@ def main(settings: Settings) -> None:
     }
     lines = [line for line in metrics.read(settings.run / "metrics.jsonl") if line["kind"] == "eval"]
     keys = ("step", "tokens", "seconds", "eval_set", "loss", "accuracy", "bits_per_byte", "position_loss")
-    summary = json.loads((settings.run / "summary.json").read_text())
+    summary = json.loads((settings.run / "summary.json").read_text(encoding="utf-8"))
     record = {
-        "trained": json.loads((settings.run / "environment.json").read_text()),
+        "trained": json.loads((settings.run / "environment.json").read_text(encoding="utf-8")),
         "config": experiment.model_dump(mode="json"),
         "corpus": task.describe(),
         "parameters": summary["parameters"],
@@ -90,7 +90,7 @@ def main(settings: Settings) -> None:
             table.add_row(f"{name}, {how}", f"{value:.3f}")
     Console().print(table)
     out = settings.out or measure.ROOT / "benchmarks" / "results" / f"{settings.run.name}.json"
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

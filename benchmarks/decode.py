@@ -119,7 +119,7 @@ def main(settings: Settings) -> None:
     picture = settings.picture or measure.ROOT / "docs" / "results" / f"{name}.png"
     written = {"out": out.name, "picture": picture.name}
     record = measure.surroundings() | {"settings": asdict(settings) | written, "runs": runs}
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     rates = {spec: {run["context"]: run["tokens_per_second"] for run in runs if run["mixer"] == spec} for spec in chosen}
     figures.save(figures.decoding(rates), picture)
     console.print(f"written: {out}, {picture}", markup=False, highlight=False, soft_wrap=True)

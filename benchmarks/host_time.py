@@ -101,7 +101,7 @@ def main(settings: Settings) -> None:
     record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}}
     record |= {"parameter_leaves": len(jax.tree.leaves(setup.abstract["params"])), "seconds_per_step": seconds, "ratio": ratio}
     print(", ".join(f"{name} {1e6 * median(each):.0f} us a step" for name, each in seconds.items()) + f"; ratio {ratio:.2f}")
-    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {settings.out}")
 
 

@@ -123,7 +123,7 @@ def main(settings: Settings) -> int:
                     refused += result["ours"]
                     console.print(f"  {candidate}, {which}: {result['refused']}", markup=False)
         record["cases"].append({"op": case.op, "shape": case.label, "passes": results})
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     console.print(f"written: {out}", markup=False)
     return refused
 

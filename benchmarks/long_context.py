@@ -112,7 +112,7 @@ def main(settings: Settings) -> None:
         one, cut = (f"{size / 2**20:.0f} MiB" for size in result["bytes_per_device"].values())
         print(f"{name}: {one} on one device, {cut} on each of {DEVICES}; worst error {result['worst_error']:.1e}")
         record["runs"].append(result)
-    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {settings.out}")
 
 

@@ -60,7 +60,7 @@ def main(settings: Settings) -> None:
         result = {"mesh": sizes, "state_bytes": planned.argument_size_in_bytes, "temporary_bytes": planned.temp_size_in_bytes}
         print(f"{sizes}: state {result['state_bytes'] / 2**20:.0f} MiB, temporaries {result['temporary_bytes'] / 2**20:.0f} MiB")
         record["meshes"].append(result)
-    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {settings.out}")
 
 

@@ -158,7 +158,7 @@ def main(settings: Settings) -> int:
             except BrokenProcessPool as reason:
                 result = asked(name, d_model, settings) | {"refused": f"the process that ran both died: {reason}"}
             record["pairs"].append(result)
-            out.write_text(json.dumps(record, indent=1) + "\n")
+            out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             said = f"{result['ratio']:.2f} times ours" if "ratio" in result else result.get("absent") or result["refused"]
             console.print(f"{name}, d {d_model}: {said}", markup=False)
     console.print(table(record["pairs"]))

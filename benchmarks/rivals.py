@@ -192,7 +192,9 @@ def _saved(folder: Path, config: dict, tensors: dict) -> None:
     """A checkpoint folder in Hugging Face's layout."""
     from safetensors.numpy import save_file
 
-    (folder / "config.json").write_text(json.dumps({"vocab_size": VOCABULARY, "num_hidden_layers": DEPTH, **config}))
+    (folder / "config.json").write_text(
+        json.dumps({"vocab_size": VOCABULARY, "num_hidden_layers": DEPTH, **config}), encoding="utf-8"
+    )
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "model.safetensors")
 
 

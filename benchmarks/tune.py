@@ -113,7 +113,7 @@ def main(settings: Settings) -> None:
             console.print(f"{name} {kind} {sizes}: {', '.join(fastest_of(found))}  {found} ms", markup=False)
         module = importlib.import_module(f"seqzoo.kernels.{name}.tuning")
         path = measure.ROOT / "kernels" / name / "tuning.py"
-        path.write_text(source(module, module.TUNING | {jax.default_backend(): kinds}))
+        path.write_text(source(module, module.TUNING | {jax.default_backend(): kinds}), encoding="utf-8")
         console.print(f"written: {path.relative_to(measure.ROOT)}", markup=False)
 
 

@@ -93,7 +93,7 @@ def main(settings: Settings) -> None:
                 best = min(samples[name]) / min(samples["with all"])
                 record["ratios"].append({"case": label, "workaround": name, "ratio": ratio, "of_minima": best})
                 print(f"{label:60} {name:14} {ratio:5.2f}  (of the minima {best:.2f})", flush=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,4 +35,4 @@ def _entry(entry: Entry) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(markdown())
+    PAGE.write_text(markdown(), encoding="utf-8")

@@ -46,7 +46,7 @@ def peers() -> str:
 
 
 def _record(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -60,7 +60,7 @@ class MetricsFile:
     def append(self, *lines: Line) -> None:
         """Adds lines in one write, so that a killed process leaves an evaluation with all its evaluation sets or not at all."""
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        with write_errors(self.path), self.path.open("a") as file:
+        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(text)
 
 
