@@ -186,6 +186,8 @@ class _Loop:
             state = self.load_initial() if loaded else initialise(self.setup)
         self.step = int(state["step"])
         self.metrics = Metrics(self.setup, self.folder, self.step)
+        if self.metrics.doubled:
+            self.print(f"note: {self.folder / metrics.METRICS} had {self.metrics.doubled} doubled lines; each counts once")
         self.clock = Clock(earlier=self.metrics.seconds)
         self.tokens = sum(spec.batch * spec.length for spec in map(self.setup.task.spec, range(self.step)))
         self.checkpoints.best = self.metrics.best() if self.settings.keep_best else None
@@ -339,7 +341,7 @@ class _Loop:
         """Early stopping: tells if the evaluation at this step has a mean accuracy above training.stop_above."""
         if self.settings.stop_above is None or self.metrics.evaluated != self.step:
             return False
-        return self.metrics.accuracy(self.step) > self.settings.stop_above
+        return self.metrics.accuracy() > self.settings.stop_above
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the summary and raises Diverged."""

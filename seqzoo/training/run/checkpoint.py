@@ -130,18 +130,21 @@ class Checkpoints:
         path, self._saving = self._saving, None
         writes = distributed.is_main_process() and self.folder.is_dir()  # the next save reports a folder that is gone
         if writes:
-            with write_errors(path):
-                sync(self.folder)
-        if (wanted := self._unproved) is not None:
-            if problem := distributed.from_main_process(lambda: damage(path) or misfit(path, wanted)):
-                raise WriteError(f"cannot write {path}: read back, it does not load ({problem})")
-            self._unproved = None
+            self._prove(path)
         self.complete = self.latest
         if writes:
             self._record()
             for step in set(self.steps()[: -self.keep]) - {self.best}:
                 with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
+
+    def _prove(self, path: Path) -> None:
+        """Makes the name of a checkpoint durable, and reads the first one back. Raises WriteError."""
+        with write_errors(path):
+            sync(self.folder)
+        if self._unproved is not None and (problem := damage(path) or misfit(path, self._unproved)):
+            raise WriteError(f"cannot write {path}: read back, it does not load ({problem})")
+        self._unproved = None
 
     def restore(self, abstract: State, report: Callable[[str], None], step: int | None = None) -> State | None:
         """The latest state that loads, with the shardings of `abstract`; None if there is no checkpoint at all.

@@ -15,7 +15,7 @@ from seqzoo.data.atomic_io import sync, write_errors, write_json, write_text
 from seqzoo.data.json_files import read_json, read_json_lines, require
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
-from seqzoo.training.objective import ACCURACY, objective_of
+from seqzoo.training.objective import ACCURACY, Evaluation, Objective, objective_of
 from seqzoo.training.run import distributed, metric_writers
 from seqzoo.training.run.metric_writers import Line
 from seqzoo.training.state import TrainSetup
@@ -27,26 +27,41 @@ LABELS = ("step", "kind", "eval_set", "tokens", "seconds")  # the fields of a li
 def read(path: Path) -> list[Line]:
     """The lines of a metrics.jsonl; none if there is no such file. An incomplete last line, left by a crash, is skipped.
 
+    A step's line is there once, and that of an evaluation set at a step: of doubled ones, which two processes without a lock leave,
+    the first counts.
     Raises:
       DamagedFile: a line is not one that a run writes.
     """
-    lines = read_json_lines(path)
-    for number, line in enumerate(lines, 1):
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Line], int]:
+    """The lines, and the number of doubled ones besides them."""
+    lines, found = {}, read_json_lines(path)
+    for number, line in enumerate(found, 1):
         require(line, f"line {number} of {path}", step=int, kind=str)
         if line["kind"] == "eval":
             require(line, f"line {number} of {path}", eval_set=str)
-    return lines
+        lines.setdefault((line["step"], line["kind"], line.get("eval_set")), line)
+    return list(lines.values()), len(found) - len(lines)
 
 
 class MetricsFile:
     """metrics.jsonl of a run at `step`: lines of later steps, which a resumed run will write again, are dropped.
 
-    So is an evaluation that lacks one of `eval_sets`: a full disk may have taken only its first lines.
+    So is an evaluation that lacks one of `eval_sets`: a full disk may have taken only its first lines. And so are doubled lines.
+
+    Attributes:
+      opened: the lines that were kept.
+      doubled: the number of doubled lines.
+      evaluated: the step of the last evaluation, or -1.
+      seconds: run time at the last line.
     """
 
     def __init__(self, path: Path, step: int = 0, eval_sets: Iterable[str] = ()):
         self.path = Path(path)
-        lines = [line for line in read(self.path) if line["step"] <= step]
+        lines, self.doubled = _read(self.path)
+        lines = [line for line in lines if line["step"] <= step]
         seen: dict[int, set[str | None]] = {}
         for line in lines:
             if line["kind"] == "eval":
@@ -54,7 +69,8 @@ class MetricsFile:
         whole = {at for at, names in seen.items() if names >= set(eval_sets)}
         lines = [line for line in lines if line["kind"] != "eval" or line["step"] in whole]
         self.evaluated = max(whole, default=-1)
-        self.seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)  # run time at the last line
+        self.seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)
+        self.opened = lines
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, *lines: Line) -> None:
@@ -75,20 +91,9 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, experiment: config.Experiment, step: int = 0, eval_sets: Iterable[str] = ()):
-        path = Path(folder) / METRICS
-        self.file = MetricsFile(path, step, eval_sets)
-        held = read(path)
-        self._writers = [metric_writers.WRITERS[name](Path(folder), experiment, held) for name in experiment.run.log]
-
-    @property
-    def evaluated(self) -> int:
-        """The step of the last evaluation, or -1."""
-        return self.file.evaluated
-
-    @property
-    def seconds(self) -> float:
-        """Run time at the last line that was there when this was opened."""
-        return self.file.seconds
+        self.file = MetricsFile(Path(folder) / METRICS, step, eval_sets)
+        opened = self.file.opened
+        self._writers = [metric_writers.WRITERS[name](Path(folder), experiment, opened) for name in experiment.run.log]
 
     def append(self, *lines: Line) -> None:
         """Adds lines everywhere, to metrics.jsonl first."""
@@ -103,15 +108,42 @@ class MetricsLog:
                 stack.callback(writer.close)
 
 
+class BestEvaluation:
+    """The best of the evaluations added so far, the first of equal ones, by its mean over evaluation sets. O(1) each."""
+
+    def __init__(self):
+        self._objective: Objective | None = None
+        self._best: dict[Objective, tuple[float, int]] = {}
+
+    def add(self, step: int, evaluation: Evaluation) -> None:
+        """Adds the evaluation of a step."""
+        objective = objective_of([evaluation])
+        self._objective = objective if self._objective in (None, objective) else ACCURACY  # which all evaluations have
+        for each in {objective, ACCURACY}:
+            value = each.sort_key(each.mean(evaluation))
+            if each not in self._best or value > self._best[each][0]:
+                self._best[each] = value, step
+
+    @property
+    def step(self) -> int | None:
+        """The step of the best; None before the first."""
+        return None if self._objective is None else self._best[self._objective][1]
+
+
 class Metrics:
-    """The metrics and the summary of a run at `step`. All processes make the same calls; process 0 writes."""
+    """The metrics and the summary of a run at `step`. All processes make the same calls; process 0 writes.
+
+    The file is read when this is opened, and for the summary; an evaluation reads nothing.
+    """
 
     def __init__(self, setup: TrainSetup, folder: Path, step: int):
         self.setup = setup
         self.folder = folder
         self.eval_sets = {part.name: part for part in setup.task.eval_sets()}
-        # The step of the last evaluation, or -1; and how long the run had taken when its last line was written.
-        self.evaluated, self.seconds = distributed.from_main_process(lambda: self._open(step))
+        self._best = BestEvaluation()
+        self._accuracy = math.nan  # of the last evaluation
+        # The step of the last evaluation, or -1; how long the run had taken when its last line was written; doubled lines.
+        self.evaluated, self.seconds, self.doubled = distributed.from_main_process(lambda: self._open(step))
 
     def train(self, step: int, **numbers: Any) -> None:
         """Appends the line of a training step. A number that is not finite, as of a skipped step, becomes null."""
@@ -121,6 +153,7 @@ class Metrics:
         """Appends a line for each evaluation set."""
         lines = ({"step": step, "kind": "eval", "eval_set": name, **numbers} for name, numbers in results.items())
         self._append(*(line | progress for line in lines))
+        self._count(step, results)
         self.evaluated = step
 
     def sync(self) -> None:
@@ -130,13 +163,13 @@ class Metrics:
             with write_errors(path):
                 sync(path)
 
-    def accuracy(self, step: int) -> float:
-        """The mean over evaluation sets at that step's evaluation, as recorded: a resumed run did not see it."""
-        return distributed.from_main_process(lambda: ACCURACY.mean(self._evaluations()[step]))
+    def accuracy(self) -> float:
+        """The mean over evaluation sets at the last evaluation, also if an earlier process made it; NaN before the first."""
+        return distributed.from_main_process(lambda: self._accuracy)
 
     def best(self) -> int | None:
         """The step of the best evaluation so far, the first of equal ones; None before the first."""
-        return distributed.from_main_process(lambda: _best(self._evaluations()))
+        return distributed.from_main_process(lambda: self._best.step)
 
     def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
         """Writes summary.json from metrics.jsonl, so that the summary of a resumed run covers all of its steps."""
@@ -147,29 +180,39 @@ class Metrics:
         if distributed.is_main_process():
             self._log.close()
 
-    def _open(self, step: int) -> tuple[int, float]:
+    def _open(self, step: int) -> tuple[int, float, int]:
         self._log = MetricsLog(self.folder, self.setup.experiment, step, self.eval_sets)
-        return self._log.evaluated, self._log.seconds
+        file = self._log.file
+        for at, evaluation in self._evaluations(file.opened).items():
+            self._count(at, evaluation)
+        file.opened = []  # a long run's lines take memory
+        return file.evaluated, file.seconds, file.doubled
+
+    def _count(self, step: int, evaluation: Evaluation) -> None:
+        self._best.add(step, evaluation)
+        self._accuracy = ACCURACY.mean(evaluation)
 
     def _append(self, *lines: Line) -> None:
         if distributed.is_main_process():
             self._log.append(*lines)
 
-    def _evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
+    def _evaluations(self, lines: list[Line]) -> dict[int, dict[str, dict[str, Any]]]:
         """{step: {eval set: its numbers, chance and settings}}."""
         found: dict[int, dict[str, Any]] = {}
-        for line in read(self.folder / METRICS):
+        for line in lines:
             if line["kind"] == "eval" and (part := self.eval_sets.get(line["eval_set"])):
+                where = f"the evaluation of {part.name} at step {line['step']} in {self.folder / METRICS}"
+                require(line, where, accuracy=(int, float))
                 numbers = {name: value for name, value in line.items() if name not in LABELS}
                 known = {"chance": part.chance, "settings": part.settings}
                 found.setdefault(line["step"], {})[part.name] = numbers | known
         return found
 
     def _summarise(self, finished: bool, step: int, tokens_per_second: float | None, more: dict[str, Any]) -> dict[str, Any]:
-        setup, by_step = self.setup, self._evaluations()
-        rates = [line.get("tokens_per_second") for line in read(self.folder / METRICS) if line["kind"] == "train"]
+        setup, lines = self.setup, read(self.folder / METRICS)
+        by_step, best = self._evaluations(lines), self._best.step
+        rates = [line.get("tokens_per_second") for line in lines if line["kind"] == "train"]
         rates = sorted(rate for rate in rates if rate is not None)
-        best = _best(by_step)
         summary = {
             "finished": finished,
             "early": finished and step < setup.experiment.training.steps,
@@ -198,12 +241,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if summary.get("finished"):
         require(summary, str(path), early=bool, step=int, parameters=int, final=dict, best=dict)
     return summary
-
-
-def _best(by_step: dict[int, dict[str, dict[str, Any]]]) -> int | None:
-    """The step of the best evaluation, by its mean over evaluation sets; the first of equal ones."""
-    objective = objective_of(by_step.values())
-    return max(by_step, key=lambda step: objective.sort_key(objective.mean(by_step[step])), default=None)
 
 
 def _finite(value: Any) -> Any:

@@ -171,8 +171,8 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path):
     """A full disk may take the first of its lines and not the last."""
     lines = [
         {"step": 3, "kind": "train"},
-        {"step": 3, "kind": "eval", "eval_set": "a"},
-        {"step": 3, "kind": "eval", "eval_set": "b"},
+        {"step": 3, "kind": "eval", "eval_set": "a", "accuracy": 0.5},
+        {"step": 3, "kind": "eval", "eval_set": "b", "accuracy": 0.5},
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]) + '{"step": 3, "kind": "ev')

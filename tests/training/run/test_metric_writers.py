@@ -72,7 +72,7 @@ def test_after_a_resume_tensorboard_has_every_step_once(tmp_path):
         opened.append(*map(train, range(1, 9)))
         opened.append(evaluation(8, "a"), evaluation(8, "b"))
     with log(tmp_path, "tensorboard", step=5) as opened:
-        assert opened.seconds == 10.0 and opened.evaluated == -1
+        assert opened.file.seconds == 10.0 and opened.file.evaluated == -1
         opened.append(train(6, loss=9.0), train(7))
     found = events(tmp_path)
     assert [step for step, *_ in found["train/loss"]] == [1, 2, 3, 4, 5, 6, 7] and "eval/a/accuracy" not in found

@@ -11,22 +11,61 @@ import jax
 import pytest
 from rich.console import Console
 
-from helpers.tiny import quiet
+from helpers.tiny import quiet, stopping, tiny
+from seqzoo import training
+from seqzoo.cli import main
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metrics, run_dir, signals
+from seqzoo.training.run.metrics import BestEvaluation
 from seqzoo.training.run.signals import StopSignals
 
 
 def test_metrics_of_later_steps_are_dropped_and_a_torn_line_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = metrics.MetricsFile(path)
-    lines = lambda steps: [{"step": s, **kind} for s in steps for kind in ({"kind": "train"}, {"kind": "eval", "eval_set": "a"})]
+    kinds = ({"kind": "train"}, {"kind": "eval", "eval_set": "a", "accuracy": 0.5})
+    lines = lambda steps: [{"step": s, **kind} for s in steps for kind in kinds]
     first.append(*lines((1, 2, 3)))
     with path.open("a") as file:
         file.write('{"step": 4, "ki')
     again = metrics.MetricsFile(path, step=2)
     assert metrics.read(path) == lines((1, 2))
     assert again.evaluated == 2
+
+
+def test_a_doubled_line_counts_once_for_every_reader_and_is_reported_once(tmp_path, numbers, capsys):
+    """Two processes write every line twice where the file system has no locks."""
+    folder, experiment = tmp_path / "run", tiny(training__steps=6)
+    training.train(stopping(experiment, 4), folder, console=quiet())
+    path, once = folder / "metrics.jsonl", numbers(folder)
+    path.write_text("".join(2 * line for line in path.read_text().splitlines(keepends=True)))
+    assert numbers(folder) == once
+    assert main(["inspect", str(folder)]) == 0 and capsys.readouterr().out.count("evaluation at step 3, pairs=1") == 1
+    for reports in (1, 0):
+        console = quiet()
+        training.train(stopping(experiment, 1), folder, console=console)
+        said = f"note: {path} had {len(once)} doubled lines; each counts once\n"
+        assert console.file.getvalue().count(said) == console.file.getvalue().count("doubled lines") == reports
+    assert [line["step"] for line in numbers(folder) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+EVALUATIONS = [  # accuracy and bits per byte of two evaluation sets; the second is the best by either
+    ((0.2, 3.0), (0.4, 3.0)),
+    ((0.5, 1.0), (0.3, 2.0)),
+    ((0.4, 2.0), (0.4, 1.0)),
+    ((0.1, 4.0), (0.1, 4.0)),
+]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_best_evaluation_is_known_after_each_and_the_first_of_equal_ones(text):
+    best, found = BestEvaluation(), []
+    assert best.step is None
+    for step, sets in enumerate(EVALUATIONS):
+        numbers = [{"accuracy": accuracy} | ({"bits_per_byte": bits} if text else {}) for accuracy, bits in sets]
+        best.add(step, dict(zip("ab", numbers, strict=True)))
+        found.append(best.step)
+    assert found == [0, 1, 1, 1]
 
 
 def test_metrics_refuse_numbers_that_json_has_not(tmp_path):
