@@ -41,8 +41,8 @@ def train(arguments: list[str], console: Console) -> int:
     refuse_distributed_comparison(chosen)
     checked(lambda: compare.check(chosen))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
-    folder = distributed.from_main_process(lambda: training.create_run_dir(run.folder, chosen.name))
-    return start(chosen, folder, console)
+    folder = distributed.from_main_process(lambda: str(training.create_run_dir(run.folder, chosen.name)))
+    return start(chosen, Path(folder), console)
 
 
 class Evaluation(config.Section):

@@ -91,9 +91,13 @@ def load(setup: TrainSetup, say: Callable[[str], None]) -> tuple[dict[str, Any],
 def _source(setup: TrainSetup) -> Source:
     path = setup.experiment.model.init_from
     try:
-        return distributed.from_main_process(lambda: _open(Path(str(path)), setup.experiment.model.pad_vocab))
+        opened = distributed.from_main_process(
+            lambda: _open(Path(str(path)), setup.experiment.model.pad_vocab)._replace(path=str(path))
+        )
     except (ValueError, OSError, ImportError) as error:
         raise InitFromError(f"model.init_from={path!r}: {error}") from error
+    name, shapes, settings, key = opened
+    return Source(Path(name), {name: tuple(shape) for name, shape in shapes.items()}, settings, key)
 
 
 def _open(path: Path, pad_vocab: int) -> Source:

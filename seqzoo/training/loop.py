@@ -83,26 +83,26 @@ def train(
     if changed:  # settings that do not fit the checkpoints are refused before config.json takes them
         Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, lambda line: console.print(line, markup=False))
 
-    def enter() -> tuple[Path, dict[str, Any] | None]:
+    def enter() -> dict[str, Any] | None:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
         lossy = go_back or finished is not None  # a finished run needs its checkpoints no more
-        opened = run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, go_back=lossy, lock=lock)
-        return opened, finished
+        run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, go_back=lossy, lock=lock)
+        return finished
 
     lock = RunLock(Path(folder))
     with forgiving_console(console), contextlib.ExitStack() as ending:
         ending.callback(lock.release)
-        opened, finished = distributed.from_main_process(enter)
+        finished = distributed.from_main_process(enter)
         if finished:
-            more = f"for more steps: {resume_command(opened)} --training.steps N --changed"
+            more = f"for more steps: {resume_command(Path(folder))} --training.steps N --changed"
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
             if experiment.run.window is not None:
                 console.print("note: run.profile traces nothing: the run is finished", soft_wrap=True)
             return finished
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
-        return _Loop(setup, opened, console).run()
+        return _Loop(setup, Path(folder), console).run()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:

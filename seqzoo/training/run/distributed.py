@@ -4,10 +4,10 @@ All of them run the same program on the same folder. Process 0 alone writes ever
 the disk is made by process 0 and sent to the others by `from_main_process`, so that all take the same branch.
 """
 
+import importlib
 import itertools
 import json
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,6 +25,19 @@ class DisagreementError(ValueError):
 
 
 WANTED = "off, auto, or ADDRESS:PORT/COUNT/INDEX such as 10.0.0.1:1234/2/0"
+
+ERRORS = {  # that process 0 may send to the others: name, and the module that has it
+    "CheckpointError": "seqzoo.training.run.checkpoint",
+    "ConfigError": "seqzoo.config.base",
+    "ConvertError": "seqzoo.convert.checkpoint",
+    "DamagedFile": "seqzoo.data.json_files",
+    "DataError": "seqzoo.data.errors",
+    "LockedError": "seqzoo.training.run.lock",
+    "RunDirError": "seqzoo.training.run.run_dir",
+    "SpecError": "seqzoo.specs",
+    "WriteError": "seqzoo.data.atomic_io",
+    **dict.fromkeys(("FileNotFoundError", "ImportError", "OSError", "RuntimeError", "ValueError"), "builtins"),
+}
 
 # JAX counts the polls of a process, and every process must make the same ones.
 _polls = itertools.count()
@@ -61,19 +74,33 @@ def is_main_process() -> bool:
 
 
 def from_main_process(call: Callable[[], T]) -> T:
-    """The result or the exception of `call()` in process 0, in every process. The others do not call it."""
+    """The result or the exception of `call()` in process 0, in every process. The others do not call it.
+
+    Both travel as JSON. The result is made of what JSON has: a tuple arrives as a list. An exception arrives with its message, as
+    one of ERRORS, its own class or the nearest above it; any other as a RuntimeError that names its class.
+    """
     if not is_multiprocess():
         return call()
-    outcome = (None, None)
+    message, error = "null", None
     if is_main_process():
         try:
-            outcome = (call(), None)
-        except Exception as error:  # any error is sent: the other processes wait for a message
-            outcome = (None, error)
-    value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
+            message = json.dumps({"value": call()})
+        except Exception as caught:  # any error is sent: the other processes wait for a message
+            error, message = caught, json.dumps(_described(caught))
+    found = json.loads(_broadcast(message.encode()))
     if error is not None:
         raise error
-    return value
+    if "value" not in found:
+        raise getattr(importlib.import_module(ERRORS[found["error"]]), found["error"])(found["message"])
+    return found["value"]
+
+
+def _described(error: Exception) -> dict[str, str]:
+    """The class of an error among ERRORS, and its message."""
+    for kind in type(error).__mro__:
+        if ERRORS.get(kind.__name__) == kind.__module__:
+            return {"error": kind.__name__, "message": str(error)}
+    return {"error": "RuntimeError", "message": f"{type(error).__name__} in process 0: {error}"}
 
 
 def check_agreement(found: dict[str, str]) -> None:

@@ -82,7 +82,7 @@ def create_or_resume(
     changed: bool = False,
     go_back: bool = False,
     lock: RunLock,
-) -> Path:
+) -> None:
     """Opens a folder for a run, new or resumed, and records config and environment, and `mesh` if it is not the config's.
 
     Args:
@@ -126,7 +126,6 @@ def create_or_resume(
             write_json(folder / data_record.DATA, data)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
     _record_environment(folder / "environment.json", more)
-    return folder
 
 
 def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:

@@ -1,6 +1,8 @@
 """The small things around the loop: metrics file, folders, signals, progress."""
 
+import importlib
 import io
+import json
 import os
 import re
 import signal
@@ -14,9 +16,13 @@ from rich.console import Console
 from helpers.tiny import quiet, stopping, tiny
 from seqzoo import training
 from seqzoo.cli import main
+from seqzoo.data.atomic_io import WriteError
+from seqzoo.data.errors import DataError, UnreadableError
+from seqzoo.training import CheckpointError
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metrics, run_dir, signals
 from seqzoo.training.run.metrics import BestEvaluation
+from seqzoo.training.run.run_dir import RunDirError
 from seqzoo.training.run.signals import StopSignals
 
 
@@ -194,6 +200,42 @@ def test_results_and_errors_of_process_0_reach_all_processes(monkeypatch):
     assert distributed.from_main_process(lambda: 1 / 0) == [3]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         distributed.from_main_process(lambda: 1 / 0)
+
+
+def raising(error):
+    def call():
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "there", "wanted"),
+    [
+        *((raising(error("a")), error, re.escape("a")) for error in (WriteError, DataError, CheckpointError, RunDirError, OSError)),
+        (raising(UnreadableError("a")), DataError, "a"),
+        (raising(ZeroDivisionError("a")), RuntimeError, "ZeroDivisionError in process 0: a"),
+        (lambda: Path("a"), RuntimeError, "TypeError in process 0: .*PosixPath is not JSON serializable"),
+    ],
+)
+def test_an_error_of_process_0_travels_as_json_under_the_nearest_known_class(monkeypatch, call, there, wanted):
+    sent = []
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: True)
+    monkeypatch.setattr(distributed, "_broadcast", lambda message: sent.append(message) or message)
+    with pytest.raises(Exception):  # noqa: B017  (the error itself, in process 0)
+        distributed.from_main_process(call)
+    json.loads(sent[0])
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
+    monkeypatch.setattr(distributed, "_broadcast", lambda _: sent[0])
+    with pytest.raises(there, match=f"^{wanted}") as caught:
+        distributed.from_main_process(lambda: None)
+    assert type(caught.value) is there
+
+
+def test_every_error_that_may_be_sent_exists():
+    for name, module in distributed.ERRORS.items():
+        assert str(getattr(importlib.import_module(module), name)("a")) == "a"
 
 
 @pytest.mark.parametrize(
