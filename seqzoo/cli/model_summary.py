@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config, plugins, tasks
-from seqzoo.compare.tables import print_line, print_table
+from seqzoo.compare.tables import new_table, print_line, print_table
 from seqzoo.model import LanguageModel, params
 from seqzoo.specs import SpecError
 from seqzoo.training.run.data_record import Sizes
@@ -151,7 +150,8 @@ def _places(places: tuple[int, ...]) -> str:
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table(title)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        number = name in right
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     return table

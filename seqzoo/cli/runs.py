@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from seqzoo import config
 from seqzoo.cli.shared import (
@@ -16,7 +16,7 @@ from seqzoo.cli.shared import (
     take_run_folder,
 )
 from seqzoo.cli.sweeps import SWEEP, sweep, without_repeats
-from seqzoo.compare.tables import print_line
+from seqzoo.compare.tables import new_table, print_line, print_table
 from seqzoo.entry import program
 
 DRY_RUN, CHANGED, GO_BACK, RETRY = "--dry-run", "--changed", "--go-back", "--retry"
@@ -92,10 +92,15 @@ def evaluate(arguments: list[str], console: Console) -> int:
     step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
-    table = Table("evaluation set", *(name.replace("_", " ") for name in shown), title=f"{folder} at step {step}")
+    table = new_table(Text(f"{folder} at step {step}"))
+    table.add_column("evaluation set", overflow="fold")
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for name, result in results.items():
-        table.add_row(name, *(format(result[key], form) if result.get(key) is not None else "" for key, form in shown.items()))
-    console.print(table)
+        table.add_row(
+            Text(name), *(format(result[key], form) if result.get(key) is not None else "" for key, form in shown.items())
+        )
+    print_table(console, table)
     return 0
 
 

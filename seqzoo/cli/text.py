@@ -7,12 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config
 from seqzoo.cli.runs import one_experiment
 from seqzoo.cli.shared import UsageError, checked, fail, parse_arguments, take_run_folder
+from seqzoo.compare.tables import new_table, print_table
 from seqzoo.entry import program
 from seqzoo.specs import Length
 
@@ -51,12 +51,15 @@ def prepare(arguments: list[str], console: Console) -> int:
     except KeyboardInterrupt:
         fail(f"stopped; the same command continues: {program()} prepare {shlex.join(arguments)}", 1)
         return 128 + signal.SIGINT
-    table = Table("split", "documents", "tokens", "bytes of text", "shards", title=Text(f"{folder}, from {source}"))
+    table = new_table(Text(f"{folder}, from {source}"))
+    table.add_column("split", overflow="fold")
+    for name in ("documents", "tokens", "bytes of text", "shards"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name in data.SPLITS:
         split = manifest.split(name)
         numbers = (split.documents, split.tokens, split.text_bytes, len(split.shards))
         table.add_row(name, *(f"{number:,}" for number in numbers))
-    console.print(table)
+    print_table(console, table)
     if manifest.skipped:
         console.print(f"binary files skipped: {manifest.skipped}")
     if unknown := sum(manifest.split(name).unknown for name in data.SPLITS):

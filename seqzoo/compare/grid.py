@@ -4,15 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from seqzoo import config, tasks
 from seqzoo.compare.colours import colour
 from seqzoo.compare.summary import label_of
-from seqzoo.compare.tables import print_table
+from seqzoo.compare.tables import new_table, print_table
 from seqzoo.mixers import state_bytes
 from seqzoo.model import LanguageModel, params
 from seqzoo.tasks.base import Task
@@ -100,7 +98,7 @@ def show(chosen: config.Config, console: Console) -> None:
     """Prints the grid points of a comparison, or the one of an experiment, and the total number of runs and tokens."""
     grid = grid_points(chosen)
     several = any(len(point.experiments) > 1 for point in grid)
-    table = Table(title=chosen.name, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table(chosen.name)
     table.add_column("", overflow="fold")
     for name in (*(["runs"] if several else []), "parameters", "state bytes", "steps", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -15,7 +15,7 @@ from seqzoo import config
 from seqzoo.compare.report import REPORT
 from seqzoo.compare.results import write_figures, write_results
 from seqzoo.compare.summary import LAYERS, Run, label_of, summarise, value_label, varied_axes
-from seqzoo.compare.tables import caption, print_line, table
+from seqzoo.compare.tables import caption, print_line, print_table, table
 from seqzoo.config.names import shortened
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, require
 from seqzoo.entry import resume_command
@@ -76,7 +76,7 @@ def run(
         write_results(folder, comparison, runs)
     results = write_results(folder, comparison, runs)
     write_figures(folder, runs)
-    console.print(table(summarise(runs), runs, comparison.name))
+    print_table(console, table(summarise(runs), runs, comparison.name))
     print_line(console, caption(runs))
     for each in runs:
         if each.problem:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,18 +13,61 @@ from rich.text import Text
 from seqzoo.compare.colours import colour
 from seqzoo.compare.summary import Range, Row, Run, chance_levels, objective_of_runs
 
+TEXT_WIDTH = 10  # at which a column of text still folds well, on a narrow terminal
+GAP = 1  # between columns
+
 
 def print_line(console: Console, text: str) -> None:
     """Prints a line without markup, highlighting or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def new_table(title: str | Text) -> Table:
+    """An empty table in the form of all tables here. Columns of numbers are right-aligned and `no_wrap`; texts fold."""
+    title = Text(title) if isinstance(title, str) else title  # never markup
+    return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table; into a pipe or a file at its natural width, because there is no terminal width."""
+    """Prints a table so that no digit is cut.
+
+    Into a pipe or a file at its natural width, because there is no terminal width. On a terminal that is too narrow for its columns
+    of numbers, as a list: each row's first cell, and below it a line for every other cell.
+    """
     if not console.is_terminal:
-        natural = Measurement.get(console, console.options.update(width=10_000), table).maximum
-        console = Console(file=console.file, quiet=console.quiet, width=max(natural, console.width))
-    console.print(table)
+        before = console.width
+        console.width = max(before, Measurement.get(console, console.options.update(width=10_000), table).maximum)
+        try:
+            console.print(table)
+        finally:
+            console.width = before
+    elif _least_width(console, table) <= console.width:
+        console.print(table)
+    else:
+        for line in _as_list(table):
+            print_line(console, line)
+
+
+def _least_width(console: Console, table: Table) -> int:
+    """Width at which numbers are whole and texts fold at TEXT_WIDTH."""
+    width = lambda cell: Measurement.get(console, console.options.update(width=10_000), cell).maximum
+    widths = [max(map(width, [column.header, *column.cells])) for column in table.columns]
+    fixed = [each if column.no_wrap else min(each, TEXT_WIDTH) for each, column in zip(widths, table.columns, strict=True)]
+    return sum(fixed) + GAP * len(fixed)
+
+
+def _as_list(table: Table) -> Iterator[str]:
+    """The lines of a table as a list."""
+    plain = lambda cell: cell.plain if isinstance(cell, Text) else str(cell)
+    first, *others = table.columns
+    if table.title:
+        yield plain(table.title)
+    names = [plain(column.header).replace("-\n", "").replace("\n/", "/").replace("\n", " ") for column in others]
+    for title, *cells in zip(first.cells, *(column.cells for column in others), strict=True):
+        yield plain(title)
+        for name, cell in zip(names, cells, strict=True):
+            if text := plain(cell).replace("\n", " "):
+                yield f"  {name}: {text}"
 
 
 def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
@@ -35,9 +78,7 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
     """
     levels, objective = chance_levels(runs), objective_of_runs(runs)
     several = len({run.rate for run in runs}) > 1
-    result = Table(
-        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    result = new_table(title)
     result.add_column("", overflow="fold")  # the only column that folds on a narrow terminal: no digit is cut
     for name in levels:
         result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
