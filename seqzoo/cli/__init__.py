@@ -16,6 +16,8 @@ __all__ = ["main"]
 
 NO_IMPORTS, READING = "--no-imports", ("inspect", "plot")
 CACHE = "--compilation-cache"
+TIMEOUT = "--distributed-timeout"
+AGAIN = "start the same command again in all processes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +48,8 @@ def _run(arguments: list[str]) -> int:
         caches, arguments = take_flag(CACHE, arguments)  # not a setting: it is executed, and a run may come from a stranger
         if "" in caches:
             raise UsageError(f"{CACHE} has no value; wanted a folder after it")
-        checked(lambda: distributed.initialise(how))
+        waits, arguments = take_flag(TIMEOUT, arguments)
+        checked(lambda: distributed.initialise(how, seconds_of(waits, how) if waits else distributed.PATIENCE))
     except UsageError as error:
         return fail(error, 2)
     console = Console(quiet=how != "off" and not distributed.is_main_process())
@@ -58,7 +61,7 @@ def _run(arguments: list[str]) -> int:
     try:
         if caches:
             profiling.enable_compilation_cache(caches[-1])
-        with plugins.skip_imports() if skip else contextlib.nullcontext():
+        with plugins.skip_imports() if skip else contextlib.nullcontext(), distributed.ending_with_partner(lambda: AGAIN):
             return COMMANDS[name]([word for word in rest if word != NO_IMPORTS], console)
     except Interrupted as stopped:
         return stopped.exit_code
@@ -80,6 +83,20 @@ def _run(arguments: list[str]) -> int:
         return fail(error, 2)
     except OSError as error:  # a path that the system refuses: no permission, too long a name, a folder where a file is wanted
         return fail(f"{error.filename}: {error_reason(error)}", 2)
+
+
+def seconds_of(given: list[str], how: str) -> float:
+    """The value of --distributed-timeout; raises UsageError."""
+    word = given[-1]
+    if how == "off":
+        raise UsageError(f"{TIMEOUT} {word} is for several processes; wanted --distributed with it")
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e6:
+        raise UsageError(f"{TIMEOUT} is {word!r}; wanted a number of seconds from 1 to 1000000")
+    return seconds
 
 
 _COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate, help.help)

@@ -44,7 +44,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
 --distributed ADDRESS:PORT/COUNT/INDEX (address of process 0, number of processes, index of this one), or with
---distributed auto on a cluster that JAX knows. SIGTERM to one of them saves and stops all.
+--distributed auto on a cluster that JAX knows. Each says for whom it waits, and ends if not all have come in 120 seconds,
+or in those of --distributed-timeout SECONDS. SIGTERM to one of them saves and stops all.
 
 --compilation-cache DIR keeps compiled programs in a folder for later calls. They are executed: anyone who can write there can run
 code here.

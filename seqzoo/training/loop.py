@@ -161,7 +161,7 @@ class _Loop:
     def run(self) -> dict[str, Any]:
         """Trains until the end, training.stop_after_steps, a signal, a number that is not finite, or a failed write."""
         try:
-            with self.checkpoints:
+            with self.checkpoints, distributed.ending_with_partner(self.advice):
                 state = self.begin()
                 end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
                 if (note := self.profiler.note(self.step, end)) is not None:
@@ -171,6 +171,10 @@ class _Loop:
         except WriteError as error:
             again = f"after fixing this, continue with: {resume_command(self.folder)}"
             raise WriteError(f"{error}; {self.last_good()}; {again}") from error
+
+    def advice(self) -> str:
+        """The way to continue when another process has ended."""
+        return f"continue with, in all processes: {resume_command(self.folder)}"
 
     def begin(self) -> State:
         """The state of the latest checkpoint, or a new one; opens metrics and clock at its step."""

@@ -206,6 +206,9 @@ def test_a_wrong_setting_is_refused_with_the_nearest_name_and_nothing_is_written
         (("resume", "runs/none"), "runs/none is not a run folder"),
         (("--distributed", "here"), "--distributed is 'here'; wanted off, auto, or ADDRESS:PORT/COUNT/INDEX"),
         (("--distributed=10.0.0.1:1234/2/2",), "with INDEX from 0 to COUNT - 1"),
+        (("--distributed=127.0.0.1:65536/2/0",), "with a PORT from 1 to 65535, found '65536'"),
+        (("--distributed-timeout", "5"), "--distributed-timeout 5 is for several processes; wanted --distributed with it"),
+        (("--distributed=10.0.0.1:1/2/0", "--distributed-timeout=0"), "is '0'; wanted a number of seconds from 1 to 1000000"),
         (("--compilation-cache",), "--compilation-cache has no value; wanted a folder after it"),
     ],
 )

@@ -4,18 +4,23 @@ All of them run the same program on the same folder. Process 0 alone writes ever
 the disk is made by process 0 and sent to the others by `from_main_process`, so that all take the same branch.
 """
 
+import contextlib
 import importlib
 import itertools
 import json
+import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+
+from seqzoo.training.run import rendezvous
 
 T = TypeVar("T")
 
@@ -39,28 +44,46 @@ ERRORS = {  # that process 0 may send to the others: name, and the module that h
     **dict.fromkeys(("FileNotFoundError", "ImportError", "OSError", "RuntimeError", "ValueError"), "builtins"),
 }
 
+PATIENCE = 120.0  # seconds
+
+# In messages of Gloo (between CPUs), NCCL (between GPUs) and JAX's coordination service.
+PARTNER_GONE = re.compile(r"Gloo|NCCL|heartbeat|coordination service|Barrier (?:failed|timed out)|UNAVAILABLE:", re.IGNORECASE)
+
 # JAX counts the polls of a process, and every process must make the same ones.
 _polls = itertools.count()
 
 
-def initialise(how: str) -> None:
-    """Joins the other processes. Call it before anything asks JAX for a device.
+def initialise(how: str, seconds: float = PATIENCE) -> None:
+    """Joins the other processes. Call it before anything asks JAX for a device. Each process says on stderr for whom it waits.
 
     Args:
       how: "off": this process is alone. "auto": settings of the cluster (`jax.distributed.initialize()`). Else
         ADDRESS:PORT/COUNT/INDEX: address of process 0, number of processes, index of this one.
+      seconds: how long to wait for the others. After "auto", JAX waits, and ends the process with SIGABRT if some do not come.
     Raises:
-      ValueError: another value.
+      ValueError: another value, or an address that cannot be used; the others did not come, and which, or do not fit.
     """
     if how == "off":
         return
     if how == "auto":
-        jax.distributed.initialize()
+        print(f"--distributed auto: joins the processes of the cluster, in at most {seconds:g} s", file=sys.stderr, flush=True)
+        try:
+            jax.distributed.initialize(initialization_timeout=math.ceil(seconds))
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--distributed auto: JAX does not join a cluster here ({reason}); wanted {WANTED}") from error
         return
-    address, count, index = [*how.rsplit("/", 2), "", ""][:3]
-    if not (":" in address and count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"--distributed is {how!r}; wanted {WANTED}, with INDEX from 0 to COUNT - 1")
-    jax.distributed.initialize(coordinator_address=address, num_processes=int(count), process_id=int(index))
+    try:
+        group = rendezvous.parse(how)
+    except ValueError as error:
+        raise ValueError(f"--distributed is {how!r}; wanted {WANTED}, {error}") from error
+    rendezvous.meet(group, seconds)
+    jax.distributed.initialize(
+        coordinator_address=group.address,
+        num_processes=group.count,
+        process_id=group.index,
+        initialization_timeout=math.ceil(seconds),
+    )
 
 
 def is_multiprocess() -> bool:
@@ -148,6 +171,23 @@ def abort(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def ending_with_partner(advice: Callable[[], str]) -> Iterator[None]:
+    """Context that ends this process, with exit code 1 and the advice in its last line, when another process has ended.
+
+    At once, since all that waits for the other process, such as JAX's shutdown, would take minutes. Only as far as JAX lets the
+    error arrive here: it may notice first, and end this process with SIGABRT.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (is_multiprocess() and PARTNER_GONE.search(str(error))):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"error: another process of this run has ended ({reason}); {advice()}", file=sys.stderr, flush=True)
+        abort(1)
 
 
 def check_mesh(mesh: Mesh) -> None:

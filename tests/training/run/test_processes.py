@@ -111,6 +111,35 @@ def pair(start, *words, devices):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index, says", [(0, "process 1 of 2 did not come in 3 s"), (1, "process 0 did not answer at")])
+def test_a_process_whose_partner_does_not_come_ends_with_a_line_that_names_it(index, says, start, tmp_path):
+    write_config(tmp_path, tiny(mesh__fsdp=2))
+    code, out, err = ended(start("my.py", "--distributed", f"{address()}/2/{index}", "--distributed-timeout", 3))
+    waits, error = err.splitlines()
+    assert code == 2 and out == "" and not (tmp_path / "runs").exists(), (out, err)
+    assert waits.startswith(f"process {index} of 2 waits") and error.startswith(f"error: {says}"), err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("survivor", [0, 1])
+def test_a_process_whose_partner_is_killed_ends_and_says_how_to_continue(survivor, start, numbers, tmp_path):
+    write_config(tmp_path, tiny(training__steps=10**5, training__eval_every=10**5, training__checkpoint_every=50, mesh__fsdp=2))
+    folder = tmp_path / "runs" / "two"
+    processes = pair(start, "my.py", "--run.name", "two", devices=1)
+    wait_for(60, folder, processes[0])
+    processes[1 - survivor].kill()
+    code, _, err = ended(processes[survivor])
+    if code == -signal.SIGABRT:  # JAX noticed first
+        pytest.skip("JAX ended the process before the error arrived in Python")
+    assert code == 1, err
+    advice = f"continue with, in all processes: train.py resume {Path('runs/two')}"
+    assert any("another process of this run has ended" in line and line.endswith(advice) for line in err.splitlines()), err
+    assert "Traceback" not in err
+    resumed = start("resume", folder, devices=2)
+    wait_for(numbers(folder)[-1]["step"] + 1, folder, resumed)
+
+
+@pytest.mark.slow
 def test_two_processes_with_different_settings_both_end_before_the_first_step(start, tmp_path):
     write_config(tmp_path, tiny(mesh__fsdp=2))
     where = address()
