@@ -20,7 +20,7 @@ def in_one_line(box: str, arguments: list[str]) -> str:
         rows = rows[2:]
     rules = [place for place, row in enumerate(rows) if RULE.fullmatch(row)] or [len(rows)]
     said, more = " ".join(rows[: rules[0]]).strip(), rows[rules[0] :]
-    options = dict(match.groups() for row in more if (match := OPTION.match(row)))
+    options: dict[str, str] = {match[1]: match[2] for row in more if (match := OPTION.match(row))}
     if found := re.search(r"Error parsing (--[\w.-]+)", said):
         return f"{found[1]} is {_word(found[1], arguments)}; wanted {_kind(options.get(found[1], ''))}"
     if found := re.search(r"invalid choice .* for argument '(--[\w.-]+)'.*Expected one of \((.*)\)", said):
