@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         except KeyboardInterrupt:  # before or after training, which saves and raises Interrupted
-            return fail("stopped by Ctrl-C", 128 + signal.SIGINT)
+            from seqzoo.training.run import distributed
+
+            code = fail("stopped by Ctrl-C", 128 + signal.SIGINT)
+            distributed.abort(code)  # others would be waited for at the end
+            return code
 
 
 def _run(arguments: list[str]) -> int:

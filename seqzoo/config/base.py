@@ -85,6 +85,15 @@ def _message(problem) -> str:
     return f"{where}: {what}{found}" if where else what
 
 
+def _is_unicode(text: str) -> bool:
+    """Tells if a text has no lone surrogates, with which Python stands for bytes of file names that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown names, with a list of the known ones."""
 
@@ -107,4 +116,8 @@ class Section(BaseModel):
             if name not in cls.model_fields:
                 known = ", ".join(cls.model_fields)
                 raise ValueError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, cls.model_fields)} Settings: {known}")
+        for name, value in values.items():
+            for text in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise ValueError(f"{name} is {text!a}; wanted a name in UTF-8, since config.json records it")
         return tuples(values)

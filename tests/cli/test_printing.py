@@ -14,6 +14,7 @@ from rich.console import Console
 from helpers.tiny import stopping, tiny
 from seqzoo import cli, training
 from seqzoo.entry import program, resume_command
+from seqzoo.training.run import distributed
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +96,16 @@ def test_ctrl_c_before_training_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "help", stop)
     assert cli.main(["help"]) == 130
     assert capsys.readouterr().err == "error: stopped by Ctrl-C\n"
+    ended = []
+    monkeypatch.setattr(distributed, "abort", ended.append)
+    assert cli.main(["help"]) == 130 and ended == [130]
+
+
+def test_names_that_are_not_utf_8_are_refused_in_one_line_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([str(ROOT / "configs" / "mqar.py"), "--run.folder", os.fsdecode(b"\xff")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"folder is '\udcff'; wanted a name in UTF-8" in line and not list(tmp_path.iterdir())
 
 
 def test_hints_name_the_command_as_it_was_called_and_the_comparison_of_a_member(monkeypatch, tmp_path):
