@@ -8,6 +8,11 @@ from flax import nnx
 
 from helpers.tolerances import assert_close
 from seqzoo import channels, mixers
+from seqzoo.kernels.attention import attention
+from seqzoo.kernels.convolution import short_convolution
+from seqzoo.kernels.linear_attention import linear_attention
+from seqzoo.kernels.linear_recurrence import linear_recurrence
+from seqzoo.kernels.selective_scan import selective_scan
 from seqzoo.model import LanguageModel
 from seqzoo.nn import LayerNorm, Linear, RMSNorm
 
@@ -84,3 +89,53 @@ def test_jacobians_and_hessians_of_a_layer_are_those_of_reverse_mode(layer):
     assert_close(jax.jit(jax.jacfwd(layer))(x), jax.jit(jax.jacrev(layer))(x))
     loss = lambda x: jnp.sum(jnp.sin(layer(x)))
     assert_close(jax.jit(jax.hessian(loss))(x), jax.jit(jax.jacrev(jax.jacrev(loss)))(x))
+
+
+X = np.random.default_rng(0).standard_normal((1, 5, 2, 2)).astype(np.float32)
+FLAT = X.reshape(1, 5, 4)
+# A scalar of one array for each op, its array, implementations whose second derivatives work, and those where one order does not.
+OPS = {
+    "attention": (lambda x, **s: attention(x, x, x, **s)[0], X, {"blockwise": "reverse"}),
+    "linear_attention": (
+        lambda x, **s: linear_attention(x, x, x, log_decay=-jnp.abs(x), **s)[0],
+        X,
+        {"recurrent": "reverse", "chunkwise": "forward"},
+    ),
+    "linear_recurrence": (lambda x, **s: linear_recurrence(jnp.tanh(x), x, **s)[0], FLAT, {"recurrent": "", "chunkwise": ""}),
+    "selective_scan": (
+        lambda x, **s: selective_scan(x, jnp.abs(x), -jnp.ones((4, 4)), x, x, **s)[0],
+        FLAT,
+        {"recurrent": "reverse", "chunkwise": "reverse"},
+    ),
+    "short_convolution": (
+        lambda x, **s: short_convolution(x, jnp.ones((2, 4)), segment_ids=jnp.ones((1, 5), jnp.int32), **s)[0],
+        FLAT,
+        {"xla": "forward"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("op", "implementation"), [(op, name) for op in OPS for name in OPS[op][2]])
+def test_second_derivatives_of_an_op_are_those_of_the_reference_or_are_refused(op, implementation):
+    """Reverse over reverse mode, and forward over reverse mode; forward mode alone is JAX's to refuse."""
+    function, x, refused = OPS[op]
+    direction = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+
+    def products(name):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(function(x, implementation=name))))
+        return {
+            "reverse": lambda x: jax.grad(lambda x: jnp.vdot(gradient(x), direction))(x),
+            "forward": lambda x: jax.jvp(gradient, (x,), (direction,))[1],
+        }
+
+    wanted = jax.jit(products("reference")["forward"])(x)
+    assert_close(jax.jit(products("reference")["reverse"])(x), wanted)
+    for mode, product in products(implementation).items():
+        if mode != refused[implementation]:
+            assert_close(jax.jit(product)(x), wanted, what=mode)
+        elif mode == "reverse":
+            with pytest.raises(NotImplementedError, match=rf"^{op}: [^\n]*set implementation='reference'"):
+                jax.jit(product)(x)
+        else:
+            with pytest.raises(TypeError, match="forward-mode"):
+                jax.jit(product)(x)

@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from seqzoo.kernels.attention.pairs import PADDING_KEY, PADDING_QUERY, Settings, Tokens, dropout_mask, visible
+from seqzoo.kernels.common.first_order import first_order
 from seqzoo.kernels.common.implementations import state_dtype
 from seqzoo.kernels.common.vma import match_vma, zeros_like_vma
 
@@ -157,6 +158,7 @@ def forward(
 
 def _save(settings, sizes, q, k, v, info):
     o, log_sum = forward(settings, sizes, q, k, v, info, q.dtype)
+    o, log_sum = first_order("attention", (o, log_sum))
     return o, (q, k, v, info, softmax_residuals(o, log_sum))
 
 
@@ -167,7 +169,7 @@ def softmax_residuals(o: Array, log_sum: Array | None) -> tuple[Array, Array] | 
 
 def _backward(settings, sizes, residuals, do):
     q, k, v, info, of_softmax = residuals
-    gradients = backward(settings, sizes, q, k, v, info, of_softmax, do)
+    gradients = first_order("attention", backward(settings, sizes, q, k, v, info, of_softmax, do))
     return *(x.astype(like.dtype) for x, like in zip(gradients, (q, k, v), strict=True)), None
 
 

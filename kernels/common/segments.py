@@ -54,7 +54,7 @@ def _begin(segment_ids, initial_segment, where):
     return sharding.run_sharded(shards, local, (ids, carried), ("b t", "b"), "b t")
 
 
-def ids(segment_ids: Array | None, initial_segment: Array | None, shape: tuple[int, int]) -> Array:
+def ids(segment_ids: Array | None, initial_segment: Array | None, shape: tuple[int, ...]) -> Array:
     """[b, t] int32: the id of each token; without ids that of the document before, 1 where there is none."""
     if segment_ids is not None:
         return segment_ids.astype(jnp.int32)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..common import xla_cpu
+from ..common.first_order import first_order
 from ..common.loops import get_step, set_step
 from ..common.vma import zeros_like_vma
 from .transition import (
@@ -67,7 +68,7 @@ def forward(q, k, v, transition, state, *, scale, read_before_write, chunk_size,
     us = None if transition.a is None else zeros_like_vma(v, dtype=dtype)
     checkpoints = zeros_like_vma(state, (chunks, *state.shape))
     state, o, us, checkpoints = lax.fori_loop(0, chunks, chunk, (state, o, us, checkpoints))
-    return o, state, (checkpoints, us)
+    return first_order("linear_attention", (o, state, (checkpoints, us)))
 
 
 def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_write, chunk_size, resets, output_dtype):
@@ -133,7 +134,7 @@ def backward(q, k, v, transition, residuals, d_o, d_last, *, scale, read_before_
     carry = (states, dq, d_last, after, dk, dv, jax.tree.map(zeros_like_vma, transition))
     _, dq, r, after, dk, dv, gradients = lax.fori_loop(0, checkpoints.shape[0], chunk_back, carry)
     first = after if read_before_write else (*after[:2], no_read)
-    return dq, dk, dv, gradients, state_gradient(first, r, True, no_read, resets)
+    return first_order("linear_attention", (dq, dk, dv, gradients, state_gradient(first, r, True, no_read, resets)))
 
 
 def get_token(transition, t):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from seqzoo.kernels.common import xla_cpu
+from seqzoo.kernels.common.first_order import first_order
 from seqzoo.kernels.common.loops import get_step, set_step
 from seqzoo.kernels.common.vma import zeros_like_vma
 
@@ -56,7 +57,7 @@ def forward(g: Array, u: Array, A: Array, B: Array, C: Array, initial: Array) ->
     checkpoints = zeros_like_vma(initial, (initial.shape[0], count_blocks(length) + 1, *initial.shape[1:]))
     carry = (initial, zeros_like_vma(u), set_step(checkpoints, initial, 0))
     last, y, checkpoints = lax.fori_loop(0, count_blocks(length), block, carry)
-    return y, last, checkpoints[:, :-1]
+    return first_order("selective_scan", (y, last, checkpoints[:, :-1]))
 
 
 def backward(g: Array, u: Array, A: Array, B: Array, C: Array, checkpoints: Array, dy: Array, dlast: Array) -> tuple[Array, ...]:
@@ -115,7 +116,7 @@ def backward(g: Array, u: Array, A: Array, B: Array, C: Array, checkpoints: Arra
     decays, states = (zeros_like_vma(dlast, (CHECKPOINT_INTERVAL + more, *dlast.shape)) for more in (0, 1))
     carry = (dlast, zeros_like_vma(dlast), *(zeros_like_vma(x) for x in (g, u, B, C)), decays, states)
     dinitial, dA, dg, du, dB, dC, *_ = lax.fori_loop(0, count_blocks(length), block, carry)
-    return dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial
+    return first_order("selective_scan", (dg, du, jnp.sum(dA, axis=0), dB, dC, dinitial))
 
 
 def state_transition(g: Array, u: Array, A: Array, B: Array) -> tuple[Array, Array]:
