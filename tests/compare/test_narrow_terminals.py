@@ -14,7 +14,7 @@ ROWS = (("gla(heads=2, expand_v=2.0), softmax(window=256)", "0.991", "1,234,567"
 
 
 def shown(width, call):
-    """What `call(console)` prints on a terminal of that width."""
+    """The text that `call(console)` prints on a terminal of that width."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     call(console)
     return console.file.getvalue()
