@@ -410,7 +410,7 @@ def test_a_prepared_corpus_has_its_own_settings_and_cannot_be_combined(source, p
 def test_a_source_that_is_too_large_for_memory_is_refused(source, monkeypatch):
     monkeypatch.setattr(data.corpus, "LIMIT", 100)
     with pytest.raises(
-        DataError, match=r"bytes are too many to read into memory \(at most 100\); prepare them first, with python tr"
+        DataError, match=r"bytes are too many to read into memory \(at most 100\); prepare them first, with train.py prepare"
     ):
         data.load(source)
 
