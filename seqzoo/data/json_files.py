@@ -6,8 +6,9 @@ Only regular files are read, and only up to a size: a folder may come from a str
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 JSON_BYTES = 2**28  # of a file with one object, at most
 LINES_BYTES = 2**32  # of a file with an object per line, at most
@@ -42,7 +43,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [parse_object(line, f"line {number} of {path}") for number, line in enumerate(whole.split(b"\n"), 1)] if whole else []
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file to read its bytes; never waits for a named pipe.
 
     Raises:

@@ -313,8 +313,8 @@ class _Loop:
         with self.clock.phase("save"):
             if not self.finite(state):
                 self.diverged(self.step, self.last)
-            self.metrics.sync()  # a checkpoint never survives a power cut without the metrics of the steps before it
-            self.checkpoints.save(state)
+            # Synced first: a checkpoint never survives a power cut without the metrics of the steps before it.
+            self.checkpoints.save(state, metrics=self.metrics.sync())
         self.saved_at = time.monotonic()
 
     def checkpoint_overdue(self) -> bool:

@@ -63,6 +63,7 @@ class Checkpoints:
         self.latest: int | None = None  # the step of the last state that `resume` gave or `save` was given
         self.complete: int | None = None  # the last of them that is known to be on disk
         self._saving: Path | None = None
+        self._about_saving: dict[str, Any] = {}
         self._unproved: State | None = None  # shapes of the state, until the first checkpoint of the run has been read back
 
     def __enter__(self):
@@ -102,8 +103,8 @@ class Checkpoints:
                 return path, settings
         return None
 
-    def save(self, state: State) -> None:
-        """Starts to write the state under its own step; the caller may donate it at once.
+    def save(self, state: State, **record: Any) -> None:
+        """Starts to write the state under its own step; the caller may donate it at once. `record` joins the step in saved.json.
 
         First the previous save is completed, and checkpoints older than the latest `keep`, except the best, are removed: while
         this one is written, `keep` others are on the disk.
@@ -115,7 +116,7 @@ class Checkpoints:
         path = self.folder / str(step)
         if not self.folder.is_dir():  # Orbax would create it again, without the rest of the run folder
             raise WriteError(f"cannot write {path}: {self.folder} is not a folder any more")
-        self._saving = path
+        self._saving, self._about_saving = path, record
         self._or_write_error(lambda: self._checkpointer.save(path, state))
         self.latest = step
 
@@ -133,7 +134,7 @@ class Checkpoints:
             self._prove(path)
         self.complete = self.latest
         if writes:
-            self._record()
+            self._record(**self._about_saving)
             for step in set(self.steps()[: -self.keep]) - {self.best}:
                 with write_errors(self.folder / str(step)):
                     shutil.rmtree(self.folder / str(step))
@@ -208,10 +209,10 @@ class Checkpoints:
                 shutil.rmtree(half)
         return [half.name for half in halves]
 
-    def _record(self) -> None:
+    def _record(self, **more: Any) -> None:
         """Writes the record. It comes after what it tells of: a process may be killed in between, and the run still resumes."""
         if self.record is not None:
-            write_json(self.record, {"step": -1 if self.complete is None else self.complete})
+            write_json(self.record, {"step": -1 if self.complete is None else self.complete, **more})
 
     def _set_aside(self, bad: dict[int, str]) -> list[tuple[int, str]]:
         asides = []

@@ -4,6 +4,7 @@ metrics.jsonl is the record. A resumed run drops the lines of steps that it will
 """
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.data.atomic_io import sync, write_errors, write_json, write_text
-from seqzoo.data.json_files import read_json, read_json_lines, require
+from seqzoo.data.json_files import open_regular, read_json, read_json_lines, require
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 from seqzoo.training.objective import ACCURACY, Evaluation, Objective, objective_of
@@ -21,7 +22,19 @@ from seqzoo.training.run.metric_writers import Line
 from seqzoo.training.state import TrainSetup
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+Stamp = dict[str, Any]  # of a file that grows: its "bytes", and the "sha256" of them
 LABELS = ("step", "kind", "eval_set", "tokens", "seconds")  # the fields of a line that are not results
+
+
+def differs(path: Path, stamp: Stamp) -> bool:
+    """Tells if the file no longer begins with the lines that it had when the stamp was taken; doubled ones do not matter."""
+    begins = lambda data: hashlib.sha256(data[: stamp["bytes"]]).hexdigest() == stamp["sha256"]
+    with open_regular(path) as file:
+        return not begins(file.read(max(0, stamp["bytes"]))) and not begins(_text(read(path)).encode())
+
+
+def _text(lines: Iterable[Line]) -> str:
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def read(path: Path) -> list[Line]:
@@ -71,13 +84,22 @@ class MetricsFile:
         self.evaluated = max(whole, default=-1)
         self.seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)
         self.opened = lines
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        text = _text(lines)
+        self._bytes, self._digest = len(text.encode()), hashlib.sha256(text.encode())
+        write_text(self.path, text)
+
+    @property
+    def stamp(self) -> Stamp:
+        """Length and digest of the file as it is now: more lines may follow, but these never change."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def append(self, *lines: Line) -> None:
         """Adds lines in one write, so that a killed process leaves an evaluation with all its evaluation sets or not at all."""
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        text = _text(lines)
         with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(text)
+        self._bytes += len(text.encode())
+        self._digest.update(text.encode())
 
 
 class MetricsLog:
@@ -156,12 +178,14 @@ class Metrics:
         self._count(step, results)
         self.evaluated = step
 
-    def sync(self) -> None:
-        """Makes the lines so far durable."""
-        if distributed.is_main_process():
-            path = self.folder / METRICS
-            with write_errors(path):
-                sync(path)
+    def sync(self) -> Stamp | None:
+        """Makes the lines so far durable. Returns their stamp, in process 0."""
+        if not distributed.is_main_process():
+            return None
+        path = self.folder / METRICS
+        with write_errors(path):
+            sync(path)
+        return self._log.file.stamp
 
     def accuracy(self) -> float:
         """The mean over evaluation sets at the last evaluation, also if an earlier process made it; NaN before the first."""

@@ -31,7 +31,7 @@ from seqzoo.tasks.base import Task
 from seqzoo.training.run import data_record
 from seqzoo.training.run.checkpoint import ABOUT, SAVED, Checkpoints
 from seqzoo.training.run.lock import RunLock
-from seqzoo.training.run.metrics import METRICS
+from seqzoo.training.run.metrics import METRICS, differs
 
 CHANGED, GO_BACK = "--changed", "--go-back"  # `changed` and `go_back` on the command line
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -182,6 +182,14 @@ def _check_saved(folder: Path) -> None:
             f"{folder} was saved at step {step}, but {' and '.join(gone)} is missing; wanted it back (is a disk not mounted?), or "
             f"{GO_BACK} to continue from step {max(steps, default=0)} with what is there"
         )
+    if "metrics" in saved:
+        require(saved, str(record), metrics=dict)
+        require(saved["metrics"], str(record), bytes=int, sha256=str)
+        if differs(folder / METRICS, saved["metrics"]):
+            raise RunDirError(
+                f"{folder / METRICS} lost or changed lines since the run was saved at step {saved['step']}; wanted it as it was, "
+                f"or {GO_BACK} to continue with what is there"
+            )
 
 
 def _check_data(folder: Path, data: dict[str, str]) -> None:
