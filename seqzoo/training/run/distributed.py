@@ -167,7 +167,7 @@ def abort(code: int) -> None:
 
     For errors of this process alone. JAX ends the others when it detects that one is gone.
     """
-    if is_multiprocess():
+    if jax.distributed.is_initialized() and is_multiprocess():  # asked in this order, since the second one starts the devices
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

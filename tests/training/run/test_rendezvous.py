@@ -179,12 +179,18 @@ GONE = [
 def test_when_another_process_has_ended_this_one_ends_at_once_with_advice(message, monkeypatch, capsys):
     codes = []
     monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed.jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed.os, "_exit", codes.append)
     with distributed.ending_with_partner(lambda: "continue here"):
         raise RuntimeError(message)
     reason = message.split("\n")[0]
     assert codes == [1]
     assert capsys.readouterr().err == f"error: another process of this run has ended ({reason}); continue here\n"
+
+
+def test_a_process_that_has_not_joined_others_does_not_start_its_devices_to_end(monkeypatch):
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: pytest.fail("asks JAX for devices"))
+    distributed.abort(1)
 
 
 @pytest.mark.parametrize("several, message", [(True, "a bug"), (False, GONE[0])])
