@@ -17,7 +17,7 @@ DOCUMENTS = ((0, 2, 7), (0, 7, 8), (0, 8, 17), (0, 17, 37), (0, 38, 43), (1, 20,
 # After leading padding, at a document's border, in padding, in a document, before trailing padding.
 CUTS = (1, 7, 11, 24, 43)
 # Accepted error at inputs of other sizes: where one weight is nearly all, its gradient is a difference (do . v - do . o of a mean).
-AT_OTHER_SCALES = 5e-5
+AT_OTHER_SCALES = 2e-4
 CONDITIONING = 10  # accepted error over the change of the definition when its float32 arguments are rounded once more
 
 
@@ -31,7 +31,7 @@ def check_precision(it: MixerUnderTest) -> None:
     assert np.abs(whole.x * ~REAL).max() == 0, f"{it}: inputs at padding must have no gradient"
 
 
-def check_scales(it: MixerUnderTest) -> None:
+def check_scales(it: MixerUnderTest, tolerance: float = AT_OTHER_SCALES) -> None:
     """Float32 stays near float64 at inputs of other sizes.
 
     Inputs times 1e-4, 30 and 1000; all tokens of a row equal; one token of each row 30 times as large as the others. An error
@@ -49,12 +49,12 @@ def check_scales(it: MixerUnderTest) -> None:
         variables = (jax.tree.leaves(it.params), [row], split_floats(it.state)[0])
         errors = lambda run, wanted=wanted, variables=variables: _errors(_without_padding(run), wanted, variables)
         found = errors(it(it.state, *sides))
-        if max(found.values()) <= AT_OTHER_SCALES:
+        if max(found.values()) <= tolerance:
             continue
         others = [rounded((it.params, it.state, row), seed) for seed in (1, 2)]
         moved = [errors(it.definition(state, row, *sides[1:], params=params)) for params, state, row in others]
         for leaf, one in found.items():
-            limit = max(AT_OTHER_SCALES, CONDITIONING * max(other[leaf] for other in moved))
+            limit = max(tolerance, CONDITIONING * max(other[leaf] for other in moved))
             assert one <= limit, f"{it}, inputs {name}: error of {leaf} is {one:.1e}, wanted at most {limit:.1e}"
 
 

@@ -86,9 +86,15 @@ def under_test(spec) -> MixerUnderTest:
     return MixerUnderTest(spec)
 
 
+# Weights exp(x) without a cap, at inputs times 1000: one weight is nearly all, and its gradient a difference of two float32 sums.
+UNCAPPED = {spec: 2e-3 for spec in VARIANTS if spec == "aaren(heads=1)" or "gate_cap=None" in spec}
+
+
 @every
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_every_mixer_keeps_the_law(spec, check):
+    if check is testing.checks.check_scales and spec in UNCAPPED:
+        check = functools.partial(check, tolerance=UNCAPPED[spec])
     check(under_test(spec))
 
 
