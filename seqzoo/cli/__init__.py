@@ -23,8 +23,9 @@ AGAIN = "start the same command again in all processes"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv` by default) and returns the exit code.
 
-    0: done. 1: the run diverged, no checkpoint loads, or a file cannot be written. 2: a setting, config or folder is wrong, and
-    nothing was written. 128 + n: stopped by signal n, after saving. Output that cannot be printed changes none of them.
+    0: done. 1: the run diverged, no checkpoint loads, a file cannot be written, or data changed while it was read. 2: a setting,
+    config or folder is wrong, and nothing was written. 128 + n: stopped by signal n, after saving. Output that cannot be printed
+    changes none of them.
     """
     with forgiving_streams():
         try:
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # Imported before anything can fail: the errors of training have exit codes of their own below.
     from seqzoo.data.atomic_io import error_reason
+    from seqzoo.data.errors import DataError
     from seqzoo.data.json_files import DamagedFile
     from seqzoo.training import CheckpointError, Diverged, InitFromError, Interrupted, WriteError
     from seqzoo.training.run import distributed, profiling
@@ -71,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         return stopped.exit_code
     except (Diverged, CheckpointError) as error:
         return fail(error, 1)
-    except WriteError as error:
+    except (WriteError, DataError) as error:
         code = fail(error, 1)
         distributed.abort(code)
         return code

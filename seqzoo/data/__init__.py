@@ -1,6 +1,6 @@
 """Text data: sources, tokenizers and shards. Independent of models and training.
 
-`prepare(source, folder)` tokenises files into memory-mapped shards; `load(source)` opens them, or reads a small
+`prepare(source, folder)` tokenises files into shards; `load(source)` opens them, or reads a small
 source into memory.
 """
 

@@ -26,7 +26,7 @@ LIMIT = 2**28  # bytes; a larger source must be prepared
 class Stream:
     """A sequence of token arrays as one, read by slices: `stream[a:b]`, 0 <= a <= b <= len(stream)."""
 
-    def __init__(self, parts: Sequence[np.ndarray]):
+    def __init__(self, parts: Sequence[np.ndarray | shards.TokenFile]):
         self.parts = parts
         self.ends = list(accumulate(map(len, parts)))
 

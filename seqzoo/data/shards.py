@@ -1,4 +1,4 @@
-"""Prepared corpora: a folder of memory-mapped shards, and the manifest of its files.
+"""Prepared corpora: a folder of shards, and the manifest of its files.
 
     manifest.json             `Manifest`: settings, counts and SHA-256 of everything
     train-00000.tokens.npy    [n] uint8, uint16 or uint32, the smallest that holds the vocabulary
@@ -12,6 +12,8 @@ nowhere else. A shard holds whole documents.
 """
 
 import hashlib
+import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,6 +32,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # the manifest of a corpus that is still being prepared
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "held_out")
+BLOCK = 2**22  # tokens that are read at once to compute a digest
 
 
 class _Model(BaseModel):
@@ -252,23 +255,64 @@ def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True, alo
             )
 
 
-def tokens(folder: str | Path, manifest: Manifest, split: str) -> list[np.ndarray]:
-    """The tokens of each shard of a split, memory-mapped."""
-    wanted = dtype(manifest.settings.vocab_size)
-    return [_load_mapped(folder, shard.tokens_file, wanted, shard.tokens) for shard in manifest.split(split).shards]
+class TokenFile:
+    """The tokens of a shard, read by slices: `file[a:b]`. Several threads may read at once.
+
+    Plain reads instead of a memory mapping: with one, a file that is truncated while a run reads it ends the process (SIGBUS), and
+    one that is overwritten gives other tokens without a word.
+
+    Raises (while reading):
+      DataError: the file changed since it was opened, or a token is outside the vocabulary. By name.
+    """
+
+    def __init__(self, path: Path, wanted: np.dtype, count: int, vocab_size: int):
+        self.path, self.dtype, self._count, self._vocab_size = path, wanted, count, vocab_size
+        array = _load(path, wanted, count)
+        self._begin = int(array.offset)  # the header of the format comes first
+        with open_regular(path) as file:
+            self._handle = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._handle)
+        self._stamp = self._look()
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        begin, end, _ = where.indices(self._count)
+        size = self.dtype.itemsize
+        data = os.pread(self._handle, max(0, end - begin) * size, self._begin + begin * size)
+        if self._look() != self._stamp or len(data) != max(0, end - begin) * size:
+            raise DataError(
+                f"{self.path} was changed while it was read; wanted it as prepared: restore it, or prepare the corpus again"
+            )
+        found = np.frombuffer(data, self.dtype)
+        if len(found) and found.max() >= self._vocab_size:
+            at = int(np.argmax(found >= self._vocab_size))
+            found = f"{self.path} holds the token {found[at]} at place {begin + at}"
+            raise DataError(f"{found}, wanted less than the vocabulary's {self._vocab_size}: prepare the corpus again")
+        return found
+
+    def _look(self) -> tuple[int, int]:
+        stat = os.fstat(self._handle)
+        return stat.st_size, stat.st_mtime_ns
+
+
+def tokens(folder: str | Path, manifest: Manifest, split: str) -> list[TokenFile]:
+    """The tokens of each shard of a split."""
+    folder, size = Path(folder).expanduser(), manifest.settings.vocab_size
+    return [TokenFile(folder / shard.tokens_file.name, dtype(size), shard.tokens, size) for shard in manifest.split(split).shards]
 
 
 def starts(folder: str | Path, manifest: Manifest, split: str) -> np.ndarray:
     """[documents] int64: start of each document in a split."""
-    parts, begin = [np.zeros(0, np.int64)], 0
+    folder, parts, begin = Path(folder).expanduser(), [np.zeros(0, np.int64)], 0
     for shard in manifest.split(split).shards:
-        parts.append(begin + _load_mapped(folder, shard.starts_file, np.dtype("<i8"), shard.documents))
+        parts.append(begin + _load(folder / shard.starts_file.name, np.dtype("<i8"), shard.documents))
         begin += shard.tokens
     return np.concatenate(parts)
 
 
-def _load_mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: int) -> np.ndarray:
-    path = Path(folder).expanduser() / file.name
+def _load(path: Path, wanted: np.dtype, count: int) -> np.memmap:
     try:
         refuse_irregular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -279,11 +323,12 @@ def _load_mapped(folder: str | Path, file: StoredFile, wanted: np.dtype, count: 
     return array
 
 
-def sha256(arrays: Iterable[np.ndarray]) -> str:
+def sha256(arrays: Iterable[np.ndarray | TokenFile]) -> str:
     """SHA-256 of the arrays, concatenated."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+        for begin in range(0, len(array), BLOCK):
+            digest.update(np.ascontiguousarray(array[begin : begin + BLOCK]).data)
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
+from seqzoo.data.errors import DataError
 from seqzoo.entry import resume_command
 from seqzoo.printing import forgiving_console
 from seqzoo.tasks.base import BatchSpec, Task
@@ -66,8 +67,8 @@ def train(
       ValueError: settings that do not fit, a folder that holds something else, that lacks what was saved in it, or whose path no
         checkpoint can have. Diverged: numbers that are not finite.
       LockedError: another process trains in the folder. CheckpointError: checkpoints exist and none loads.
-      Interrupted: a signal of run/signals.py, after saving. WriteError: the disk is full, or the folder cannot be written; the
-        last good checkpoint is as it was.
+      DataError: a file of the task changed while it was read. Interrupted: a signal of run/signals.py, after saving.
+      WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
     run_dir.check_path(folder)
     console = console or Console(quiet=not distributed.is_main_process())
@@ -168,9 +169,10 @@ class _Loop:
                     self.print(f"note: {note}")
                 with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
                     return self.train(state, end)
-        except WriteError as error:
+        except (WriteError, DataError) as error:
             again = f"after fixing this, continue with: {resume_command(self.folder)}"
-            raise WriteError(f"{error}; {self.last_good()}; {again}") from error
+            kind = WriteError if isinstance(error, WriteError) else DataError
+            raise kind(f"{error}; {self.last_good()}; {again}") from error
 
     def advice(self) -> str:
         """The way to continue when another process has ended."""

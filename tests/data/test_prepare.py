@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 
@@ -69,7 +70,7 @@ def test_a_prepared_corpus_equals_the_one_read_into_memory(source, prepared):
 
 def test_slices_of_a_stream_cross_shards(prepared):
     stream = data.load(str(prepared)).splits["train"].tokens
-    whole = np.concatenate(stream.parts)
+    whole = np.concatenate([part[0 : len(part)] for part in stream.parts])
     assert len(stream.parts) > 3
     edges = sorted({0, 1, len(whole), *stream.ends, *(end - 1 for end in stream.ends)})
     for begin in edges:
@@ -442,6 +443,25 @@ def test_a_shard_damaged_between_two_calls_is_refused_by_name(source, prepared):
     damage_truncated(prepared, None)
     with pytest.raises(DataError, match=r"train-00001\.tokens\.npy is truncated"):
         data.prepare(source, prepared, **SETTINGS)
+
+
+@pytest.mark.parametrize("how", ["truncated", "overwritten", "other tokens"])
+def test_a_shard_that_changes_while_it_is_read_is_an_error_by_name(prepared, how):
+    tokens = data.load(str(prepared), verify=False).splits["train"].tokens
+    path = sorted(prepared.glob("train-*.tokens.npy"))[0]
+    stat, found = path.stat(), tokens[0:10]
+    if how == "truncated":
+        os.truncate(path, stat.st_size // 2)
+    else:
+        path.write_bytes(b"\xff" * stat.st_size)
+    if how == "other tokens":  # a disk that returns them has the old time
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    says = (
+        "holds the token 65535 at place 0, wanted less than the vocabulary's 257" if how == "other tokens" else "was changed while"
+    )
+    with pytest.raises(DataError, match=rf"{path.name} {says}"):
+        tokens[0:10]
+    assert found[0] == 256
 
 
 def test_a_moved_row_border_changes_the_fingerprint(folder, jsonl):

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -268,6 +269,30 @@ def test_a_run_is_read_and_continues_a_text_when_its_data_is_gone(tmp_path, monk
     assert cli.main(["generate", "run", "--prompt", "abc"]) == 2
     assert "run/tokenizer.json is not the tokenizer of this folder" in capsys.readouterr().err
     assert before[0] == 2
+
+
+def test_a_shard_truncated_under_a_run_ends_it_in_one_line_that_says_how_to_continue(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for number in range(60):
+        Path("texts", f"{number}.txt").write_text("abc def gh " * 9, encoding="utf-8")
+    data.prepare("texts", "corpus", held_out=0.2)
+    task = "text(source='corpus', length=8, batch_size=2)"
+    train, shard = metrics.Metrics.train, Path("corpus/train-00000.tokens.npy")
+
+    def truncating(self, step, **numbers):
+        train(self, step, **numbers)
+        if step == 30:
+            os.truncate(shard, 500)
+
+    training.train(stopping(tiny(task=task, training__steps=90), 1), "run", console=quiet())
+    config = Path("run/config.json")
+    config.write_text(tiny(task=task, training__steps=90).model_dump_json(), encoding="utf-8")
+    monkeypatch.setattr(metrics.Metrics, "train", truncating)
+    assert cli.main(["resume", "run"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {shard} was changed while it was read") and said.count("\n") == 1
+    assert "the last good checkpoint is" in said and "continue with: train.py resume run" in said
 
 
 def test_a_run_does_not_resume_with_other_data(tmp_path, monkeypatch):
