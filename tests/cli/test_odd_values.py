@@ -1,6 +1,6 @@
 """Odd values for every setting of every spec and for every option of the command line: accepted, or refused in one line.
 
-About 9,000 values; docs/training.md says how many. A refused one leaves nothing behind.
+docs/training.md says how many there are. A refused one leaves nothing behind.
 """
 
 import pytest
