@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from seqzoo import channels, mixers
 from seqzoo.config.base import Layers, Section, as_text, check_if_registered, one_word
 from seqzoo.model import Norm, NormPosition, Remat, StackMode
-from seqzoo.specs import Length, Positive, Rate, Settings, Size, Spec, split
+from seqzoo.specs import Blocks, Length, Positive, Rate, Settings, Size, Spec, split
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -29,7 +29,7 @@ class Model(Section):
 
     layers: Layers = ("softmax",)
     """Mixers, cycled over depth, separated by commas: "mamba2, softmax(window=256, heads=2)"."""
-    depth: Annotated[int, Field(ge=1, le=4096)] = 2
+    depth: Blocks = 2
     """Number of blocks."""
     d_model: Size = 64
     """Width of the residual stream."""

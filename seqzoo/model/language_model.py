@@ -16,7 +16,7 @@ from seqzoo.model.sharding import constrain
 from seqzoo.model.stack import Remat, Stack, StackMode, StackState
 from seqzoo.nn import Linear, dropout, torch_uniform
 from seqzoo.nn.layer import floating_dtype
-from seqzoo.specs import Length, Positive, Rate, Size, checked
+from seqzoo.specs import Blocks, Length, Positive, Rate, Size, checked
 
 
 class ModelState(NamedTuple):
@@ -79,7 +79,7 @@ class LanguageModel(nnx.Module):
         d_model: Size,
         *,
         layers: AnySpec | Sequence[AnySpec] = ("softmax",),
-        depth: Size = 2,
+        depth: Blocks = 2,
         channel: AnySpec = "swiglu",
         norm: Norm = "rms",
         norm_eps: Positive = 1e-5,
