@@ -221,7 +221,7 @@ def test_flops_count_every_layer_and_the_head():
         ({"norm": "rsm"}, "LanguageModel: norm='rsm', wanted 'rms' or 'layer'"),
         ({"stack": "scann"}, "LanguageModel: stack='scann', wanted 'scan' or 'loop'"),
         ({"remat": "all"}, "LanguageModel: remat='all', wanted 'none' or 'full' or 'dots'"),
-        ({"depth": 0}, "LanguageModel: depth=0, wanted int in [1, 65536]"),
+        ({"depth": 0}, "LanguageModel: depth=0, wanted int in [1, 4096]"),
         ({"layers": ()}, "depth=3 with 0 layer specs: wanted at least one of each"),
         ({"norm_position": "psot"}, "LanguageModel: norm_position='psot', wanted 'pre' or 'post' or a tuple of 'pre' or 'post'"),
         ({"norm_position": ("pre",)}, "norm_position=('pre',): wanted one, or one for each of 2 layer specs"),
