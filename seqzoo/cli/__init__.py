@@ -23,9 +23,9 @@ AGAIN = "start the same command again in all processes"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv` by default) and returns the exit code.
 
-    0: done. 1: the run diverged, no checkpoint loads, a file cannot be written, or data changed while it was read. 2: a setting,
-    config or folder is wrong, and nothing was written. 128 + n: stopped by signal n, after saving. Output that cannot be printed
-    changes none of them.
+    0: done. 1: the run diverged, a run of a comparison has no result, no checkpoint loads, a file cannot be written, or data
+    changed while it was read. 2: a setting, config or folder is wrong, and nothing was written. 128 + n: stopped by signal n,
+    after saving. Output that cannot be printed changes none of them.
     """
     with forgiving_streams():
         try:

@@ -134,7 +134,8 @@ def start(
     if isinstance(chosen, config.Comparison):
         from seqzoo import compare
 
-        compare.run(chosen, folder, console=console, retry=retry)
+        results = compare.run(chosen, folder, console=console, retry=retry)
+        return 1 if any(each["problem"] for each in results.get("runs", ())) else 0
     else:
         from seqzoo import training
 

@@ -49,13 +49,27 @@ def run(
     Returns:
       The content of results.json.
     Raises:
-      ValueError: the folder holds something else; nothing is written. WriteError: a file cannot be written.
+      ValueError: the folder holds something else; nothing is written. LockedError: another process runs the comparison.
+      WriteError: a file cannot be written.
     """
     from seqzoo import training
+    from seqzoo.training.run.lock import RunLock
 
     console = console or Console()
-    train = run or training.train
     folder = _open_folder(Path(folder), comparison)
+    lock = RunLock(folder)  # two would count each other's runs as failed, and overwrite each other's results
+    lock.acquire()
+    try:
+        return _run_all(comparison, folder, console, run or training.train, retry)
+    finally:
+        lock.release()
+
+
+def _run_all(
+    comparison: config.Comparison, folder: Path, console: Console, train: Callable[..., dict[str, Any]], retry: bool
+) -> dict[str, Any]:
+    from seqzoo import training
+
     points = list(comparison.experiments())
     runs = [_new_run(comparison, number, len(points), *each) for number, each in enumerate(points)]
     for number, (_, experiment) in enumerate(points):

@@ -362,7 +362,7 @@ def test_runs_that_failed_are_tried_again_in_comparisons_only(ran, monkeypatch, 
         folder = training.create_run_dir("runs", name)
         (folder / "config.json").write_text(held.model_dump_json())
     tried = []
-    monkeypatch.setattr(compare, "run", lambda *_, retry, **__: tried.append(retry))
+    monkeypatch.setattr(compare, "run", lambda *_, retry, **__: tried.append(retry) or {"runs": []})
     assert ran("resume", "runs/one", "--retry") == 2
     assert "runs/one holds one run; --retry is for comparisons" in capsys.readouterr().err
     assert ran("resume", "runs/two", "--retry") == ran("resume", "runs/two") == [] and tried == [True, False]

@@ -170,12 +170,20 @@ def test_an_edited_config_that_fits_no_model_is_refused_in_one_line(run, tmp_pat
     assert "heads=3 does not divide d_model=16" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [("--model.d-model", "32"), ("--optimizer.rule", "sgd")], ids=lambda words: words[0])
-def test_settings_that_do_not_fit_the_checkpoints_change_nothing(run, tmp_path, capsys, words):
+UNFIT = {
+    ("--model.d-model", "32"): "parameter ",
+    ("--optimizer.rule", "sgd"): "(optimizer.rule, accumulate_steps)",
+    ("--training.ema", "0.9"): "(training.ema)",
+}
+
+
+@pytest.mark.parametrize(("words", "names"), UNFIT.items(), ids=lambda words: words[0])
+def test_settings_that_do_not_fit_the_checkpoints_change_nothing(run, tmp_path, capsys, words, names):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     before = contents(copy)
     assert main(["resume", str(copy), "--training.steps", "9", *words, "--changed"]) == 1
-    assert "wanted its files and its settings as saved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "wanted its files and its settings as saved" in said and names in said and said.count("\n") == 1
     assert contents(copy) == before
     assert main(["resume", str(copy)]) == 0

@@ -13,6 +13,7 @@ from seqzoo import compare, training
 from seqzoo.compare.summary import RATE, SEED
 from seqzoo.config import Comparison, Experiment, Training
 from seqzoo.training.run import run_dir
+from seqzoo.training.run.lock import LockedError
 
 EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
@@ -99,6 +100,7 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
         "config.json",
         "eval_sets.png",
         "learning_curves.png",
+        "lock",
         "report.md",
         "results.csv",
         "results.json",
@@ -314,3 +316,18 @@ def test_other_axes_become_part_of_the_label(tmp_path):
         "gla d_model=64",
     ]
     assert RATE not in results["runs"][0]["point"] and SEED not in results["runs"][0]["point"]
+
+
+def test_one_process_at_a_time_runs_a_comparison(tmp_path):
+    comparison = Comparison(base=Experiment(), axes={SEED: (0, 1)})
+    trainer, refused = Trainer(lambda experiment, pairs: 0.5), []
+
+    def train(experiment, folder, *, console):
+        if not refused:
+            with pytest.raises(LockedError, match="is in use by process") as caught:
+                compare.run(comparison, tmp_path / "c", console=console, run=trainer)
+            refused.append(caught)
+        return trainer(experiment, folder)
+
+    results = compare.run(comparison, tmp_path / "c", console=Console(quiet=True), run=train)
+    assert refused and len(trainer.ran) == 2 and not any(run["problem"] for run in results["runs"])

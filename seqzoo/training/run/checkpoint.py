@@ -190,7 +190,10 @@ class Checkpoints:
             if problem is None:
                 try:
                     with ocp.StandardCheckpointer() as checkpointer:
-                        return checkpointer.restore(path, abstract), failed
+                        state = checkpointer.restore(path, abstract)
+                    if (found := int(state["step"])) == step:
+                        return state, failed
+                    problem = f"it holds step {found}: its folder was renamed"
                 except Exception as error:  # any failure means the same here: try an older one
                     problem = error_reason(error)
             failed[step] = problem
@@ -262,7 +265,7 @@ def damage(path: Path) -> str | None:
 
 
 def misfit(path: Path, abstract: State) -> str | None:
-    """Parameters, or else the optimizer state, that have other shapes in a checkpoint than in `abstract`; None if all fit.
+    """The parts of a checkpoint, by name, that have other shapes than in `abstract`; None if all fit.
 
     Orbax would find the same, but in pages of text of TensorStore.
     """
@@ -276,7 +279,15 @@ def misfit(path: Path, abstract: State) -> str | None:
     if shown:
         return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
     there, here = (sorted(_shapes(tree.get("opt_state", {})).values()) for tree in (held.tree, abstract))
-    return None if there == here else f"its optimizer state has {len(there)} arrays, wanted {len(here)} or of other shapes"
+    if there != here:
+        return (
+            f"its optimizer state has {len(there)} arrays, wanted {len(here)} or of other shapes (optimizer.rule, accumulate_steps)"
+        )
+    for part, setting in {"ema": "training.ema", "carry": "task"}.items():
+        there, here = (_shapes(tree.get(part, {})) for tree in (held.tree, abstract))
+        if there != here:
+            return f"its {part} has {len(there)} arrays, wanted {len(here)} or of other shapes ({setting})"
+    return None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

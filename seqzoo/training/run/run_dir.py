@@ -174,7 +174,14 @@ def _check_saved(folder: Path) -> None:
     saved = read_json(record, absent={"step": -1})
     require(saved, str(record), step=int)
     step = max([saved["step"], *steps])
-    if step < 0:  # no save was completed
+    if step < 0 and not (folder / METRICS).exists():  # no save was completed
+        return
+    if not record.exists():
+        raise RunDirError(
+            f"{record} is missing, which says up to which step the run was saved; wanted it back, or {GO_BACK} to continue with "
+            f"what is there"
+        )
+    if step < 0:
         return
     needed = (folder / "checkpoints" / str(step), folder / METRICS)
     if gone := [str(path) for path in needed if not path.exists()]:

@@ -63,11 +63,30 @@ def test_a_run_never_goes_back_without_a_word(saved, tmp_path, loss, numbers, mo
     assert main(["resume", str(folder)]) == 0, "a finished run needs no checkpoint"
 
 
-@pytest.mark.parametrize("record", ["older", "absent"])
-def test_a_process_killed_between_a_save_and_its_record_leaves_a_run_that_resumes(saved, tmp_path, record):
+def test_without_its_record_a_run_is_resumed_only_on_demand(saved, tmp_path):
+    """Else the loss of one small file would switch off the checks of the others."""
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    (folder / "saved.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "4")
+    with pytest.raises(RunDirError, match=r"saved\.json is missing, which says up to which step"):
+        training.train(tiny(training__keep=2), folder, console=quiet())
+    assert training.train(tiny(training__keep=2), folder, console=quiet(), go_back=True)["finished"]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_does_not_load(saved, tmp_path):
     folder, console = tmp_path / "run", quiet()
     shutil.copytree(saved, folder)
-    (folder / "saved.json").unlink() if record == "absent" else (folder / "saved.json").write_text('{"step": 2}')
+    shutil.rmtree(folder / "checkpoints" / "4")
+    (folder / "checkpoints" / "2").rename(folder / "checkpoints" / "4")
+    with pytest.raises(training.CheckpointError, match=r"step 4: it holds step 2: its folder was renamed"):
+        training.train(tiny(training__keep=2), folder, console=console)
+
+
+def test_a_process_killed_between_a_save_and_its_record_leaves_a_run_that_resumes(saved, tmp_path):
+    folder, console = tmp_path / "run", quiet()
+    shutil.copytree(saved, folder)
+    (folder / "saved.json").write_text('{"step": 2}')
     training.train(tiny(training__keep=2), folder, console=console)
     assert f"resuming {folder} at step 4" in console.file.getvalue()
 
