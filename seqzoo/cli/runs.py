@@ -89,7 +89,8 @@ def evaluate(arguments: list[str], console: Console) -> int:
     folder, words = take_run_folder("eval", arguments)
     stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
     chosen = parse_arguments(Evaluation, words, f"{program()} eval {folder}", default=Evaluation(mesh=stored.mesh))
-    step, results = checked(lambda: training.evaluate_run(folder, console.print, chosen.mesh, chosen.step))
+    say = lambda line: print_line(console, line)
+    step, results = checked(lambda: training.evaluate_run(folder, say, chosen.mesh, chosen.step))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
     table = new_table(Text(f"{folder} at step {step}"))

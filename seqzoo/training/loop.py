@@ -82,7 +82,8 @@ def train(
     metric_writers.check(experiment.run.log)
 
     if changed:  # settings that do not fit the checkpoints are refused before config.json takes them
-        Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, lambda line: console.print(line, markup=False))
+        say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+        Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, say)
 
     def enter() -> dict[str, Any] | None:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
