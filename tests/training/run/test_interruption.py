@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import time
 
 import jax
 import numpy as np
@@ -127,7 +128,9 @@ def folder_in_place(path):
 
 
 def gone(folder):
-    """The run's folder is no longer where it was."""
+    """The run's folder is no longer where it was, after its first checkpoint is complete: that is written in the background."""
+    while not (folder / "checkpoints" / "2").exists():
+        time.sleep(0.01)
     aside = folder.rename(folder.with_name("aside"))
     return lambda: aside.rename(folder)
 
