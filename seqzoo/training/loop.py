@@ -85,23 +85,36 @@ def train(
         say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
         Checkpoints(Path(folder) / "checkpoints").restore(setup.abstract, say)
 
-    def enter() -> dict[str, Any] | None:
+    def enter() -> tuple[dict[str, Any] | None, str]:
         metrics.read(Path(folder) / metrics.METRICS)  # read before the first write: damage is an error, and nothing has changed
+        summary = metrics.read_summary(Path(folder))
         finished = metrics.finished_summary(Path(folder), experiment.training.steps)
-        lossy = go_back or finished is not None  # a finished run needs its checkpoints no more
-        run_dir.create_or_resume(folder, experiment, mesh, task=setup.task, changed=changed, go_back=lossy, lock=lock)
-        return finished
+        differing = run_dir.create_or_resume(
+            folder,
+            experiment,
+            mesh,
+            task=setup.task,
+            changed=changed,
+            go_back=go_back,
+            finished=None if finished is None else finished["step"],
+            lock=lock,
+        )
+        ended = f"finished at step {summary['step']}; " if summary.get("finished") else ""
+        note = f"{ended}training to step {experiment.training.steps} with changed settings: {differing}"
+        return finished, note if differing else ""
 
     lock = RunLock(Path(folder))
     with forgiving_console(console), contextlib.ExitStack() as ending:
         ending.callback(lock.release)
-        finished = distributed.from_main_process(enter)
+        finished, note = distributed.from_main_process(enter)
         if finished:
             more = f"for more steps: {resume_command(Path(folder))} --training.steps N --changed"
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
             if experiment.run.window is not None:
                 console.print("note: run.profile traces nothing: the run is finished", soft_wrap=True)
             return finished
+        if note:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
         return _Loop(setup, Path(folder), console).run()

@@ -81,8 +81,9 @@ def create_or_resume(
     task: Task,
     changed: bool = False,
     go_back: bool = False,
+    finished: int | None = None,
     lock: RunLock,
-) -> None:
+) -> str:
     """Opens a folder for a run, new or resumed, and records config and environment, and `mesh` if it is not the config's.
 
     Args:
@@ -90,7 +91,10 @@ def create_or_resume(
       task: the experiment's, which may read files.
       changed: whether a run may continue with settings that change its numbers; they are recorded.
       go_back: whether a run may continue from an earlier step if its latest checkpoint is gone, and without its metrics.
+      finished: the step at which the run ended, if it has nothing more to do; it then needs no checkpoint.
       lock: of the folder; it is taken here, once the folder is known to be that of a run, and before anything in it changes.
+    Returns:
+      The settings that change, in words; "" if none does.
     Raises:
       LockedError: another process trains there. RunDirError: the folder holds another experiment, other data, or other files;
         nothing is written then. WriteError: it cannot be written.
@@ -99,6 +103,7 @@ def create_or_resume(
     path = folder / "config.json"
     data = data_record.record_of(task)
     more: dict[str, Any] = {} if mesh is None else {"mesh": mesh.model_dump()}
+    differing: dict[str, Any] = {}
     if path.exists():
         lock.acquire()
         held = config.load_json(path)
@@ -107,7 +112,9 @@ def create_or_resume(
         if not changed:
             refuse_changes(folder, held, experiment)
             _check_checkpoint(folder, experiment)
-        if not go_back:
+        if finished is not None:
+            _refuse_without_steps(folder, held, experiment, finished)
+        elif not go_back:
             _check_saved(folder)
         _check_steps(folder, experiment.training.steps)
         _check_data(folder, data.get("files", {}))
@@ -126,6 +133,19 @@ def create_or_resume(
             write_json(folder / data_record.DATA, data)
         write_text(path, experiment.model_dump_json(indent=2) + "\n")
     _record_environment(folder / "environment.json", more)
+    return "; ".join(f"{name} was {was!r}, is {now!r}" for name, (was, now) in differing.items())
+
+
+def _refuse_without_steps(folder: Path, held: config.Experiment, experiment: config.Experiment, finished: int) -> None:
+    """Raises RunDirError if a run that has nothing more to do would record settings with which no step was trained."""
+    differing = _numerical(config.difference(held, experiment))
+    differing = {name: both for name, both in differing.items() if not name.startswith(("run.", "mesh."))}
+    if differing:
+        early = held.training.steps > finished  # by training.stop_above: more steps would not be trained either
+        raise RunDirError(
+            f"{folder} is finished at step {finished}, and no step would be trained with other settings ({_as_text(differing)}); "
+            f"wanted {'' if early else f'training.steps above {finished} with them, or '}a new folder"
+        )
 
 
 def refuse_changes(folder: Path, held: config.Experiment, experiment: config.Experiment) -> None:

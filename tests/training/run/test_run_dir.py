@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from helpers.tiny import quiet, stopping, tiny
-from seqzoo import training
+from seqzoo import config, training
 from seqzoo.cli import main
 from seqzoo.training.run.run_dir import PATTERNS, RunDirError
 
@@ -100,3 +100,24 @@ def test_a_run_that_went_back_by_itself_is_not_asked_for_the_checkpoint_that_it_
         checkpoints.resume(training.prepare(experiment).abstract, print)
     assert checkpoints.steps() == [2]
     training.train(experiment, folder, console=quiet())
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_finished_run_takes_no_settings_without_a_step_and_tells_what_it_trains_with_others(tmp_path, early):
+    """Else its config.json would show settings with which nothing was trained."""
+    folder, experiment = tmp_path / "run", tiny(training__stop_above=0.0 if early else None, training__steps=60 if early else 6)
+    step = training.train(experiment, folder, console=quiet())["step"]
+    before = (folder / "config.json").read_bytes(), (folder / "environment.json").read_bytes()
+    other = config.replace(experiment, {"optimizer.learning_rate": 0.5})
+    wanted = "a new folder" if early else "training.steps above 6 with them"
+    says = rf"finished at step {step}, .*learning_rate is 0.001 there, 0.5 here\); wanted {wanted}"
+    with pytest.raises(RunDirError, match=says):
+        training.train(other, folder, console=quiet(), changed=True)
+    assert ((folder / "config.json").read_bytes(), (folder / "environment.json").read_bytes()) == before
+    if early:
+        return
+    console = quiet()
+    assert training.train(config.replace(other, {"training.steps": 7}), folder, console=console, changed=True)["step"] == 7
+    changes = "optimizer.learning_rate was 0.001, is 0.5; training.steps was 6, is 7"
+    said = f"finished at step 6; training to step 7 with changed settings: {changes}\n"
+    assert console.file.getvalue().startswith(said)
