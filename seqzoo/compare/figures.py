@@ -245,13 +245,14 @@ def _end_labels(axes, ends: Mapping[str, tuple[float, float] | None], looks: Map
     drawn = {label: end for label, end in ends.items() if end}
     order = sorted(drawn, key=lambda label: drawn[label][1])
     low, high = axes.get_ylim()
-    gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * (high - low)
-    heights = move_apart([drawn[label][1] for label in order], gap=gap, low=low + 0.04, high=high - 0.02)
+    span = high - low
+    gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * span
+    heights = move_apart([drawn[label][1] for label in order], gap=gap, low=low + 0.04 * span, high=high - 0.02 * span)
     for label, height in zip(order, heights, strict=True):
         axes.annotate(
             label,
             xy=drawn[label],
-            xytext=(1.055, (height - low) / (high - low)),
+            xytext=(1.055, (height - low) / span),
             textcoords="axes fraction",
             color=looks[label].colour,
             fontsize=10,

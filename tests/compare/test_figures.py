@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from seqzoo import mixers
 from seqzoo.compare.colours import MIXERS, OTHERS, colour, styles
-from seqzoo.compare.figures import _places, decoding, eval_sets, move_apart
+from seqzoo.compare.figures import _end_labels, _places, decoding, eval_sets, move_apart
 from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY
 
@@ -69,6 +69,15 @@ def test_the_labels_of_many_curves_have_a_line_each():
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines
     assert len(boxes) == 30
     assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
+
+
+def test_the_label_of_a_nearly_flat_curve_stays_beside_the_axes():
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.set_ylim(5.880, 5.895)
+    _end_labels(axes, {"gla": (1.0, 5.89), "softmax": (1.0, 5.8801)}, styles(["gla", "softmax"]))
+    assert [0 < label.xyann[1] < 1 for label in axes.texts] == [True, True]
 
 
 def test_importing_compare_does_not_import_matplotlib():
