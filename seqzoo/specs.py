@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from seqzoo import plugins
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
-Blocks = Annotated[int, Field(ge=1, le=4096)]
 """A number of heads, channels, states ..."""
+Blocks = Annotated[int, Field(ge=1, le=4096)]
+"""A number of blocks, one after the other."""
 Length = Annotated[int, Field(ge=1, lt=2**31)]
 """A number of tokens, of batches, of examples ..."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

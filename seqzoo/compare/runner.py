@@ -59,6 +59,8 @@ def run(
     folder = _open_folder(Path(folder), comparison)
     lock = RunLock(folder)  # two would count each other's runs as failed, and overwrite each other's results
     lock.acquire()
+    if lock.note:
+        print_line(console, f"note: {lock.note}")
     try:
         return _run_all(comparison, folder, console, run or training.train, retry)
     finally:

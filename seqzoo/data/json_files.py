@@ -34,13 +34,14 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of one JSON object per line; none where there is no such file.
 
-    What follows the last line break is skipped: a process was killed while it wrote that line.
+    What follows the last line break is skipped: a process was killed while it wrote that line. NaN and Infinity are damage.
     Raises:
       DamagedFile: a line holds something else.
     """
     path = Path(path)
     whole, _, _ = _read(path, LINES_BYTES).rpartition(b"\n") if path.exists() else (b"", b"", b"")
-    return [parse_object(line, f"line {number} of {path}") for number, line in enumerate(whole.split(b"\n"), 1)] if whole else []
+    lines = enumerate(whole.split(b"\n") if whole else [], 1)
+    return [parse_object(line, f"line {number} of {path}", strict=True) for number, line in lines]
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -72,10 +73,13 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read()
 
 
-def parse_object(text: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises DamagedFile, whose message begins with `where`."""
+def parse_object(text: bytes, where: str, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in `text`; with `strict` without Python's NaN and Infinity, which are no JSON.
+
+    Raises DamagedFile, whose message begins with `where`.
+    """
     try:
-        found = json.loads(text.decode(), object_pairs_hook=_unique)
+        found = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant if strict else None)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 and invalid JSON are ValueErrors
         raise DamagedFile(f"{where} is damaged: wanted a JSON object, found {_shown(text)} ({error})") from None
     if not isinstance(found, dict):
@@ -90,6 +94,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return made
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def require(found: dict[str, Any], where: str, **types: type | tuple[type, ...]) -> None:

@@ -7,7 +7,7 @@ environment.json   versions, git revision, devices, command line; one more entry
 metrics.jsonl      one line per logged step and evaluation set
 summary.json       step, results and throughput so far
 checkpoints/       one directory per kept step
-saved.json         the step of the latest checkpoint, so that its loss is noticed
+saved.json         step of the latest checkpoint, length and digest of metrics.jsonl at that time: their loss is noticed
 lock               held by the process that trains here
 """
 

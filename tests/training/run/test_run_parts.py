@@ -16,6 +16,7 @@ from rich.console import Console
 from helpers.tiny import quiet, stopping, tiny
 from seqzoo import training
 from seqzoo.cli import main
+from seqzoo.data.json_files import DamagedFile
 from seqzoo.data.atomic_io import WriteError
 from seqzoo.data.errors import DataError, UnreadableError
 from seqzoo.training import CheckpointError
@@ -250,6 +251,13 @@ def test_the_option_distributed_leaves_a_cluster_to_jax(monkeypatch, how, wanted
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: calls.append(settings))
     distributed.initialise(how)
     assert calls == wanted
+
+
+def test_a_number_that_is_no_json_is_damage(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train", "loss": NaN}\n', encoding="utf-8")
+    with pytest.raises(DamagedFile, match=r"line 1 of .*metrics\.jsonl is damaged: .*NaN is no JSON"):
+        metrics.MetricsFile(path, 1)
 
 
 def test_every_process_must_have_a_part_in_the_mesh(monkeypatch):
