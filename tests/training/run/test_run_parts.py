@@ -16,9 +16,9 @@ from rich.console import Console
 from helpers.tiny import quiet, stopping, tiny
 from seqzoo import training
 from seqzoo.cli import main
-from seqzoo.data.json_files import DamagedFile
 from seqzoo.data.atomic_io import WriteError
 from seqzoo.data.errors import DataError, UnreadableError
+from seqzoo.data.json_files import DamagedFile
 from seqzoo.training import CheckpointError
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metrics, run_dir, signals
