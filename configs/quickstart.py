@@ -4,7 +4,7 @@
 
 `train.py` runs this comparison when it gets no config. seqzoo/cli/quickstart.py is a link to this file, for installed packages.
 
-2 CPU cores, jax 0.10.2, 2026-11-21: 4 min 9 s. Accuracy on 8 pairs, chance 0.008: softmax 1.000, sigmoid 0.138, GLA 0.116, Mamba
+2 CPU cores, jax 0.10.2, 2026-12-01: 3 min 17 s. Accuracy on 8 pairs, chance 0.008: softmax 1.000, sigmoid 0.138, GLA 0.119, Mamba
 0.088, Mamba-2 0.100, Aaren 0.136. Recorded in docs/results/quickstart.json; other seeds of softmax and Aaren in
 docs/results/quickstart_seeds.json.
 """
