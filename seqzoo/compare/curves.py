@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seqzoo import config
+from seqzoo.compare.names import differing_settings, short_names
 from seqzoo.compare.summary import LAYERS
 from seqzoo.specs import did_you_mean
 
@@ -54,17 +55,13 @@ def find(folders: Iterable[str | Path]) -> dict[Path, config.Experiment]:
 
 
 def labels(runs: Mapping[Path, config.Experiment]) -> dict[Path, str]:
-    """Label of each run: its mixers, every other setting in which the runs differ, and its folder if labels are equal."""
-    settings = {path: config.settings(experiment) for path, experiment in runs.items()}
-    varied = [
-        name
-        for name in config.settings(config.Experiment())
-        if name != LAYERS and not name.startswith("run.") and len({repr(each[name]) for each in settings.values()}) > 1
-    ]
-    names = {
-        path: " ".join([", ".join(each[LAYERS]), *(f"{name.split('.')[-1]}={each[name]}" for name in varied)])
-        for path, each in settings.items()
-    }
+    """Label of each run: short names of its mixers, every other setting in which the runs differ, and its folder if labels are
+    equal."""
+    titles = [", ".join(experiment.model.layers) for experiment in runs.values()]
+    compared = lambda name: name != LAYERS and not name.startswith("run.")
+    settings = [{name: value for name, value in config.settings(each).items() if compared(name)} for each in runs.values()]
+    short, others = short_names(titles), differing_settings(settings)
+    names = {path: " ".join([short[title], *more.values()]) for path, title, more in zip(runs, titles, others, strict=True)}
     taken = list(names.values())
     return {path: name if taken.count(name) == 1 else f"{name} in {path}" for path, name in names.items()}
 

@@ -13,6 +13,7 @@ from seqzoo.training.objective import ACCURACY, Objective
 INK, FAINT = "#333333", "#8a8a8a"
 LABEL_INCHES = 0.21  # of one label at the end of a curve
 LETTER_INCHES = 0.085  # of a label, on average
+SAMPLE_INCHES = 0.32  # of the piece of line before a label, in the style of its curve
 
 
 def learning_curves(
@@ -125,7 +126,7 @@ def eval_sets(
             linewidth=0,
         )
         y = [row.eval_sets[e].median for e in here]
-        axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5, linewidth=1.8, clip_on=False)
+        axes.plot(x, y, color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, linewidth=1.8, clip_on=False)
         ends[row.label] = (x[-1], y[-1])
     if name is None:
         axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
@@ -155,7 +156,7 @@ def decoding(rates: Mapping[str, Mapping[int, float]]):
     for label, style in styles(rates).items():
         x = sorted(rates[label])
         y = [math.log10(rates[label][each]) for each in x]
-        axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=3.5, linewidth=1.4, clip_on=False)
+        axes.plot(x, y, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5, linewidth=1.4, clip_on=False)
         ends[label] = (x[-1], y[-1])
     contexts = sorted({each for rate in rates.values() for each in rate})
     axes.set_xscale("log", base=2)
@@ -221,7 +222,7 @@ def _curve(axes, runs: Sequence[Mapping[float, float]], style: Style, marked: bo
     values = [[run[step] for run in runs] for step in steps]
     middle = [median(each) for each in values]
     marker = {"marker": style.marker, "markersize": 4} if marked and len(steps) <= 30 else {}
-    axes.plot(steps, middle, color=style.colour, linestyle=style.dash, linewidth=1.6, clip_on=not marked, **marker)
+    axes.plot(steps, middle, color=style.colour, linestyle=style.line, linewidth=1.6, clip_on=not marked, **marker)
     if len(runs) > 1:
         axes.fill_between(steps, [min(e) for e in values], [max(e) for e in values], color=style.colour, alpha=0.14, linewidth=0)
     return steps[-1], middle[-1]
@@ -241,32 +242,34 @@ def _chance(axes, level: float) -> None:
 
 
 def _end_labels(axes, ends: Mapping[str, tuple[float, float] | None], looks: Mapping[str, Style]) -> None:
-    """Writes each label at the right end of its curve, with a thin line to it; overlapping labels are moved apart."""
+    """Writes each label at the right end of its curve, after a piece of line in its style; overlapping labels are moved apart."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import ConnectionPatch
+
     drawn = {label: end for label, end in ends.items() if end}
     order = sorted(drawn, key=lambda label: drawn[label][1])
     low, high = axes.get_ylim()
     span = high - low
     gap = LABEL_INCHES / (axes.figure.get_size_inches()[1] - 0.8) * span
     heights = move_apart([drawn[label][1] for label in order], gap=gap, low=low + 0.04 * span, high=high - 0.02 * span)
+    sample = SAMPLE_INCHES / (axes.figure.get_size_inches()[0] / len(axes.figure.axes))
     for label, height in zip(order, heights, strict=True):
+        look = looks[label]
+        key = Line2D([1.05, 1.05 + sample / 2, 1.04 + sample], [(height - low) / span] * 3, transform=axes.transAxes)
+        key.set(color=look.colour, linestyle=look.line, marker=look.marker, markersize=4.5, markevery=[1])
+        place = (1.045, (height - low) / span)
+        thin = ConnectionPatch(drawn[label], place, axes.transData, axes.transAxes, color=look.colour, linewidth=0.7, alpha=0.55)
+        axes.figure.add_artist(key)
+        axes.figure.add_artist(thin)
         axes.annotate(
             label,
             xy=drawn[label],
-            xytext=(1.055, (height - low) / span),
+            xytext=(1.055 + sample, (height - low) / span),
             textcoords="axes fraction",
-            color=looks[label].colour,
+            color=INK,
             fontsize=10,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": looks[label].colour,
-                "linewidth": 0.7,
-                "alpha": 0.55,
-                "shrinkA": 1,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
         )
 
 

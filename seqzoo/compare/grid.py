@@ -9,7 +9,8 @@ from rich.text import Text
 
 from seqzoo import config, tasks
 from seqzoo.compare.colours import colour
-from seqzoo.compare.summary import label_of
+from seqzoo.compare.names import short_names
+from seqzoo.compare.summary import labels
 from seqzoo.compare.tables import new_table, print_table
 from seqzoo.mixers import state_bytes
 from seqzoo.model import LanguageModel, params
@@ -32,10 +33,10 @@ class GridPoint(NamedTuple):
 def group_by_label(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
     """The experiments by label; those that differ only in learning rate and seed share a label."""
     if isinstance(chosen, config.Experiment):
-        return {", ".join(chosen.model.layers): (chosen,)}
+        return {next(iter(short_names([", ".join(chosen.model.layers)]).values())): (chosen,)}
     groups: dict[str, tuple[config.Experiment, ...]] = {}
-    for point, experiment in chosen.experiments():
-        label = label_of(chosen, point, experiment.model.layers)
+    points = list(chosen.experiments())
+    for label, (_, experiment) in zip(labels(chosen, points), points, strict=True):
         groups[label] = (*groups.get(label, ()), experiment)
     return groups
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.compare.report import REPORT
 from seqzoo.compare.results import write_figures, write_results
-from seqzoo.compare.summary import LAYERS, Run, label_of, summarise, value_label, varied_axes
+from seqzoo.compare.summary import LAYERS, Run, labels, summarise, value_label, varied_axes
 from seqzoo.compare.tables import caption, print_line, print_table, table
 from seqzoo.config.names import shortened
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, require
@@ -73,7 +73,8 @@ def _run_all(
     from seqzoo import training
 
     points = list(comparison.experiments())
-    runs = [_new_run(comparison, number, len(points), *each) for number, each in enumerate(points)]
+    named = enumerate(zip(labels(comparison, points), points, strict=True))
+    runs = [_new_run(comparison, number, len(points), label, *point) for number, (label, point) in named]
     for number, (_, experiment) in enumerate(points):
         runs[number] = known = _with_summary(runs[number], folder)
         if known.finished or (known.problem and not retry):
@@ -156,13 +157,15 @@ def _open_folder(folder: Path, comparison: config.Comparison) -> Path:
     return folder
 
 
-def _new_run(comparison: config.Comparison, number: int, count: int, point: dict[str, Any], experiment: config.Experiment) -> Run:
+def _new_run(
+    comparison: config.Comparison, number: int, count: int, label: str, point: dict[str, Any], experiment: config.Experiment
+) -> Run:
     axes = varied_axes(comparison)
     parts = (experiment.model.layers if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
     slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
     return Run(
         name=shortened(f"{number:0{len(str(count - 1))}d}-{slug}", NAME_BYTES),
-        label=label_of(comparison, point, experiment.model.layers),
+        label=label,
         point=point,
         rate=experiment.optimizer.learning_rate,
         seed=experiment.training.seed,

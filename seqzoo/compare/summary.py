@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from seqzoo.config import Comparison
+from seqzoo.compare.names import short_names
+from seqzoo.config import Comparison, Experiment
 from seqzoo.training.objective import Objective, objective_of
 
 RATE = "optimizer.learning_rate"
@@ -55,18 +56,20 @@ class Row(NamedTuple):
     runs: tuple[str, ...]  # at the best learning rate, by name
 
 
-def label_of(comparison: Comparison, point: Mapping[str, Any], layers: Sequence[str]) -> str:
-    """Label of a grid point: its mixers, or their name on a named axis; then the values of the other varied axes.
+def labels(comparison: Comparison, points: Sequence[tuple[Mapping[str, Any], Experiment]]) -> list[str]:
+    """Label of each grid point: short names of its mixers, or of their name on a named axis; then the values of the other varied
+    axes. Points that differ only in learning rate and seed share one.
 
     Args:
       comparison: the comparison with these axes.
-      point: {axis: value or name}.
-      layers: the experiment's mixers.
+      points: all of `comparison.experiments()`.
     """
     heads = [axis for axis, paths in comparison.named.items() if LAYERS in paths]
     rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, RATE, SEED, *heads)]
-    title = [point[axis] for axis in heads] or [", ".join(layers)]
-    return " ".join([*title, *(value_label(comparison, point, axis) for axis in rest)])
+    titles = [" ".join(point[axis] for axis in heads) or ", ".join(experiment.model.layers) for point, experiment in points]
+    short = short_names(titles)
+    values = ([value_label(comparison, point, axis) for axis in rest] for point, _ in points)
+    return [" ".join([short[title], *each]) for title, each in zip(titles, values, strict=True)]
 
 
 def value_label(comparison: Comparison, point: Mapping[str, Any], axis: str) -> str:

@@ -53,7 +53,7 @@ def test_training_and_evaluation_are_drawn_against_steps_tokens_or_seconds(runs,
         colour("gla"): (places[-1:], [0.5]),
         colour("softmax"): (places[-1:], [1.0]),
     }  # means over evaluation sets
-    assert {text.get_text() for text in right.texts} == {"gla(heads=2)", "softmax(heads=2)"} and not left.texts
+    assert {text.get_text() for text in right.texts} == {"gla", "softmax"} and not left.texts
 
 
 def test_a_metric_of_evaluation_alone_has_one_panel(runs):
@@ -82,7 +82,7 @@ def test_all_runs_of_a_comparison_are_drawn(tmp_path):
 
 def test_runs_that_differ_in_nothing_are_named_by_their_folders(tmp_path):
     folders = [keep(tmp_path / name, tiny(run__name=name), []) for name in ("a", "b")]
-    assert list(curves.labels(curves.find(folders)).values()) == [f"softmax(heads=2) in {folder}" for folder in folders]
+    assert list(curves.labels(curves.find(folders)).values()) == [f"softmax in {folder}" for folder in folders]
 
 
 def test_the_loss_by_position_is_that_of_the_last_evaluation(tmp_path):

@@ -110,10 +110,10 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
 
 def test_the_learning_rate_is_chosen_by_the_median_over_seeds(finished):
     rows = {row["label"]: row for row in finished[2]["rows"]}
-    assert (rows["softmax"]["rate"], rows["gla(heads=2)"]["rate"]) == (1e-2, 1e-3)
+    assert (rows["softmax"]["rate"], rows["gla"]["rate"]) == (1e-2, 1e-3)
     two = rows["softmax"]["eval_sets"]["pairs=2"]
     assert (two["median"], two["low"], two["high"]) == (0.7, 0.6, 0.8)
-    assert rows["gla(heads=2)"]["score"]["median"] == pytest.approx(0.5 - 0.1 / 3)
+    assert rows["gla"]["score"]["median"] == pytest.approx(0.5 - 0.1 / 3)
     assert set(rows["softmax"]["rates"]) == {"0.001", "0.01"}
 
 
@@ -130,7 +130,7 @@ def test_the_csv_has_a_line_for_every_run_and_evaluation_set(finished):
         lines = list(csv.DictReader(file))
     assert len(lines) == 36
     line = lines[-1]
-    assert (line["label"], line["learning_rate"], line["seed"], line["eval_set.pairs"]) == ("gla(heads=2)", "0.01", "2", "16")
+    assert (line["label"], line["learning_rate"], line["seed"], line["eval_set.pairs"]) == ("gla", "0.01", "2", "16")
     assert float(line["accuracy"]) == 0.9 and float(line["chance"]) == 1 / 128
 
 
@@ -138,7 +138,7 @@ def test_the_terminal_shows_accuracy_chance_parameters_state_and_speed(finished)
     text = finished[3]
     for word in (
         "softmax",
-        "gla(heads=2)",
+        "gla",
         "16",
         "chance",
         "0.008",
