@@ -19,7 +19,7 @@ from seqzoo.cli.sweeps import SWEEP, sweep, without_repeats
 from seqzoo.compare.tables import new_table, print_line, print_table
 from seqzoo.entry import program
 
-DRY_RUN, CHANGED, GO_BACK, RETRY = "--dry-run", "--changed", "--go-back", "--retry"
+DRY_RUN, CHANGED, GO_BACK, RETRY, TEST = "--dry-run", "--changed", "--go-back", "--retry", "--test"
 
 
 def train(arguments: list[str], console: Console) -> int:
@@ -83,18 +83,19 @@ def resume(arguments: list[str], console: Console) -> int:
 
 
 def evaluate(arguments: list[str], console: Console) -> int:
-    """`eval RUN [--mesh...] [--step...]`."""
+    """`eval RUN [--test] [--mesh...] [--step...]`."""
     from seqzoo import training
 
+    test, arguments = TEST in arguments, [word for word in arguments if word != TEST]
     folder, words = take_run_folder("eval", arguments)
     stored = one_experiment(checked(lambda: training.load_config(folder)), folder)
     chosen = parse_arguments(Evaluation, words, f"{program()} eval {folder}", default=Evaluation(mesh=stored.mesh))
     say = lambda line: print_line(console, line)
-    step, results = checked(lambda: training.evaluate_run(folder, say, chosen.mesh, chosen.step))
+    step, results = checked(lambda: training.evaluate_run(folder, say, chosen.mesh, chosen.step, test=test))
     shown = {"accuracy": ".3f", "loss": ".4f", "bits_per_byte": ".4f", "chance": ".3f"}
     shown = {name: form for name, form in shown.items() if any(result.get(name) is not None for result in results.values())}
     table = new_table(Text(f"{folder} at step {step}"))
-    table.add_column("evaluation set", overflow="fold")
+    table.add_column("test set" if test else "evaluation set", overflow="fold")
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for name, result in results.items():

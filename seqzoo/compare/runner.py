@@ -197,7 +197,7 @@ def _check_summary(summary: dict[str, Any], path: Path) -> None:
     """Raises DamagedFile unless a finished run's summary has what tables and figures are made of."""
     number, absent = (int, float), type(None)
     require(summary, str(path), state_bytes=int, tokens_per_second=(*number, absent))
-    for part in ("final", "best"):
+    for part in ("final", "best", "test"):
         require(summary[part], f"{path}, {part}", **dict.fromkeys(summary[part], dict))
         for name, result in summary[part].items():
             require(result, f"{path}, {part} {name}", accuracy=number, loss=number, chance=(*number, absent), settings=dict)

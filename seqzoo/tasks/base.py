@@ -15,17 +15,20 @@ registry = Registry("task")
 register = registry.register
 
 
+SPLITS = ("train", "eval", "test")  # number i of them has key i of a task that draws its examples
+
+
 class BatchSpec(NamedTuple):
     """The static side of a batch: hashable, so that one jitted function per spec makes all its batches."""
 
-    split: str  # "train", or the name of an evaluation set
+    split: str  # "train", "eval" (validation: learning rates and shapes are chosen by it) or "test" (only reported)
     segment: int  # which of the task's data segments
     batch: int  # rows
     length: int  # tokens per row
 
 
 class EvalSet(NamedTuple):
-    """A named evaluation set: `batches` batches of one spec."""
+    """A named evaluation set, of validation or of test: `batches` batches of one spec."""
 
     name: str
     spec: BatchSpec
@@ -71,8 +74,12 @@ class Task(Settings):
         raise NotImplementedError
 
     def eval_sets(self) -> tuple[EvalSet, ...]:
-        """The named evaluation sets."""
+        """The named evaluation sets for validation: evaluated during training, and what learning rates are chosen by."""
         raise NotImplementedError
+
+    def test_sets(self) -> tuple[EvalSet, ...]:
+        """The test sets, evaluated once, when a run has finished: names and shapes of `eval_sets`, other examples. () if none."""
+        return ()
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of the files that are read, by name: a run does not continue with other contents."""

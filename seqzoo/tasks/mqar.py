@@ -9,7 +9,7 @@ from jax import Array
 from pydantic import model_validator
 
 from seqzoo.specs import Length, Positive, Seed
-from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
+from seqzoo.tasks.base import SPLITS, BatchSpec, EvalSet, Task, register
 from seqzoo.tasks.epochs import Endless, Epochs
 from seqzoo.tasks.sampling import uniform_without_replacement, weighted_without_replacement
 
@@ -38,7 +38,7 @@ class MQAR(Task):
 
     Keys are drawn from {1, ..., V/2 - 1}, values from {V/2, ..., V - 1}, both uniformly without replacement; 0 is the filler. Slots
     are drawn without replacement with weights i^(power - 1), i = 1, 2, ...: pair j gets the j-th draw. A batch is a pure
-    function of (seed, length, pairs, step); training and evaluation examples come from different keys.
+    function of (seed, length, pairs, step); training, validation and test examples come from different keys.
 
     **Several kinds of examples**: `length`, `pairs`, `examples` and `weights` are columns of a table with one row per training
     segment; a single value fills its column. Batches never mix segments. The mixture of Arora et al., 2024 (arXiv:2402.18668):
@@ -74,7 +74,7 @@ class MQAR(Task):
     eval_batch_size: Length | None = None
     """Evaluation examples in a batch; None: as `batch_size`."""
     eval_examples: Length = 1024
-    """Examples of each evaluation set; rows that fill up its last batch have weight 0."""
+    """Examples of each evaluation set, and of each test set; rows that fill up its last batch have weight 0."""
     power: Positive = 0.01
     """Exponent a of the power law of query slots: near 0 most queries come early (weights 1/i), at 1 they are uniform."""
     noise: bool = False
@@ -115,7 +115,7 @@ class MQAR(Task):
         """
         training = spec.split == "train"
         shape = (self._train if training else self._evaluation)[spec.segment]
-        key = jax.random.fold_in(jax.random.key(self.seed), 0 if training else 1)
+        key = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(spec.split))
         for number in shape:  # so that a set's examples do not depend on which other sets there are
             key = jax.random.fold_in(key, number)
         rows = jnp.arange(spec.batch, dtype=jnp.int32)
@@ -134,12 +134,19 @@ class MQAR(Task):
 
     def eval_sets(self) -> tuple[EvalSet, ...]:
         """The evaluation sets: "pairs=8", or "length=128,pairs=8" where lengths vary."""
+        return self._sets("eval")
+
+    def test_sets(self) -> tuple[EvalSet, ...]:
+        """The test sets: as many other examples as in the evaluation sets, under the same names."""
+        return self._sets("test")
+
+    def _sets(self, split: str) -> tuple[EvalSet, ...]:
         size = self.eval_batch_size or self.batch_size
         varying = len({shape.length for shape in self._evaluation}) > 1
         return tuple(
             EvalSet(
                 name=f"length={shape.length},pairs={shape.pairs}" if varying else f"pairs={shape.pairs}",
-                spec=BatchSpec("eval", segment, size, shape.length),
+                spec=BatchSpec(split, segment, size, shape.length),
                 batches=-(-self.eval_examples // size),
                 chance=2 / self.vocab_size,
                 settings=shape._asdict(),

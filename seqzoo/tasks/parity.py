@@ -6,7 +6,7 @@ from jax import Array
 from pydantic import field_validator
 
 from seqzoo.specs import Length, Seed
-from seqzoo.tasks.base import BatchSpec, EvalSet, Task, register
+from seqzoo.tasks.base import SPLITS, BatchSpec, EvalSet, Task, register
 
 
 @register("parity")
@@ -19,7 +19,7 @@ class Parity(Task):
     lengths, because a model that forgets, or that counts up to a bound, is correct on short rows. A linear recurrence whose
     transitions have only positive eigenvalues cannot compute parity at all lengths; one with an eigenvalue of -1 can (Grazzi et al.
     2024, arXiv:2411.12537).
-    A batch is a pure function of (seed, length, step); training and evaluation examples come from different keys.
+    A batch is a pure function of (seed, length, step); training, validation and test examples come from different keys.
 
     Raises:
       SpecError: a setting outside its range, by name, with the value found and the one wanted.
@@ -36,7 +36,7 @@ class Parity(Task):
     eval_batch_size: Length | None = None
     """Evaluation examples in a batch; None: as in training."""
     eval_examples: Length = 512
-    """Examples of each evaluation set; rows that fill up its last batch have weight 0."""
+    """Examples of each evaluation set, and of each test set; rows that fill up its last batch have weight 0."""
     seed: Seed = 0
     """Seed of all examples."""
 
@@ -73,7 +73,7 @@ class Parity(Task):
           "tokens" and "targets" [b, t] int32; "weights" [b, t] float32, 1 where a token is scored, else 0.
         """
         training = spec.split == "train"
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 0 if training else 1), spec.length)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(spec.split)), spec.length)
         tokens = jax.random.randint(jax.random.fold_in(key, index), (spec.batch, spec.length), 0, 2, jnp.int32)
         scored = jnp.zeros(tokens.shape, bool).at[:, 0 if training and self.prefixes else -1 :].set(True)
         if not training:
@@ -82,8 +82,15 @@ class Parity(Task):
 
     def eval_sets(self) -> tuple[EvalSet, ...]:
         """The evaluation sets, "length=256" and so on."""
+        return self._sets("eval")
+
+    def test_sets(self) -> tuple[EvalSet, ...]:
+        """The test sets: as many other examples as in the evaluation sets, under the same names."""
+        return self._sets("test")
+
+    def _sets(self, split: str) -> tuple[EvalSet, ...]:
         size = self.eval_batch_size or self.batch_size
         return tuple(
-            EvalSet(f"length={n}", BatchSpec("eval", i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
+            EvalSet(f"length={n}", BatchSpec(split, i, size, n), -(-self.eval_examples // size), 0.5, {"length": n})
             for i, n in enumerate(self.eval_lengths)
         )

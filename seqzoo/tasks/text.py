@@ -34,7 +34,8 @@ class Text(Task):
     Tokens that do not fill all lanes are skipped.
 
     The held-out split, documents that are in no training batch, is evaluated in order, in windows of each of `eval_lengths` that do
-    not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths.
+    not overlap; with `eval_tokens`, in stretches spread evenly over it, the same for all lengths. It is for validation; there is no
+    test set, because a prepared corpus has two splits.
 
     Raises:
       SpecError: a setting outside its range, by name. When the corpus is first needed: DataError for a source that does not exist,
@@ -147,7 +148,7 @@ class Text(Task):
         return tuple(
             EvalSet(
                 name=f"held-out length={length}",
-                spec=BatchSpec(HELD_OUT, segment, size, length),
+                spec=BatchSpec("eval", segment, size, length),
                 batches=-(-self._stretches.windows(length) // size),
                 chance=None,
                 settings={"length": length},
@@ -195,7 +196,7 @@ class Text(Task):
           takes of the batch. In evaluation, places after the last token are padding: weight 0, segment 0.
         """
         chosen, index = range(spec.batch)[rows], int(index)
-        if spec.split == HELD_OUT:
+        if spec.split == "eval":
             made = [self._held_out_row(spec, index * spec.batch + row) for row in chosen]
         elif self.stream:
             made = self._stream_rows(spec, index, chosen)

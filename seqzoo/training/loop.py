@@ -17,7 +17,7 @@ from seqzoo.data.atomic_io import WriteError
 from seqzoo.data.errors import DataError
 from seqzoo.entry import resume_command
 from seqzoo.printing import forgiving_console
-from seqzoo.tasks.base import BatchSpec, Task
+from seqzoo.tasks.base import BatchSpec, EvalSet, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
@@ -62,7 +62,8 @@ def train(
       training.stop_above); "step"; "parameters" (their number); "state_bytes" (decode memory per row at the task's longest length);
       "tokens_per_second" (median, without compilation; None after too few steps); "final" and "best", the last evaluation and the
       best one by accuracy or by bits per byte: {eval set: {"accuracy", "loss", "chance", "settings"}}, for text also
-      "bits_per_byte".
+      "bits_per_byte"; "test", the same of the final parameters on the task's test sets, evaluated once, when the run has finished
+      ({} before, and for a task without test sets).
     Raises:
       ValueError: settings that do not fit, a folder that holds something else, that lacks what was saved in it, or whose path no
         checkpoint can have. Diverged: numbers that are not finite.
@@ -256,7 +257,8 @@ class _Loop:
             self.save(state)
             self.checkpoints.wait()  # the checkpoint must be on disk before the summary and the message report it
             ended = self.step == self.settings.steps or self.should_stop_early()
-            summary = self.summarise(finished=ended and self.metrics.evaluated == self.step)
+            test = self.test(state) if ended and self.metrics.evaluated == self.step else None
+            summary = self.summarise(test)
             if not summary["finished"]:
                 self.print(f"saved {self.folder} at step {self.step}; continue with: {resume_command(self.folder)}")
                 if self.signals.caught is not None:
@@ -344,18 +346,30 @@ class _Loop:
         """Evaluates all evaluation sets if that is due and was not done yet."""
         if not self.is_due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
             return
-        with self.clock.phase("eval"):
-            results = self.evaluate(averaged(state), self.stopping)
+        results = self.evaluated(state, self.setup.task.eval_sets())
         if results is None:
             return
-        losses = {f"{name} loss": result["loss"] for name, result in results.items()}
-        if not all(map(math.isfinite, losses.values())):
-            self.diverged(self.step, losses)
         self.metrics.evaluation(self.step, results, **self.progress())
         self.reporter.evaluation(self.step, results)
         if self.settings.keep_best and self.metrics.best() == self.step:
             self.save(state)
             self.checkpoints.best = self.step
+
+    def test(self, state: State) -> dict[str, dict[str, Any]] | None:
+        """The numbers of the test sets, which decide nothing; None if a signal came meanwhile: a resumed run evaluates them."""
+        results = self.evaluated(state, self.setup.task.test_sets())
+        if results:
+            self.reporter.evaluation(self.step, results, "test ")
+        return results
+
+    def evaluated(self, state: State, eval_sets: tuple[EvalSet, ...]) -> dict[str, dict[str, Any]] | None:
+        """{eval set: its numbers}, or None if a signal came meanwhile. Raises Diverged if a loss is not finite."""
+        with self.clock.phase("eval"):
+            results = self.evaluate(averaged(state), eval_sets, self.stopping)
+        losses = {f"{name} loss": result["loss"] for name, result in (results or {}).items()}
+        if not all(map(math.isfinite, losses.values())):
+            self.diverged(self.step, losses)
+        return results
 
     def should_stop_early(self) -> bool:
         """Early stopping: tells if the evaluation at this step has a mean accuracy above training.stop_above."""
@@ -370,7 +384,7 @@ class _Loop:
         skips = metrics.get("skipped_in_a_row")
         what = f"{skips:.0f} steps in a row were skipped (optimizer.skip_limit)" if skips else "no longer finite"
         message = f"step {step}: {what} ({shown}); {self.last_good()}. A smaller optimizer.learning_rate or clip_norm may help."
-        self.summarise(finished=False, stopped=message)
+        self.summarise(None, stopped=message)
         raise Diverged(message)
 
     def last_good(self) -> str:
@@ -380,10 +394,10 @@ class _Loop:
             "there is no checkpoint yet" if step is None else f"the last good checkpoint is {self.checkpoints.folder / str(step)}"
         )
 
-    def summarise(self, finished: bool, **more: str) -> dict[str, Any]:
-        """Writes and returns summary.json."""
+    def summarise(self, test: dict[str, dict[str, Any]] | None, **more: str) -> dict[str, Any]:
+        """Writes and returns summary.json; a run is finished when its test sets are evaluated."""
         rate, mfu = self.clock.tokens_per_second(), self.mfu(self.clock.flops_per_second())
-        return self.metrics.summarise(finished, self.step, rate, mfu=mfu, seconds=self.clock.phases(), **more)
+        return self.metrics.summarise(test, self.step, rate, mfu=mfu, seconds=self.clock.phases(), **more)
 
 
 def _all_finite(tree: Any) -> jax.Array:

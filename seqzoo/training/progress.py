@@ -51,11 +51,11 @@ class Reporter:
         if not self._progress:
             self.print(f"step {step}/{self.steps}  {_text(metrics, rate, left)}")
 
-    def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-        """Prints the accuracies of an evaluation, for text the bits per byte, in one line."""
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]], kind: str = "") -> None:
+        """Prints the accuracies of an evaluation, for text the bits per byte, in one line; `kind` comes before that word."""
         objective = objective_of([results])
         shown = "  ".join(f"{name} {each[objective.name]:.3f}" for name, each in results.items())
-        self.print(f"step {step}/{self.steps}  {objective.title} {shown}")
+        self.print(f"step {step}/{self.steps}  {kind}{objective.title} {shown}")
 
 
 def _text(metrics: dict[str, float], rate: float | None, left: float | None) -> str:

@@ -10,6 +10,7 @@ from seqzoo import config, data, tasks
 from seqzoo.model import LanguageModel
 from seqzoo.training.run import data_record, distributed, run_dir
 from seqzoo.training.run.checkpoint import Checkpoints
+from seqzoo.training.run.metrics import described
 from seqzoo.training.state import State, TrainSetup, averaged, prepare
 from seqzoo.training.step import evaluator
 
@@ -59,12 +60,22 @@ def load_tokenizer(folder: str | Path) -> data.Tokenizer | None:
 
 
 def evaluate_run(
-    folder: str | Path, say: Callable[[str], None] = print, mesh: config.Mesh | None = None, step: int | None = None
+    folder: str | Path,
+    say: Callable[[str], None] = print,
+    mesh: config.Mesh | None = None,
+    step: int | None = None,
+    *,
+    test: bool = False,
 ) -> tuple[int, dict[str, dict[str, Any]]]:
     """(step, {eval set: {"accuracy", "loss", "chance", "settings"}}) of the latest checkpoint, or of `step`'s, on `mesh` (None: as
-    in training)."""
+    in training); with `test`, on the test sets instead of those for validation.
+
+    Raises ValueError if there are no test sets.
+    """
     setup, state = restore(folder, say, mesh, step)
+    parts = setup.task.test_sets() if test else setup.task.eval_sets()
+    if test and not parts:
+        raise ValueError(f"{setup.experiment.task} has no test sets; wanted an evaluation of those for validation")
     with jax.set_mesh(setup.mesh):
-        results = evaluator(setup)(averaged(state))
-    parts = {part.name: {"chance": part.chance, "settings": part.settings} for part in setup.task.eval_sets()}
-    return int(state["step"]), {name: {**result, **parts[name]} for name, result in (results or {}).items()}
+        results = evaluator(setup)(averaged(state), parts) or {}  # None: no signal stops it
+    return int(state["step"]), {part.name: described(part, results[part.name]) for part in parts}

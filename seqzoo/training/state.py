@@ -101,7 +101,8 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
 def batch_specs(experiment: config.Experiment, task: Task) -> list[tuple[BatchSpec, int]]:
     """The batches of training and evaluation, each once with the number of parts in which it is computed one after the other."""
     training = dict.fromkeys(task.spec(step) for step in range(min(experiment.training.steps, SPECS_CHECKED)))
-    return [(spec, experiment.training.micro_batches) for spec in training] + [(part.spec, 1) for part in task.eval_sets()]
+    evaluation = (*task.eval_sets(), *task.test_sets())
+    return [(spec, experiment.training.micro_batches) for spec in training] + [(part.spec, 1) for part in evaluation]
 
 
 def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None:
@@ -115,7 +116,7 @@ def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None
             )
         micro = what if count == 1 else f"{what}, a micro-batch of training.micro_batches={count}"
         sharding.check_batch(mesh, spec.batch // count, spec.length, micro)
-    for part in task.eval_sets():
+    for part in (*task.eval_sets(), *task.test_sets()):
         sharding.check_batch(mesh, part.spec.batch, part.spec.length, f"task {experiment.task}, evaluation {part.name!r}")
 
 

@@ -126,7 +126,8 @@ def gradients(
 
 
 def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | None]:
-    """The evaluation, (parameters, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between batches.
+    """The evaluation, (parameters, eval_sets, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between
+    batches.
 
     The numbers are those of `_numbers`. Batches are made by one function per evaluation set and scored by one per shape, so that
     evaluation sets of equal shape share a compilation.
@@ -143,9 +144,9 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | No
     batches = input_pipeline.eval_batches(setup)
     add = jax.jit(functools.partial(jax.tree.map, jnp.add), out_shardings=replicated, donate_argnums=0)
 
-    def evaluate(parameters, stop=lambda: False):
+    def evaluate(parameters, eval_sets, stop=lambda: False):
         totals = {}
-        for part in setup.task.eval_sets():
+        for part in eval_sets:
             total = None
             for batch in batches(part):
                 if stop():
@@ -153,7 +154,7 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | No
                 found = score_batch(parameters, batch)
                 total = found if total is None else add(total, found)
             totals[part.name] = total  # read after the last set, so that the devices never wait for the host
-        return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in setup.task.eval_sets()}
+        return {part.name: _numbers(part, *jax.device_get(totals[part.name])) for part in eval_sets}
 
     return evaluate
 

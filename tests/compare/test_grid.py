@@ -229,6 +229,7 @@ def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path)
             "state_bytes": 1,
             "final": final,
             "best": final,
+            "test": {},
         }
         summary |= {"tokens_per_second": 1e5}
         (folder / "summary.json").write_text(json.dumps(summary))

@@ -19,10 +19,11 @@ EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
 
 class Trainer:
-    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went, `bits` how well on text."""
+    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went, `bits` how well on text, and
+    `test(final)` how well on the test sets."""
 
-    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None, bits=None):
-        self.accuracy, self.diverges, self.stops_at, self.bits = accuracy, diverges, stops_at, bits
+    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None, bits=None, test=lambda final: {}):
+        self.accuracy, self.diverges, self.stops_at, self.bits, self.test = accuracy, diverges, stops_at, bits, test
         self.ran = []
 
     def __call__(self, experiment, folder, *, console=None):
@@ -52,7 +53,8 @@ class Trainer:
             final = {"held-out": bits | {"loss": 1.0, "accuracy": 0.5, "chance": None, "settings": {"length": 64}}}
             lines = [line | bits if line["kind"] == "eval" else line for line in lines]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        summary = {"step": 100, "parameters": 12345, "state_bytes": 2048, "tokens_per_second": 1e5, "final": final, "best": final}
+        summary = {"step": 100, "parameters": 12345, "state_bytes": 2048, "tokens_per_second": 1e5}
+        summary |= {"final": final, "best": final, "test": self.test(final)}
         if self.diverges(experiment):
             summary |= {"finished": False, "stopped": "step 7: no longer finite"}
         else:

@@ -170,12 +170,13 @@ def test_skipped_examples_are_reported():
     assert "4 of 100" in note and "batch of 32" in note
 
 
-def test_training_and_evaluation_share_no_example():
+def test_training_validation_and_test_share_no_example():
     task = create("mqar(vocab_size=128, pairs=3, examples=128, eval_examples=128)")
-    (held_out,) = task.eval_sets()
-    train = set().union(*(rows(batch_of(task, task.spec(step), step)["tokens"]) for step in range(2)))
-    evaluation = set().union(*(rows(batch_of(task, held_out.spec, index)["tokens"]) for index in range(held_out.batches)))
-    assert len(train) == len(evaluation) == 128 and not train & evaluation
+    (validation,), (test,) = task.eval_sets(), task.test_sets()
+    assert test._replace(spec=validation.spec) == validation and test.spec == validation.spec._replace(split="test")
+    drawn = [[(task.spec(step), step) for step in range(2)], *([(p.spec, i) for i in range(p.batches)] for p in (validation, test))]
+    found = [set().union(*(rows(batch_of(task, *address)["tokens"]) for address in addresses)) for addresses in drawn]
+    assert [len(each) for each in found] == [128] * 3 and len(set.union(*found)) == 3 * 128
 
 
 def test_every_evaluation_set_has_exactly_eval_examples_examples():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from seqzoo.tasks import BatchSpec, create
+from seqzoo.tasks import create
 
 
 def batch(task, spec, index):
@@ -33,7 +33,8 @@ def test_bits_are_fair_and_batches_differ_by_step_split_and_seed():
     task = create("parity(length=64, eval_length=64, batch_size=64)")
     drawn = [batch(task, task.spec(0), i)["tokens"] for i in range(3)]
     drawn += [
-        batch(task, BatchSpec("eval", 0, 64, 64), 0)["tokens"],
+        batch(task, task.eval_sets()[0].spec, 0)["tokens"],
+        batch(task, task.test_sets()[0].spec, 0)["tokens"],
         batch(create("parity(length=64, seed=1)"), task.spec(0), 0)["tokens"],
     ]
     for i, one in enumerate(drawn):

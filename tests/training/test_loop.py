@@ -129,6 +129,13 @@ def test_evaluating_a_run_gives_the_final_evaluation_again(whole):
     assert training.evaluate_run(folder) == (6, summary["final"])
 
 
+def test_the_test_sets_are_evaluated_once_at_the_end_and_are_in_no_file_that_training_reads(whole):
+    folder, summary, printed = whole
+    assert summary["test"].keys() == summary["final"].keys() and summary["test"] != summary["final"]
+    assert training.evaluate_run(folder, test=True) == (6, summary["test"])
+    assert printed.count("test accuracy") == 1 and "test" not in (folder / "metrics.jsonl").read_text()
+
+
 def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keeps_it(tmp_path):
     console = quiet()
     with pytest.raises(training.Diverged, match=r"step 6: no longer finite \(.*loss=nan.*last good checkpoint is .*/4\."):

@@ -16,12 +16,14 @@ from seqzoo.data.atomic_io import sync, write_errors, write_json, write_text
 from seqzoo.data.json_files import open_regular, read_json, read_json_lines, require
 from seqzoo.mixers import state_bytes
 from seqzoo.model import params
+from seqzoo.tasks.base import EvalSet
 from seqzoo.training.objective import ACCURACY, Evaluation, Objective, objective_of
 from seqzoo.training.run import distributed, metric_writers
 from seqzoo.training.run.metric_writers import Line
 from seqzoo.training.state import TrainSetup
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+Results = dict[str, dict[str, Any]]  # {eval set: its numbers}
 Stamp = dict[str, Any]  # of a file that grows: its "bytes", and the "sha256" of them
 LABELS = ("step", "kind", "eval_set", "tokens", "seconds")  # the fields of a line that are not results
 
@@ -171,7 +173,7 @@ class Metrics:
         """Appends the line of a training step. A number that is not finite, as of a skipped step, becomes null."""
         self._append({"step": step, "kind": "train", **_finite(numbers)})
 
-    def evaluation(self, step: int, results: dict[str, dict[str, Any]], **progress: float) -> None:
+    def evaluation(self, step: int, results: Results, **progress: float) -> None:
         """Appends a line for each evaluation set."""
         lines = ({"step": step, "kind": "eval", "eval_set": name, **numbers} for name, numbers in results.items())
         self._append(*(line | progress for line in lines))
@@ -195,9 +197,12 @@ class Metrics:
         """The step of the best evaluation so far, the first of equal ones; None before the first."""
         return distributed.from_main_process(lambda: self._best.step)
 
-    def summarise(self, finished: bool, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
-        """Writes summary.json from metrics.jsonl, so that the summary of a resumed run covers all of its steps."""
-        return distributed.from_main_process(lambda: self._summarise(finished, step, tokens_per_second, more))
+    def summarise(self, test: Results | None, step: int, tokens_per_second: float | None, **more: Any) -> dict[str, Any]:
+        """Writes summary.json from metrics.jsonl, so that the summary of a resumed run covers all of its steps.
+
+        `test` has the numbers of the test sets, which are in no other file; None if the run has not finished.
+        """
+        return distributed.from_main_process(lambda: self._summarise(test, step, tokens_per_second, more))
 
     def close(self) -> None:
         """No more lines come."""
@@ -220,36 +225,41 @@ class Metrics:
         if distributed.is_main_process():
             self._log.append(*lines)
 
-    def _evaluations(self, lines: list[Line]) -> dict[int, dict[str, dict[str, Any]]]:
+    def _evaluations(self, lines: list[Line]) -> dict[int, Results]:
         """{step: {eval set: its numbers, chance and settings}}."""
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, Results] = {}
         for line in lines:
             if line["kind"] == "eval" and (part := self.eval_sets.get(line["eval_set"])):
                 where = f"the evaluation of {part.name} at step {line['step']} in {self.folder / METRICS}"
                 require(line, where, accuracy=(int, float))
                 numbers = {name: value for name, value in line.items() if name not in LABELS}
-                known = {"chance": part.chance, "settings": part.settings}
-                found.setdefault(line["step"], {})[part.name] = numbers | known
+                found.setdefault(line["step"], {})[part.name] = described(part, numbers)
         return found
 
-    def _summarise(self, finished: bool, step: int, tokens_per_second: float | None, more: dict[str, Any]) -> dict[str, Any]:
+    def _summarise(self, test: Results | None, step: int, tokens_per_second: float | None, more: dict[str, Any]) -> dict[str, Any]:
         setup, lines = self.setup, read(self.folder / METRICS)
         by_step, best = self._evaluations(lines), self._best.step
         rates = [line.get("tokens_per_second") for line in lines if line["kind"] == "train"]
         rates = sorted(rate for rate in rates if rate is not None)
         summary = {
-            "finished": finished,
-            "early": finished and step < setup.experiment.training.steps,
+            "finished": test is not None,
+            "early": test is not None and step < setup.experiment.training.steps,
             "step": step,
             "parameters": params.count(setup.parameters),
             "state_bytes": state_bytes(setup.model(setup.abstract["params"]), setup.task.max_length),
             "tokens_per_second": tokens_per_second or (rates[len(rates) // 2] if rates else None),
             "final": by_step[max(by_step)] if by_step else {},
             "best": {} if best is None else by_step[best],
+            "test": {part.name: described(part, test[part.name]) for part in setup.task.test_sets()} if test else {},
             **more,
         }
         write_json(self.folder / SUMMARY, summary)
         return summary
+
+
+def described(part: EvalSet, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of an evaluation set with its chance level and settings."""
+    return {**numbers, "chance": part.chance, "settings": part.settings}
 
 
 def finished_summary(folder: Path, steps: int) -> dict[str, Any] | None:
@@ -263,7 +273,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     summary = read_json(path, absent={})
     if summary.get("finished"):
-        require(summary, str(path), early=bool, step=int, parameters=int, final=dict, best=dict)
+        require(summary, str(path), early=bool, step=int, parameters=int, final=dict, best=dict, test=dict)
     return summary
 
 

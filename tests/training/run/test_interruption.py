@@ -107,6 +107,22 @@ def test_a_run_stopped_by_a_signal_reports_the_save_and_resumes_bitwise(number, 
     assert numbers(tmp_path / "run") == numbers(folder)
 
 
+def test_a_run_that_ends_before_its_test_sets_are_evaluated_is_not_finished_and_evaluates_them_when_resumed(
+    whole, digest, numbers, tmp_path
+):
+    folder, wanted, _ = whole
+    experiment, run = tiny(**EXPERIMENT), tmp_path / "run"
+    trigger = Trigger("step 6/6  accuracy", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(training.Interrupted):
+        training.train(experiment, run, console=Console(file=trigger, width=200))
+    stopped = json.loads((run / "summary.json").read_text())
+    assert (stopped["finished"], stopped["step"], stopped["test"]) == (False, 6, {}) and "test acc" not in trigger.getvalue()
+    (run / "summary.json").unlink()  # as a killed process leaves it
+    summary = training.train(experiment, run, console=quiet())
+    assert digest(experiment, run) == digest(experiment, folder) and numbers(run) == numbers(folder)
+    assert summary["finished"] and summary["test"] == wanted["test"]
+
+
 def full_disk(folder, room):
     """No file of this process may grow beyond `room` bytes: undo() ends it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
