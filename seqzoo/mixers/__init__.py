@@ -10,7 +10,7 @@ from flax import nnx
 
 from seqzoo.mixers.attention.sigmoid import Sigmoid
 from seqzoo.mixers.attention.softmax import Softmax
-from seqzoo.mixers.base import Mixer, register, registry, state_bytes
+from seqzoo.mixers.base import Mixer, memory_bytes, register, registry, state_bytes
 from seqzoo.mixers.convolution.base_conv import BaseConv
 from seqzoo.mixers.delta_rule.comba import Comba
 from seqzoo.mixers.delta_rule.deltanet import DeltaNet
@@ -83,6 +83,7 @@ __all__ = [
     "SimpleGatedLinearAttention",
     "Softmax",
     "create",
+    "memory_bytes",
     "names",
     "register",
     "registry",

@@ -1,11 +1,13 @@
 """The interface of a mixer, and the registry of mixers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from seqzoo.kernels.common import segments
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn.layer import Layer
 from seqzoo.specs import Registry
 
@@ -21,6 +23,8 @@ class Mixer(Layer):
     The law: for any split of x along time, running the pieces in order while passing the state gives the y and the final state of
     running x at once. `tests/mixers/test_law.py` checks every registered mixer for this, and for causality, packing and precision.
     """
+
+    shapes: ClassVar[tuple[Shape, ...]] = ()  # with which it is given a budget, the preferred first; (): it cannot be given one
 
     def __call__(
         self,
@@ -88,3 +92,16 @@ def state_bytes(mixer: Any, max_length: int | None = None, dtype: Any = None) ->
     """Bytes of decode memory per row: those of the state that a mixer, or a model, really carries."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: mixer.init_state(1, max_length, dtype)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory_bytes(mixer: Any, max_length: int | None = None, dtype: Any = None) -> int:
+    """Bytes of recurrent memory per row, as papers count them: one head of 32 x 32 numbers in float32 is 4,096 bytes.
+
+    It is `state_bytes` without what a mixer carries beside its memory: counters and document ids (integers), the last inputs of
+    convolutions and token shifts (the fields `tail`, `..._tail` and `tails` of a state). A KV cache counts in full, with
+    `max_length` tokens or those of the window.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: mixer.init_state(1, max_length, dtype)))
+    is_tail = lambda path: any(str(getattr(key, "name", "")).endswith(("tail", "tails")) for key in path)
+    memory = (leaf for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating) and not is_tail(path))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in memory)

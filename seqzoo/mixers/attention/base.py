@@ -11,6 +11,7 @@ from jax import Array
 from seqzoo.kernels.attention import Cache, attention, empty_cache
 from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import Mixer, next_state
+from seqzoo.mixers.shapes import WORK, Shape
 from seqzoo.nn import LayerNorm, Linear, RMSNorm, check_rotary, rotate
 from seqzoo.specs import Length, Positive, Rate, Size
 
@@ -69,6 +70,7 @@ class AttentionMixer(Mixer):
     """Implementation of the op `seqzoo.kernels.attention`; None: the fastest for platform and shape."""
 
     scores: ClassVar[Literal["softmax", "sigmoid"]]
+    shapes = tuple(Shape({"heads": heads}, {"head_dim": 2}, WORK) for heads in (1, 2, 4, 8))  # rotary: an even head_dim
 
     def setup(self, rngs, depth):
         self.key_heads, self.key_dim = self.head_sizes()

@@ -9,6 +9,7 @@ from flax import nnx
 from seqzoo.kernels.linear_attention.delta_rule import delta_rule, l2_normalise
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import EPS, GatedDeltaRuleMixer
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.specs import Expansion, Number
 
 ACTIVATIONS = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
@@ -41,6 +42,8 @@ class Comba(GatedDeltaRuleMixer):
     """D at initialisation; its authors suggest 1, and 0.02 for small models."""
     output_gate: Literal["sigmoid", "silu"] = "sigmoid"
     """Activation of the output gate; flash-linear-attention has "sigmoid"."""
+
+    shapes = (*square_heads(1), wide_heads(1, 1, 2), *square_heads(2, 4, 8))
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v)

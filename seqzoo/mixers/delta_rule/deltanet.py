@@ -2,6 +2,7 @@
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import DeltaRuleMixer
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.specs import Expansion
 
 
@@ -27,6 +28,8 @@ class DeltaNet(DeltaRuleMixer):
     negative_eigenvalues: bool = False
     """Doubles beta, to the range (0, 2). A token can then reflect the state along its key (eigenvalue 1 - beta < 0), which parity
     needs (Grazzi et al. 2024, arXiv:2411.12537)."""
+
+    shapes = square_heads(1, 2, 4, 8)
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, negative_eigenvalues=self.negative_eigenvalues)

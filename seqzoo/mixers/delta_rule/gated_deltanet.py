@@ -2,6 +2,7 @@
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import GatedDeltaRuleMixer
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.specs import Expansion, Size
 
 
@@ -30,6 +31,8 @@ class GatedDeltaNet(GatedDeltaRuleMixer):
     """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     negative_eigenvalues: bool = False
     """Doubles beta, to the range (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
+
+    shapes = (*square_heads(1), wide_heads(1, 1, 2), *square_heads(2, 4, 8))
 
     def setup(self, rngs, depth):
         choices = {"key_heads": self.key_heads, "negative_eigenvalues": self.negative_eigenvalues}

@@ -8,6 +8,7 @@ from pydantic import Field
 from seqzoo.kernels.linear_attention.delta_rule import delta_product, l2_normalise
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import EPS, GatedDeltaRuleMixer
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.nn import Linear
 from seqzoo.specs import Expansion
 
@@ -38,6 +39,8 @@ class GatedDeltaProduct(GatedDeltaRuleMixer):
     """Gives beta the factor 2. If False, beta is in (0, 1) and no token can reflect the state."""
     forget: bool = True
     """Decays the state. If False, g_t is 0."""
+
+    shapes = (*square_heads(1), wide_heads(1, 1, 2), *square_heads(2, 4, 8))
 
     def setup(self, rngs, depth):
         choices = {"steps": self.steps, "negative_eigenvalues": self.negative_eigenvalues}

@@ -6,6 +6,7 @@ from flax import nnx
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.delta_rule.base import DeltaRuleMixer
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.nn import LowRank
 from seqzoo.nn.step_decay import StepDecay
 from seqzoo.specs import Expansion, Size
@@ -36,6 +37,8 @@ class KimiDeltaAttention(DeltaRuleMixer):
     """Adds the bias c to the output gate: absent in Kimi-Linear's layers, present in flash-linear-attention's."""
     negative_eigenvalues: bool = False
     """Doubles beta, to the range (0, 2) (Grazzi et al. 2024, arXiv:2411.12537)."""
+
+    shapes = square_heads(1, 2, 4, 8)
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, negative_eigenvalues=self.negative_eigenvalues)

@@ -10,6 +10,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import LinearAttentionState, MatrixStateMixer, empty_state, head_dim
 from seqzoo.mixers.linear_attention.linear import append_ones
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import Linear, taylor_feature_dim, taylor_features
 from seqzoo.specs import Size
 
@@ -36,6 +37,8 @@ class Based(MatrixStateMixer):
     """Number of heads; values have width d_model / heads."""
     feature_dim: Annotated[int, Field(ge=1, le=1024)] = 16
     """f, the width of a query and of a key in each head."""
+
+    shapes = tuple(Shape({"heads": heads}, {"feature_dim": 1}, STATE) for heads in (1, 2, 4, 8))
 
     def setup(self, rngs, depth):
         self.head_dim, self.features = head_dim(self.d_model, self.heads), taylor_feature_dim(self.feature_dim)

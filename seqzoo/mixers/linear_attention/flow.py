@@ -11,6 +11,7 @@ from seqzoo.kernels.common import segments
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import MatrixStateMixer, head_dim
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import Linear, nonzero_divisor
 from seqzoo.specs import Size
 
@@ -41,21 +42,25 @@ class FlowAttention(MatrixStateMixer):
     written, so that the past is still one matrix.
 
     Raises:
-      ValueError: heads does not divide d_model.
-    Cost: time O(t d^2); state 4 (d (d / heads + 4) + heads + 1) bytes per row, independent of t.
+      ValueError: heads does not divide d_model, if head_dim is None.
+    Cost: time O(t d heads k + t heads k^2); state 4 (heads (k^2 + 4 k + 1) + 1) bytes per row, independent of t.
     t counts the tokens of the own document, as the sums do; `positions` given by the caller do not change it.
     The authors' single-file code is followed (those for vision and the long-range arena differ), without its dropout of 0.05 after
     W_o, which the backbone has. Projections have biases; that they start at zero, and heads=4, are our choice.
     """
 
     heads: Size = 4
-    """Number of heads; the state of each is d_model / heads square."""
+    """Number of heads; the state of each is [k, k], and two sums of 2 k."""
+    head_dim: Size | None = None
+    """k, the width of a key and of a value in each head; None: d_model / heads."""
+
+    shapes = tuple(Shape({"heads": heads}, {"head_dim": 1}) for heads in (1, 2, 4, 8))
 
     def setup(self, rngs, depth):
-        self.head_dim = head_dim(self.d_model, self.heads)
-        make = lambda axes: Linear(self.d_model, self.d_model, axes=axes, bias=True, **self.factory_kwargs(rngs))
-        self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
-        self.out = make(("heads", "embed"))
+        self.key_dim = head_dim(self.d_model, self.heads) if self.head_dim is None else self.head_dim
+        width, kwargs = self.heads * self.key_dim, {"bias": True, **self.factory_kwargs(rngs)}
+        self.q, self.k, self.v = (Linear(self.d_model, width, **kwargs) for _ in range(3))
+        self.out = Linear(width, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         x = self.clear_padding(x, segment_ids)
@@ -85,12 +90,13 @@ class FlowAttention(MatrixStateMixer):
 
     def init_state(self, batch, max_length=None, dtype=None) -> FlowState:
         """Empty sums; `max_length` has no influence on their size."""
-        n, dtype = self.head_dim, jnp.promote_types(jnp.float32, self.cache_dtype(dtype))
+        n, dtype = self.key_dim, jnp.promote_types(jnp.float32, self.cache_dtype(dtype))
         sums = (jnp.zeros((batch, self.heads, *shape), dtype) for shape in ((n, n), (1, 2 * n), (1, 2 * n), (1, 1)))
         return FlowState(*sums, *(jnp.zeros((batch,), jnp.int32) for _ in range(2)))
 
     def flops(self, batch, length):
-        return batch * length * (8 * self.d_model**2 + 4 * self.heads * (self.head_dim**2 + 4 * self.head_dim + 1))
+        d_model, k = self.d_model, self.key_dim
+        return batch * length * self.heads * (8 * d_model * k + 4 * (k**2 + 4 * k + 1))
 
 
 def flow(a: Array, b: Array) -> Array:

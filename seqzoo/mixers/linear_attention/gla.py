@@ -2,6 +2,7 @@
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_attention.base import XAVIER_SMALL, LinearAttentionMixer, log_forget_gate
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.nn import Linear
 from seqzoo.specs import Expansion, Number, Positive, Size
 
@@ -34,6 +35,8 @@ class GatedLinearAttention(LinearAttentionMixer):
     """Factor on the queries; None: k^-0.5."""
     norm_eps: Positive = 1e-5
     """Epsilon that the norm of the output adds to the mean square."""
+
+    shapes = (*square_heads(1), wide_heads(1, 1, 2), *square_heads(2, 4, 8))
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v, scale=self.scale, qk_init=XAVIER_SMALL, norm_eps=self.norm_eps)

@@ -10,6 +10,7 @@ from jax import Array
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import MatrixStateMixer, log_forget_gate, widths
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import Linear, RMSNorm
 from seqzoo.nn.gates import softmax
 from seqzoo.specs import Expansion, Number, Positive, Size
@@ -53,6 +54,13 @@ class GatedSlotAttention(MatrixStateMixer):
     """tau; larger values forget more slowly at initialisation."""
     scale: Number | None = 1.0
     """Factor on the scores; None: k^-0.5."""
+
+    shapes = (
+        Shape({"heads": 1}, {"expand_k": 1, "expand_v": 1, "slots": 1}),
+        Shape({"heads": 1, "expand_k": 0.5, "expand_v": 0.5}, {"slots": 1}, STATE),
+        Shape({"heads": 2}, {"expand_k": 2, "expand_v": 2, "slots": 1}),
+        Shape({"heads": 4}, {"slots": 1}, STATE),
+    )
 
     def setup(self, rngs, depth):
         keys, values = widths(self.d_model, self.heads, self.expand_k, self.expand_v)

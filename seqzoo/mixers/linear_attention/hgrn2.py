@@ -9,6 +9,7 @@ from pydantic import Field
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import LinearAttentionState, MatrixStateMixer, empty_state, head_dim
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import Linear, LowerBoundedGate, RMSNorm
 from seqzoo.specs import Size
 
@@ -36,6 +37,8 @@ class HGRN2(MatrixStateMixer):
     """Number of heads; the state of each is d_model / heads square, the paper's expansion ratio (128 in its models)."""
     lower_bound: Annotated[float, Field(ge=0, lt=1)] | None = None
     """gamma, fixed. None: learned per channel, initially index / count of the layer (0.01 if that is less, or depth is unknown)."""
+
+    shapes = tuple(Shape({"heads": heads}, measures=STATE) for heads in (1, 2, 4, 8, 16, 32))
 
     def setup(self, rngs, depth):
         self.head_dim = head_dim(self.d_model, self.heads)

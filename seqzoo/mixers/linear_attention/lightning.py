@@ -11,6 +11,7 @@ from jax import lax
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.linear_attention.base import LinearAttentionMixer, head_dim
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import RMSNorm
 from seqzoo.specs import Size
 
@@ -38,6 +39,7 @@ class LightningAttention(LinearAttentionMixer):
     """k = v, the width of a key and of a value in each head; None: d_model / heads."""
 
     gate_activation = staticmethod(jax.nn.sigmoid)
+    shapes = tuple(Shape({"heads": heads}, {"head_dim": 1}) for heads in (1, 2, 4, 8))
 
     def setup(self, rngs, depth):
         width = head_dim(self.d_model, self.heads) if self.head_dim is None else self.head_dim

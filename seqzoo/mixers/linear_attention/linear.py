@@ -8,10 +8,11 @@ from jax import Array
 
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
-from seqzoo.mixers.linear_attention.base import MatrixStateMixer, head_dim
+from seqzoo.mixers.linear_attention.base import MatrixStateMixer, widths
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.nn import Linear
 from seqzoo.nn.gates import exponential_linear
-from seqzoo.specs import Size
+from seqzoo.specs import Expansion
 
 EPS = 1e-6  # Katharopoulos et al. 2020, released code
 
@@ -33,20 +34,25 @@ class LinearAttention(MatrixStateMixer):
     Use it as the baseline of all matrix-valued states: nothing is ever forgotten.
 
     Raises:
-      ValueError: heads does not divide d_model.
-    Cost: time O(t d^2); state 4 d (d / heads + 1) bytes per row, independent of t.
+      ValueError: heads does not divide the widths.
+    Cost: time O(t d^2); state 4 d expand_k (d expand_v / heads + 1) bytes per row, independent of t.
     """
 
-    heads: Size = 4
-    """Number of heads; the state of each is d_model / heads square."""
+    expand_k: Expansion = 1.0
+    """Width of all keys together, as a multiple of d_model; a head has k = d_model expand_k / heads."""
+    expand_v: Expansion = 1.0
+    """Width of all values together, as a multiple of d_model; a head has v = d_model expand_v / heads."""
     normalised: bool = True
     """Divides by the sum of weights. If False, o_t = phi(q_t)^T S_t."""
 
+    shapes = square_heads(1, 2, 4, 8)
+
     def setup(self, rngs, depth):
-        self.head_dim = head_dim(self.d_model, self.heads)
+        keys, values = widths(self.d_model, self.heads, self.expand_k, self.expand_v)
+        self.key_dim, self.value_dim = keys // self.heads, values // self.heads
         kwargs = self.factory_kwargs(rngs)
-        self.q, self.k, self.v = (Linear(self.d_model, self.d_model, **kwargs) for _ in range(3))
-        self.out = Linear(self.d_model, self.d_model, axes=("heads", "embed"), **kwargs)
+        self.q, self.k, self.v = (Linear(self.d_model, width, **kwargs) for width in (keys, keys, values))
+        self.out = Linear(values, self.d_model, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x, *, state=None, segment_ids=None, positions=None, key=None):
         x = self.clear_padding(x, segment_ids)
@@ -67,12 +73,13 @@ class LinearAttention(MatrixStateMixer):
 
     def init_state(self, batch: int, max_length: int | None = None, dtype: Any = None) -> LinearState:
         """An empty state; `max_length` has no influence on its size."""
-        shape = (batch, self.heads, self.head_dim, self.head_dim + self.normalised)
+        shape = (batch, self.heads, self.key_dim, self.value_dim + self.normalised)
         dtype = jnp.promote_types(jnp.float32, self.cache_dtype(dtype))
         return LinearState(jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
 
     def flops(self, batch, length):
-        return batch * length * (8 * self.d_model**2 + 4 * self.d_model * (self.head_dim + self.normalised))
+        k, v = self.key_dim, self.value_dim
+        return batch * length * self.heads * (4 * self.d_model * (k + v) + 4 * k * (v + self.normalised))
 
 
 def append_ones(v: Array) -> Array:

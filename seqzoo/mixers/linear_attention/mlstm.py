@@ -12,6 +12,7 @@ from jax.nn.initializers import normal, zeros
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import LinearAttentionMixer, LinearAttentionState, empty_state
 from seqzoo.mixers.linear_attention.linear import append_ones
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.nn import LayerNorm, SoftCappedGate, exponential_gates, scaled
 from seqzoo.specs import Expansion, Number, Positive
 
@@ -64,6 +65,7 @@ class MLSTM(LinearAttentionMixer):
     """c; None: no cap."""
 
     gate_activation = staticmethod(jax.nn.sigmoid)
+    shapes = (*square_heads(1), wide_heads(1, 1, 2), *square_heads(2, 4, 8))
 
     def setup(self, rngs, depth):
         self.exponential = self.input_gate == "exponential"

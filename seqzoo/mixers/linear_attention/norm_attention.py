@@ -9,6 +9,7 @@ from einops import rearrange
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import LinearAttentionState, MatrixStateMixer, empty_state, widths
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import Linear
 from seqzoo.specs import Expansion, Size
 
@@ -42,6 +43,8 @@ class NormAttention(MatrixStateMixer):
     """Width of all keys over d_model; more is a larger state."""
     normaliser: Literal["exp", "softplus", "sigmoid"] = "exp"
     """eta; the paper finds "exp" the best."""
+
+    shapes = tuple(Shape({"heads": heads}, {"expand_k": heads}) for heads in (1, 2, 4, 8))
 
     def setup(self, rngs, depth):
         keys, values = widths(self.d_model, self.heads, self.expand_k, 1.0)

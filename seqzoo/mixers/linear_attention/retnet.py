@@ -10,6 +10,7 @@ from jax import Array
 from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import XAVIER_SMALL, LinearAttentionMixer
+from seqzoo.mixers.shapes import square_heads, wide_heads
 from seqzoo.nn import check_rotary, rotate
 from seqzoo.specs import Expansion, Positive
 
@@ -50,6 +51,8 @@ class RetNet(LinearAttentionMixer):
     """Wavelengths run from 2 pi to 2 pi times this; None: no rotation."""
     norm_eps: Positive = 1e-6
     """Epsilon that the norm of the output adds to the mean square."""
+
+    shapes = (*square_heads(1, step=2), wide_heads(1, 2, 4), *square_heads(2, 4, 8, step=2))  # rotary: k is even
 
     def setup(self, rngs, depth):
         self.make_layers(

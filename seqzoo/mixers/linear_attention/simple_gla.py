@@ -7,6 +7,7 @@ from jax import Array
 
 from seqzoo.mixers.base import next_state, register
 from seqzoo.mixers.linear_attention.base import LinearAttentionMixer, log_forget_gate
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.nn import Linear, ShortConvolution
 from seqzoo.specs import Expansion, Positive, Size
 
@@ -42,6 +43,8 @@ class SimpleGatedLinearAttention(LinearAttentionMixer):
     """Kernel size of the short convolutions; None: neither convolution nor silu."""
     gate_temperature: Positive = 16.0
     """tau; larger values forget more slowly at initialisation."""
+
+    shapes = square_heads(1, 2, 4, 8)
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, self.expand_k, self.expand_v)

@@ -10,6 +10,7 @@ from jax import Array
 
 from seqzoo.kernels.linear_recurrence import linear_recurrence
 from seqzoo.mixers.base import Mixer, next_state, state_kwargs
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import Linear, ShortConvolution, gates
 from seqzoo.nn.layer import inner_width
 from seqzoo.specs import Expansion, Size
@@ -79,6 +80,7 @@ class MinimalMixer(RecurrentMixer):
     """Adds biases to gates and candidates, zero at initialisation."""
 
     gate_count: ClassVar[int]  # projections of x that make the gates; part of the FLOPs
+    shapes = (Shape({}, {"expand": 1}),)
 
     def setup(self, rngs, depth):
         self.hidden_size = inner_width(self.d_model, self.expand)

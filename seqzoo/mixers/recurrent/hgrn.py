@@ -4,6 +4,7 @@ import jax
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.recurrent.base import RecurrentMixer
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import Linear, LowerBoundedGate, RMSNorm
 from seqzoo.nn.layer import inner_width
 from seqzoo.specs import Expansion, Rate
@@ -34,6 +35,7 @@ class HGRN(RecurrentMixer):
     """gamma, fixed. None: learned per unit, initially index / count of the layer (0.01 if that is less, or depth is unknown)."""
 
     log_decay = True
+    shapes = (Shape({}, {"expand": 1}),)
 
     def setup(self, rngs, depth):
         self.hidden_size = inner_width(self.d_model, self.expand)

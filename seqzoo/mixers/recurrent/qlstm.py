@@ -6,6 +6,7 @@ from flax import nnx
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.recurrent.base import NORMAL, RecurrentBlockMixer
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import Linear
 from seqzoo.specs import Expansion
 
@@ -33,6 +34,7 @@ class QLSTM(RecurrentBlockMixer):
     """Uses the reversed sigmoid as forget gate, with a learned alpha that starts at 1: the form of Mamba's decay."""
 
     approximate_gelu = False
+    shapes = (Shape({}, {"expand": 1}),)
 
     def setup(self, rngs, depth):
         self.make_layers(rngs, bias=False)

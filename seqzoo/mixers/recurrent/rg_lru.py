@@ -7,6 +7,7 @@ from flax import nnx
 from seqzoo.kernels.common import segments
 from seqzoo.mixers.base import register
 from seqzoo.mixers.recurrent.base import NORMAL, RecurrentBlockMixer
+from seqzoo.mixers.shapes import Shape
 from seqzoo.nn import BlockDiagonal
 from seqzoo.specs import Size
 
@@ -42,6 +43,7 @@ class RGLRU(RecurrentBlockMixer):
     """Number of blocks of W_a and W_i."""
 
     approximate_gelu = True
+    shapes = (Shape({"heads": 4}, {"expand": 4}), Shape({"heads": 8}, {"expand": 8}))
 
     def setup(self, rngs, depth):
         variance = 1.0 if depth is None else 2.0 / depth[1]

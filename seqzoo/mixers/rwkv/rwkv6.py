@@ -11,6 +11,7 @@ from jax import Array
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import Implementation, empty_state, widths
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.nn import LayerNorm, Linear, LowRank, TokenBlend, mixes, small, token_shift
 from seqzoo.specs import Expansion, Positive, Size
 
@@ -54,6 +55,8 @@ class RWKV6(Mixer):
     """Epsilon that the norm over each head adds to the variance; released models have 1e-5 times 8^2."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    shapes = square_heads(1, 2, 4, 8)
 
     def setup(self, rngs, depth):
         d_model, heads = self.d_model, self.heads

@@ -13,6 +13,7 @@ from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.kernels.linear_attention.delta_rule import l2_normalise
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import Implementation, empty_state, widths
+from seqzoo.mixers.shapes import square_heads
 from seqzoo.nn import LayerNorm, Linear, LowRank, mixes, token_shift
 from seqzoo.specs import Expansion, Positive, Size
 
@@ -77,6 +78,8 @@ class RWKV7(Mixer):
     """Epsilon added to the squared length that normalises u_t; flash-linear-attention adds 1e-6."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    shapes = square_heads(1, 2, 4, 8)
 
     def setup(self, rngs, depth):
         d_model, heads = self.d_model, self.heads

@@ -10,6 +10,7 @@ from jax import Array, lax
 from pydantic import Field
 
 from seqzoo.mixers.base import register
+from seqzoo.mixers.shapes import Shape
 from seqzoo.mixers.state_space.base import TimeInvariantMixer
 from seqzoo.nn import Linear
 from seqzoo.specs import Positive, Size
@@ -47,6 +48,8 @@ class LRU(TimeInvariantMixer):
     states remember for longer."""
     max_phase: Positive = 2 * math.pi
     """Radians below which angles are uniform at the start. The paper uses pi / 10 for its longest rows, 16k tokens."""
+
+    shapes = (Shape({}, {"state": 1}),)
 
     def setup(self, rngs, depth):
         if self.r_min >= self.r_max:

@@ -10,6 +10,7 @@ from jax import Array
 
 from seqzoo.kernels.selective_scan import selective_scan
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import Linear, ShortConvolution
 from seqzoo.nn.layer import inner_width
 from seqzoo.nn.linear import output_init
@@ -59,6 +60,12 @@ class Mamba(Mixer):
     """Largest step size at the start."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.selective_scan`; None: the fastest for platform and shape."""
+
+    shapes = (
+        Shape({"expand": 2.0}, {"state": 1}, STATE),
+        Shape({"state": 16}, {"expand": 1}),
+        Shape({"expand": 1.0}, {"state": 1}, STATE),
+    )
 
     def setup(self, rngs, depth):
         d_model, n, dtype, kwargs = self.d_model, self.state, self.param_dtype, self.factory_kwargs(rngs)

@@ -10,6 +10,7 @@ from jax import Array
 from seqzoo.kernels.linear_attention import linear_attention
 from seqzoo.mixers.base import Mixer, next_state, register, state_kwargs
 from seqzoo.mixers.linear_attention.base import Implementation
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import Linear, RMSNorm, ShortConvolution
 from seqzoo.nn.layer import inner_width
 from seqzoo.nn.linear import output_init
@@ -66,6 +67,13 @@ class Mamba2(Mixer):
     tokens; here both are clipped, so that they agree."""
     implementation: Implementation | tuple[Implementation, ...] | None = None
     """Implementation of the op `seqzoo.kernels.linear_attention`; None: the fastest for platform and shape."""
+
+    shapes = (
+        Shape({}, {"expand": 1, "head_dim": 1, "state": 1}),  # one square head
+        Shape({"expand": 2.0, "head_dim": 64}, {"state": 1}, STATE),
+        Shape({}, {"expand": 2, "head_dim": 1, "state": 1}),  # two
+        Shape({"expand": 1.0, "head_dim": 64}, {"state": 1}, STATE),
+    )
 
     def setup(self, rngs, depth):
         d_model, groups, dtype, kwargs = self.d_model, self.groups, self.param_dtype, self.factory_kwargs(rngs)

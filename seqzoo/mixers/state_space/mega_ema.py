@@ -6,6 +6,7 @@ from flax import nnx
 
 from seqzoo.mixers.base import register
 from seqzoo.mixers.recurrent.base import RecurrentMixer
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.nn import read_out
 from seqzoo.specs import Size
 
@@ -28,6 +29,8 @@ class MegaEMA(RecurrentMixer):
 
     state: Size = 16
     """n, the number of averages per channel. The paper uses 16."""
+
+    shapes = (Shape({}, {"state": 1}, STATE),)
 
     def setup(self, rngs, depth):
         shape, axes = self.hidden_shape(), ("heads", "state")

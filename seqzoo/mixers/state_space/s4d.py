@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from seqzoo.mixers.base import register
+from seqzoo.mixers.shapes import STATE, Shape
 from seqzoo.mixers.state_space.base import TimeInvariantMixer
 from seqzoo.nn import GatedOutput, read_out, zero_order_hold
 from seqzoo.nn.gated_output import Glu
@@ -51,6 +52,8 @@ class S4D(TimeInvariantMixer):
     glu: Glu = "full"
     """Output of the layer: "full" as above, the released code; "half" u * sigmoid(V u + c); "none" u, which mixes no channels;
     without gelu outside the gate "half2" y * sigmoid(V u + c), "linear" y."""
+
+    shapes = (Shape({}, {"state": 2}, STATE),)
 
     def setup(self, rngs, depth):
         if self.state % 2:

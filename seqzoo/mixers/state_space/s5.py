@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array, lax
 
 from seqzoo.mixers.base import register
+from seqzoo.mixers.shapes import Shape
 from seqzoo.mixers.state_space.base import TimeInvariantMixer
 from seqzoo.nn import GatedOutput, Linear, bilinear, hippo_normal, zero_order_hold
 from seqzoo.nn.gated_output import Glu
@@ -55,6 +56,8 @@ class S5(TimeInvariantMixer):
     `gelu`, `half_glu2`, and, as a layer of its own, `S5SSM`."""
     discretization: Literal["zoh", "bilinear"] = "zoh"
     """Input held for a step (zero-order hold), or the trapezoidal rule, which needs no exponential."""
+
+    shapes = (Shape({"blocks": 8}, {"state": 16}),)
 
     def setup(self, rngs, depth):
         d_model, dtype, kwargs = self.d_model, self.param_dtype, self.factory_kwargs(rngs)
