@@ -9,6 +9,7 @@ from seqzoo import mixers
 from seqzoo.compare import sizing
 from seqzoo.compare.sizing import Cost
 from seqzoo.config import Model
+from seqzoo.mixers.shapes import Measure
 from seqzoo.model import LanguageModel, params
 from seqzoo.specs import SpecError, parse
 
@@ -19,7 +20,7 @@ FRONT = "base_conv(conv_size=3)"
 WITHOUT = {"base_conv": "no setting", "aaren": "no setting", "rwkv4": "no setting", "softmax": "grows", "sigmoid": "grows"}
 
 
-def size(*layers, measure="state_bytes", budget=4096, most=1, model=MODEL):
+def size(*layers, measure: Measure = "state_bytes", budget=4096, most=1, model=MODEL):
     return sizing.size(model, layers, VOCABULARY, LENGTH, measure, budget, most)
 
 
