@@ -1,5 +1,6 @@
 """The runs of a comparison: one experiment after another, each in its own folder; a finished one is not repeated."""
 
+import functools
 import gc
 import itertools
 import json
@@ -45,7 +46,8 @@ def run(
       folder: a new folder, or one that an earlier call with the same comparison left.
       console: where to print; None is standard output.
       retry: whether experiments that failed before are tried again, each from its latest checkpoint.
-      run: function that trains one experiment; None: `seqzoo.training.train(experiment, folder, console=console)`.
+      run: function that trains one experiment; None: `seqzoo.training.train(experiment, folder, console=console)`, with programs
+        that runs share which differ only in learning rate, weight decay or seeds.
     Returns:
       The content of results.json.
     Raises:
@@ -53,6 +55,7 @@ def run(
       WriteError: a file cannot be written.
     """
     from seqzoo import training
+    from seqzoo.training.programs import Programs
     from seqzoo.training.run.lock import RunLock
 
     console = console or Console()
@@ -62,7 +65,7 @@ def run(
     if lock.note:
         print_line(console, f"note: {lock.note}")
     try:
-        return _run_all(comparison, folder, console, run or training.train, retry)
+        return _run_all(comparison, folder, console, run or functools.partial(training.train, programs=Programs()), retry)
     finally:
         lock.release()
 

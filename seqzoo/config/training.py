@@ -14,7 +14,9 @@ class Training(Section):
     steps: Length = 1000
     """Training steps in all."""
     seed: Seed = 0
-    """Seed of the initial parameters and of dropout. The data have their own seed, in the task."""
+    """Seed of the initial parameters and of dropout. The data have their own seed, in the task; see `vary_data`."""
+    vary_data: bool = False
+    """Training examples differ with `seed` too: they are those of the task's seed hashed with it. Evaluation examples never do."""
     micro_batches: Length = 1
     """Gradient accumulation to save memory: number of parts into which a batch is cut, one after the other; the gradient is that of
     the whole batch. For updates of several batches: optimizer.accumulate_steps."""

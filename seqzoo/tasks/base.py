@@ -4,7 +4,7 @@ A batch is a pure function of (seed, index), so resuming, changing the mesh and 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from jax import Array
@@ -42,6 +42,7 @@ class Task(Settings):
     """A source of batches, whose settings are its fields. Tasks know nothing of models."""
 
     on_host: ClassVar[bool] = False  # whether batches are read from files: `rows` on the host, instead of `batch` on the devices
+    traced_seed: ClassVar[bool] = False  # whether `batch` works with a traced integer as `seed`: seeds then share a compilation
 
     if TYPE_CHECKING:  # a field in some tasks, computed in others
         vocab_size: Any = None
@@ -80,6 +81,10 @@ class Task(Settings):
     def test_sets(self) -> tuple[EvalSet, ...]:
         """The test sets, evaluated once, when a run has finished: names and shapes of `eval_sets`, other examples. () if none."""
         return ()
+
+    def with_seed(self, seed: int | Array) -> Self:
+        """The same task with another `seed`, if it has one; in a program the seed may be traced. Nothing is checked again."""
+        return self.model_construct(**dict(self) | {"seed": seed}) if "seed" in type(self).model_fields else self
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of the files that are read, by name: a run does not continue with other contents."""

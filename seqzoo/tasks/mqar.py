@@ -55,6 +55,8 @@ class MQAR(Task):
     Cost: O(K^2 + L) time and memory per example, independent of V; no tables are kept.
     """
 
+    traced_seed = True
+
     vocab_size: Length = 8192
     """V, even, larger than every length."""
     length: Column[Length] = 64

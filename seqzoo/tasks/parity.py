@@ -25,6 +25,8 @@ class Parity(Task):
       SpecError: a setting outside its range, by name, with the value found and the one wanted.
     """
 
+    traced_seed = True
+
     length: Length = 40
     """Tokens of a training example."""
     eval_length: Length | tuple[Length, ...] = (40, 256)

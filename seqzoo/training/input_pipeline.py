@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from seqzoo.model import sharding
-from seqzoo.tasks.base import BatchSpec, EvalSet
+from seqzoo.tasks.base import BatchSpec, EvalSet, Task
 from seqzoo.training.state import TrainSetup
 
 AHEAD = 8  # batches that are ready on the host
@@ -18,37 +18,41 @@ THREADS = 2  # that read batches
 Batch = dict[str, Array]
 
 
-def on_device(setup: TrainSetup, spec: BatchSpec, index: Array) -> Batch:
-    """The task's batch, made on the devices with its rows sharded over the data axes. Call it inside jit."""
+def on_device(setup: TrainSetup, spec: BatchSpec, index: Array, seed: int | Array) -> Batch:
+    """The task's batch for that seed, made on the devices with its rows sharded over the data axes. Call it inside jit."""
     sharding.check_batch(setup.mesh, spec.batch, spec.length, f"task {setup.experiment.task}, {spec}")
-    return jax.lax.with_sharding_constraint(setup.task.batch(spec, index), sharding.batch_sharding(setup.mesh))
+    task = setup.task.with_seed(seed) if setup.task.traced_seed else setup.task
+    return jax.lax.with_sharding_constraint(task.batch(spec, index), sharding.batch_sharding(setup.mesh))
 
 
 def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
     """(spec, batch) of the steps from `first` to `end`; the batch is None if the step makes its own."""
-    specs = map(setup.task.spec, range(first, end))
-    if setup.task.on_host:
-        read = _read(setup, lambda step: (setup.task.spec(step), step), range(first, end))
+    task = setup.train_task
+    specs = map(task.spec, range(first, end))
+    if task.on_host:
+        read = _read(setup, task, lambda step: (task.spec(step), step), range(first, end))
         return ((spec, _shard(setup, spec, rows)) for spec, rows in zip(specs, read, strict=True))
     return ((spec, None) for spec in specs)
 
 
-def eval_batches(setup: TrainSetup) -> Callable[[EvalSet], Iterator[Batch]]:
-    """A function from an evaluation set to its batches; each spec compiles once."""
+def eval_batches(setup: TrainSetup) -> Callable[[EvalSet, int | Array], Iterator[Batch]]:
+    """A function from an evaluation set and the seed of its examples to its batches; each spec compiles once."""
     if setup.task.on_host:
-        read = lambda part: _read(setup, lambda index: (part.spec, index), range(part.batches))
-        return lambda part: (_shard(setup, part.spec, rows) for rows in read(part))
+        read = lambda part: _read(setup, setup.task, lambda index: (part.spec, index), range(part.batches))
+        return lambda part, seed: (_shard(setup, part.spec, rows) for rows in read(part))
     make = jax.jit(partial(on_device, setup), static_argnums=0, out_shardings=sharding.batch_sharding(setup.mesh))
-    return lambda part: (make(part.spec, jnp.int32(index)) for index in range(part.batches))
+    return lambda part, seed: (make(part.spec, jnp.int32(index), seed) for index in range(part.batches))
 
 
-def _read(setup: TrainSetup, address: Callable[[int], tuple[BatchSpec, int]], indices: range) -> Iterator[dict[str, np.ndarray]]:
+def _read(
+    setup: TrainSetup, task: Task, address: Callable[[int], tuple[BatchSpec, int]], indices: range
+) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches at some indices, read by threads a few batches ahead; `address` gives spec and index."""
     import grain  # only tasks that read files need it
 
     def rows(index):
         spec, index = address(int(index))
-        return setup.task.rows(spec, index, _local_rows(setup, spec))
+        return task.rows(spec, index, _local_rows(setup, spec))
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(indices.start, indices.stop).map(rows).to_iter_dataset(options))

@@ -1,13 +1,13 @@
 """The training run, from top to bottom."""
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.stages import Compiled
 from rich.console import Console
@@ -19,6 +19,7 @@ from seqzoo.entry import resume_command
 from seqzoo.printing import forgiving_console
 from seqzoo.tasks.base import BatchSpec, EvalSet, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
+from seqzoo.training.programs import Program, Programs
 from seqzoo.training.progress import Reporter
 from seqzoo.training.run import distributed, metric_writers, metrics, profiling, run_dir
 from seqzoo.training.run.checkpoint import SAVED, Checkpoints
@@ -28,8 +29,7 @@ from seqzoo.training.run.metrics import Metrics
 from seqzoo.training.run.mfu import mfu, training_flops
 from seqzoo.training.run.profiling import Profiler
 from seqzoo.training.run.signals import Interrupted, StopSignals
-from seqzoo.training.state import State, TrainSetup, averaged, initialise, prepare
-from seqzoo.training.step import evaluator, train_step
+from seqzoo.training.state import State, TrainSetup, averaged, prepare
 
 
 class Diverged(FloatingPointError):
@@ -47,6 +47,7 @@ def train(
     mesh: config.Mesh | None = None,
     changed: bool = False,
     go_back: bool = False,
+    programs: Programs | None = None,
 ) -> dict[str, Any]:
     """Trains an experiment in a run folder, or continues the run there; the result is bitwise that of a run that never stopped.
 
@@ -57,6 +58,7 @@ def train(
       mesh: devices to use instead of the experiment's; the numbers then agree to rounding, as sums are taken in another order.
       changed: whether a run may continue with other settings than it began with; they are recorded.
       go_back: whether a run whose latest checkpoint or metrics are gone may continue with what is there, if need be from step 0.
+      programs: compiled programs of earlier runs of this process, to share and to add to; None: the run compiles its own.
     Returns:
       The contents of the folder's summary.json: "finished"; "early" (finished before the last step, by early stopping:
       training.stop_above); "step"; "parameters" (their number); "state_bytes" (decode memory per row at the task's longest length);
@@ -118,7 +120,7 @@ def train(
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
-        return _Loop(setup, Path(folder), console).run()
+        return _Loop(setup, Path(folder), console, (programs or Programs()).of(setup)).run()
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
@@ -159,17 +161,17 @@ class _Pending(NamedTuple):
 class _Loop:
     """A running run: the compiled steps, and everything that reads, saves and reports its state."""
 
-    def __init__(self, setup: TrainSetup, folder: Path, console: Console):
+    def __init__(self, setup: TrainSetup, folder: Path, console: Console, program: Program):
         self.setup = setup
         self.settings = setup.experiment.training
         self.folder = folder
         about = {"config": setup.experiment.model_dump(mode="json"), "git": run_dir.git_revision()}
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep, about, folder / SAVED)
         self.console = console
-        self.jitted = train_step(setup)
-        self.compiled: dict[BatchSpec, Compiled] = {}
-        self.evaluate = evaluator(setup)
-        self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(setup.mesh, jax.P()))
+        self.program = program
+        chosen = setup.hyperparameters
+        self.chosen = jax.device_put(chosen, NamedSharding(setup.mesh, jax.P()))
+        self.evaluate = functools.partial(program.evaluate, seed=chosen.eval_seed)
         self.flops = training_flops(setup.model(setup.abstract["params"]).flops)
         self.profiler = Profiler(setup.experiment.run.window, folder)
         self.pending: _Pending | None = None
@@ -204,24 +206,29 @@ class _Loop:
         if state is not None:
             self.print(f"resuming {self.folder} at step {int(state['step'])}")
         else:
-            state = self.load_initial() if loaded else initialise(self.setup)
+            state = self.load_initial() if loaded else self.initialise({})
         self.step = int(state["step"])
         self.metrics = Metrics(self.setup, self.folder, self.step)
         if self.metrics.doubled:
             self.print(f"note: {self.folder / metrics.METRICS} had {self.metrics.doubled} doubled lines; each counts once")
         self.clock = Clock(earlier=self.metrics.seconds)
-        self.tokens = sum(spec.batch * spec.length for spec in map(self.setup.task.spec, range(self.step)))
+        self.tokens = sum(spec.batch * spec.length for spec in map(self.setup.train_task.spec, range(self.step)))
         self.checkpoints.best = self.metrics.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
         if loaded:
             self.save(state)  # so that a resumed run never reads the other model again
         return state
 
+    def initialise(self, loaded: dict[str, Any]) -> State:
+        """The state before the first step; `loaded` is a part of the parameters."""
+        with jax.set_mesh(self.setup.mesh):
+            return self.program.initialise(self.chosen.seed, loaded)
+
     def load_initial(self) -> State:
         """The state before the first step with the parameters of `model.init_from`; the report is printed and recorded."""
         loaded, report = init_from.load(self.setup, self.print)
-        state = initialise(self.setup, loaded)
-        if not self.finite(state):
+        state = self.initialise(loaded)
+        if not self.program.finite(state):
             raise init_from.InitFromError(f"model.init_from={report.path!r}: parameters are not all finite; wanted another model")
         for line in report.lines():
             self.print(line)
@@ -241,9 +248,9 @@ class _Loop:
             for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
                 if self.stopping() or self.should_stop_early():
                     break
-                step = self.compiled.get(spec) or self.compile(state, spec, batch)
+                step = self.program.compiled.get(spec) or self.compile(state, spec, batch)
                 self.profiler.at(self.step, state)
-                state, metrics = step(state, batch)
+                state, metrics = step(state, batch, self.chosen)
                 self.step += 1
                 # Step N is dispatched; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
                 self.read_pending()
@@ -276,9 +283,9 @@ class _Loop:
     def compile(self, state: State, spec: BatchSpec, batch: input_pipeline.Batch | None) -> Compiled:
         """Compiles the step for batches of a spec; before the first one runs, the memory that it needs is printed."""
         with self.clock.phase("compile"), self.signals.waiting_for("the compilation and one step"):
-            lowered = self.jitted.lower(state, spec, batch)
-            self.compiled[spec] = compiled = lowered.compile()
-        if len(self.compiled) == 1:
+            lowered = self.program.step.lower(state, spec, batch, self.chosen)
+            self.program.compiled[spec] = compiled = lowered.compile()
+        if len(self.program.compiled) == 1:
             self.print(f"memory of a step: {profiling.memory(compiled) or 'not reported by this backend'}")
             if self.setup.experiment.run.dump_hlo and distributed.is_main_process():
                 profiling.dump_hlo(lowered, compiled, self.folder)
@@ -329,7 +336,7 @@ class _Loop:
         if self.checkpoints.latest == self.step:
             return
         with self.clock.phase("save"):
-            if not self.finite(state):
+            if not self.program.finite(state):
                 self.diverged(self.step, self.last)
             # Synced first: a checkpoint never survives a power cut without the metrics of the steps before it.
             self.checkpoints.save(state, metrics=self.metrics.sync())
@@ -398,9 +405,3 @@ class _Loop:
         """Writes and returns summary.json; a run is finished when its test sets are evaluated."""
         rate, mfu = self.clock.tokens_per_second(), self.mfu(self.clock.flops_per_second())
         return self.metrics.summarise(test, self.step, rate, mfu=mfu, seconds=self.clock.phases(), **more)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    """One boolean for all floating-point leaves."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -12,11 +12,13 @@ import optax
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Wrapped
 
 from seqzoo import config, tasks
 from seqzoo.model import LanguageModel, ModelState, params, sharding
 from seqzoo.tasks.base import BatchSpec, Task
 from seqzoo.training import memory
+from seqzoo.training.hyperparameters import Hyperparameters, hyperparameters
 from seqzoo.training.optim.optimizer import make_optimizer
 from seqzoo.training.optim.sharding import optimizer_state_shardings
 from seqzoo.training.run.data_record import Sizes
@@ -34,7 +36,6 @@ class TrainSetup(NamedTuple):
     mesh: Mesh
     graphdef: nnx.GraphDef
     parameters: nnx.State  # abstract, with metadata
-    tx: optax.GradientTransformationExtraArgs
     abstract: State  # jax.ShapeDtypeStruct with shardings
 
     @property
@@ -45,6 +46,21 @@ class TrainSetup(NamedTuple):
     def model(self, parameters: dict) -> LanguageModel:
         """The model with these parameters, a plain nested dict."""
         return nnx.merge(self.graphdef, parameters)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Those of the experiment."""
+        return hyperparameters(self.experiment, self.task)
+
+    @property
+    def train_task(self) -> Task:
+        """The task with the seed of the training examples."""
+        seed = self.hyperparameters.train_seed
+        return self.task if seed == getattr(self.task, "seed", seed) else self.task.with_seed(seed)
+
+    def optimizer(self, chosen: Hyperparameters) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with these hyperparameters, which may be traced."""
+        return _optimizer(self.experiment, self.parameters, chosen)
 
 
 def build(settings: config.Model, task: Task | Sizes, key: Array) -> LanguageModel:
@@ -76,15 +92,18 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
         raise ValueError(
             f"training.stop_above={experiment.training.stop_above}, but {experiment.task} evaluates nothing; wanted None"
         )
+    if experiment.training.vary_data and "seed" not in type(task).model_fields:
+        raise ValueError(f"training.vary_data=True, but {experiment.task} has no seed; wanted vary_data=False, or a task with one")
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
     if sizes is None:
         check_batches(experiment, task, mesh)
     graphdef, parameters = params.split(nnx.eval_shape(lambda: build(settings, sizes or task, jax.random.key(0))))
-    tx = make_optimizer(experiment.optimizer, experiment.training.steps, parameters, experiment.training.seed)
+    chosen = hyperparameters(experiment, task)
+    tx = _optimizer(experiment, parameters, chosen)
 
     replicated = NamedSharding(mesh, jax.P())
     by_parameter = sharding.param_shardings(mesh, parameters, experiment.mesh.rules)
-    shapes = jax.eval_shape(lambda: _initial(experiment, task, tx, sizes=sizes))
+    shapes = jax.eval_shape(lambda: _initial(experiment, task, tx, chosen.seed, sizes=sizes))
     by_moment = optimizer_state_shardings(tx, shapes["opt_state"], shapes["params"], by_parameter)
     shardings = {"params": by_parameter, "opt_state": by_moment, "step": replicated, "rng": replicated}
     if "ema" in shapes:
@@ -95,7 +114,7 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
     specs = batch_specs(experiment, task) if sizes is None else []
     memory.check(experiment, mesh, (sizes or task).vocab_size, abstract, specs)
-    return TrainSetup(experiment, task, mesh, graphdef, parameters, tx, abstract)
+    return TrainSetup(experiment, task, mesh, graphdef, parameters, abstract)
 
 
 def batch_specs(experiment: config.Experiment, task: Task) -> list[tuple[BatchSpec, int]]:
@@ -122,19 +141,39 @@ def check_batches(experiment: config.Experiment, task: Task, mesh: Mesh) -> None
 
 def initialise(setup: TrainSetup, loaded: dict[str, Any] | None = None) -> State:
     """The state before the first step, each leaf made on its devices; `loaded` is a part of the parameters, see `init_from`."""
-    make = lambda loaded: _initial(setup.experiment, setup.task, setup.tx, loaded)
     with jax.set_mesh(setup.mesh):
-        return jax.jit(make, out_shardings=setup.shardings)(loaded or {})
+        return initialiser(setup)(setup.hyperparameters.seed, loaded or {})
+
+
+def initialiser(setup: TrainSetup) -> Wrapped:
+    """The jitted function (training.seed, loaded parameters) -> state before the first step. Call it with the mesh set."""
+    tx = setup.optimizer(setup.hyperparameters)
+    make = lambda seed, loaded: _initial(setup.experiment, setup.task, tx, seed, loaded)
+    return jax.jit(make, out_shardings=setup.shardings)
+
+
+def _optimizer(
+    experiment: config.Experiment, parameters: nnx.State, chosen: Hyperparameters
+) -> optax.GradientTransformationExtraArgs:
+    return make_optimizer(
+        experiment.optimizer,
+        experiment.training.steps,
+        parameters,
+        experiment.training.seed,
+        learning_rate=chosen.learning_rate,
+        weight_decay=chosen.weight_decay,
+    )
 
 
 def _initial(
     experiment: config.Experiment,
     task: Task,
     tx: optax.GradientTransformation,
+    seed: int | Array,
     loaded: dict[str, Any] | None = None,
     sizes: Sizes | None = None,
 ) -> State:
-    model_key, key = jax.random.split(jax.random.key(experiment.training.seed))
+    model_key, key = jax.random.split(jax.random.key(seed))
     model = build(experiment.model, sizes or task, model_key)
     parameters = _replaced(nnx.to_pure_dict(nnx.state(model, nnx.Param)), loaded or {})
     state = {"params": parameters, "opt_state": tx.init(parameters), "step": jnp.zeros((), jnp.int32), "rng": key}

@@ -50,24 +50,28 @@ def weigh(batch: Batch, values: Array) -> Array:
 
 
 def train_step(setup: TrainSetup) -> Wrapped:
-    """The jitted training step, (state, spec, batch=None) -> (next state, metrics). The state is donated; each spec compiles once.
+    """The jitted training step, (state, spec, batch=None, hyperparameters=None) -> (next state, metrics).
 
-    Without a batch the task makes it on the devices, from the seed and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
+    The state is donated; each spec compiles once. The hyperparameters are arguments, so that a step serves every run that differs
+    in nothing else; None: those of the experiment, as constants. Without a batch the task makes it on the devices, from the seed
+    and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
     all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have "module_norms":
     norms by module, of the gradient and of the parameters it was taken at.
     """
     settings = setup.experiment
-    rate = make_schedule(settings.optimizer, settings.training.steps)
     replicated = NamedSharding(setup.mesh, jax.P())
 
     @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(setup.shardings, replicated))
-    def step(state, spec, batch=None):
-        batch = input_pipeline.on_device(setup, spec, state["step"]) if batch is None else batch
+    def step(state, spec, batch=None, hyperparameters=None):
+        chosen = hyperparameters or setup.hyperparameters
+        rate = make_schedule(settings.optimizer, settings.training.steps, chosen.learning_rate)
+        tx = setup.optimizer(chosen)
+        batch = input_pipeline.on_device(setup, spec, state["step"], chosen.train_seed) if batch is None else batch
         key = jax.random.fold_in(state["rng"], state["step"])
         metrics: dict[str, Any]
         gradient, metrics, carry = gradients(setup, state["params"], batch, state.get("carry"), key)
         about = {"value": metrics["loss"], "weight": jnp.sum(batch["weights"]), "step": state["step"]}
-        updates, opt_state = setup.tx.update(gradient, state["opt_state"], state["params"], **about)
+        updates, opt_state = tx.update(gradient, state["opt_state"], state["params"], **about)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(state["step"])}
         metrics |= accumulation_metrics(state["opt_state"], opt_state)
         if settings.training.module_norms:
@@ -126,8 +130,8 @@ def gradients(
 
 
 def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | None]:
-    """The evaluation, (parameters, eval_sets, stop=lambda: False) -> {eval set: numbers}, or None if `stop()` came true between
-    batches.
+    """The evaluation, (parameters, eval_sets, stop=lambda: False, seed=None) -> {eval set: numbers}, or None if `stop()` came true
+    between batches; `seed` is that of the examples, None: the experiment's.
 
     The numbers are those of `_numbers`. Batches are made by one function per evaluation set and scored by one per shape, so that
     evaluation sets of equal shape share a compilation.
@@ -144,11 +148,12 @@ def evaluator(setup: TrainSetup) -> Callable[..., dict[str, dict[str, Any]] | No
     batches = input_pipeline.eval_batches(setup)
     add = jax.jit(functools.partial(jax.tree.map, jnp.add), out_shardings=replicated, donate_argnums=0)
 
-    def evaluate(parameters, eval_sets, stop=lambda: False):
+    def evaluate(parameters, eval_sets, stop=lambda: False, seed=None):
+        seed = setup.hyperparameters.eval_seed if seed is None else seed
         totals = {}
         for part in eval_sets:
             total = None
-            for batch in batches(part):
+            for batch in batches(part, seed):
                 if stop():
                     return None
                 found = score_batch(parameters, batch)

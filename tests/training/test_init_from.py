@@ -58,7 +58,7 @@ def test_a_run_starts_from_the_parameters_of_another_and_the_optimizer_fresh(sou
     trained = state(source)[1]["params"]
     setup, first = state(tmp_path / "run", step=0)
     assert_same(first["params"], trained)
-    assert_same(first["opt_state"], setup.tx.init(trained))
+    assert_same(first["opt_state"], setup.optimizer(setup.hyperparameters).init(trained))
     assert int(first["step"]) == 0
     count = len(names(trained))
     assert f"initial parameters from {source} at step 2: {count} of {count} loaded\n" in console.file.getvalue()

@@ -4,6 +4,7 @@ import zlib
 
 import optax
 from flax import nnx
+from jax import Array
 
 from seqzoo import config
 from seqzoo.training.optim import gradient_accumulation, schedules, update_rules
@@ -12,7 +13,13 @@ from seqzoo.training.optim.wide_updates import wide_updates
 
 
 def make_optimizer(
-    settings: config.Optimizer, steps: int, parameters: nnx.State, seed: int = 0
+    settings: config.Optimizer,
+    steps: int,
+    parameters: nnx.State,
+    seed: int = 0,
+    *,
+    learning_rate: float | Array | None = None,
+    weight_decay: float | Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer, `skip_nonfinite(accumulate_gradients(clip, noise, update rule))` times minus the learning rate.
 
@@ -39,8 +46,13 @@ def make_optimizer(
       steps: length of the run, where schedules end.
       parameters: the model's, values or abstract, with their metadata.
       seed: of the noise; the key of each step is kept in the state.
+      learning_rate: instead of that of the settings; a scalar that may be traced. None: that of the settings.
+      weight_decay: instead of that of the rule, likewise.
     """
-    parts = [update_rules.registry.create(settings.rule).transformation(parameters)]
+    rule = update_rules.registry.create(settings.rule)
+    if weight_decay is not None and isinstance(rule, update_rules.UpdateRule):
+        rule = rule.model_copy(update={"weight_decay": weight_decay})
+    parts = [rule.transformation(parameters)]
     if settings.noise:  # a separate key, which nothing else uses
         key = zlib.crc32(f"gradient noise {seed}".encode())
         parts.insert(0, optax.add_noise(settings.noise, settings.noise_decay, key))
@@ -52,9 +64,12 @@ def make_optimizer(
         direction = gradient_accumulation.accumulate_gradients(direction, accumulation)
     if settings.skip_limit is not None:
         direction = skip_nonfinite(direction, settings.skip_spikes)
-    return wide_updates(optax.chain(direction, optax.scale_by_learning_rate(make_schedule(settings, steps))))
+    return wide_updates(optax.chain(direction, optax.scale_by_learning_rate(make_schedule(settings, steps, learning_rate))))
 
 
-def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
-    """The learning rate by step, in a run of `steps` steps."""
-    return schedules.registry.create(settings.schedule).schedule(settings.learning_rate, steps)
+def make_schedule(settings: config.Optimizer, steps: int, learning_rate: float | Array | None = None) -> optax.Schedule:
+    """The learning rate by step, in a run of `steps` steps; `learning_rate` as in `make_optimizer`."""
+    schedule = schedules.registry.create(settings.schedule)
+    if learning_rate is None or not isinstance(schedule, schedules.Schedule):  # a user's function may compare its number
+        learning_rate = settings.learning_rate
+    return schedule.schedule(learning_rate, steps)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 from pydantic import Field, model_validator
 
 from seqzoo.specs import Registry, Settings
@@ -56,7 +57,7 @@ class FunctionSchedule(FunctionSettings):
 
     reserved = ("learning_rate", "steps")
 
-    def schedule(self, learning_rate: float, steps: int) -> optax.Schedule:
+    def schedule(self, learning_rate: float | Array, steps: int) -> optax.Schedule:
         """The function's schedule."""
         return self.call(learning_rate=learning_rate, steps=steps)
 
@@ -67,11 +68,11 @@ class Schedule(Settings):
     warmup_steps: Steps = 50
     """Steps over which the learning rate rises linearly from 0."""
 
-    def schedule(self, learning_rate: float, steps: int) -> optax.Schedule:
+    def schedule(self, learning_rate: float | Array, steps: int) -> optax.Schedule:
         """The learning rate by step: p step / w while step < w, then that of `after_warmup`.
 
         Args:
-          learning_rate: p, the largest one.
+          learning_rate: p, the largest one; in a step a traced scalar.
           steps: n, the steps of the run.
         """
         after = self.after_warmup(learning_rate, steps)
@@ -80,7 +81,7 @@ class Schedule(Settings):
         warmup = optax.linear_schedule(0.0, learning_rate, self.warmup_steps)
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
-    def after_warmup(self, learning_rate: float, steps: int) -> optax.Schedule:
+    def after_warmup(self, learning_rate: float | Array, steps: int) -> optax.Schedule:
         """The learning rate by step - w."""
         raise NotImplementedError
 
