@@ -30,7 +30,7 @@ def show_run(folder: str | Path, console: Console) -> None:
     steps = Checkpoints(folder / "checkpoints").steps()
     summary = metrics.read_summary(folder)
     at = max([*steps, *(line["step"] for line in lines)], default=0)
-    state = "finished" if summary.get("finished") else summary.get("stopped", "not finished")
+    state = _ending(summary) if summary.get("finished") else summary.get("stopped", "not finished")
     print_line(console, f"{folder}: step {at} of {experiment.training.steps}, {state}")
     print_line(console, f"checkpoints: {', '.join(map(str, steps)) or 'none yet'}")
     for line in _provenance(folder / "environment.json"):
@@ -38,6 +38,11 @@ def show_run(folder: str | Path, console: Console) -> None:
     for line in _last(lines):
         print_line(console, line)
     show(experiment, console, data_record.sizes(folder))
+
+
+def _ending(summary: dict[str, Any]) -> str:
+    still = ", still learning" if summary["still_learning"] else ""
+    return f"finished ({summary['ended']}{still})"
 
 
 def _last(lines: list[dict[str, Any]]) -> Iterator[str]:

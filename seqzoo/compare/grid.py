@@ -115,4 +115,6 @@ def show(chosen: config.Config, console: Console) -> None:
     stops = (experiment.training.stop_above for experiment in runs)
     if levels := sorted({level for level in stops if level is not None}):
         lines += [f"Runs stop early when an evaluation's accuracy is above {', '.join(f'{level:g}' for level in levels)}."]
+    if any(experiment.training.patience is not None for experiment in runs):
+        lines += ["Runs stop early at a plateau (training.patience)."]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def report(
         f"* {comparison.base.training.steps} steps" + (" (an axis replaces it)" if "training.steps" in comparison.varied else ""),
         *(
             ["* fewer where an evaluation's accuracy was above training.stop_above"]
-            if any(run.summary.get("early") for run in runs)
+            if any(run.summary.get("ended") == "solved" for run in runs)
             else []
         ),
         *(f"* axis `{path}`: {', '.join(f'`{value}`' for value in values)}" for path, values in comparison.axes.items()),

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqzoo.config.base import Section
 from seqzoo.specs import Length, NonNegative, Positive, Seed
+from seqzoo.training.plateau import MIN_GAIN
 
 
 class Training(Section):
@@ -30,8 +31,15 @@ class Training(Section):
     eval_every: Length = 250
     """Steps between evaluations; there is one at the end as well."""
     stop_above: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Early stopping: end as soon as an evaluation's accuracy, averaged over evaluation sets, is above this; None: never. The
-    schedule stays that of all steps."""
+    """Solved: end as soon as an evaluation's accuracy, averaged over evaluation sets, is above this; None: never. The schedule
+    stays that of all steps."""
+    patience: Length | None = None
+    """Plateau: end after this many evaluations in a row without a gain; None: never. Some tasks show nothing for thousands of steps
+    and are then learned (MQAR): patience times eval_every must be longer than that. The schedule stays that of all steps."""
+    min_gain: Annotated[float, Field(gt=0, lt=1)] = MIN_GAIN
+    """Size of a gain, over the last one: mean validation accuracy higher by this, or mean validation loss lower by this fraction;
+    formula: seqzoo/training/plateau.py. A schedule that decays, such as cosine, flattens every curve at its end: a run that would
+    learn on at a constant rate may look finished."""
     stop_after_steps: Length | None = None
     """End the run, with a checkpoint, after this many steps from its start; `train.py resume` continues for as many again. The
     schedule stays that of all steps. None: continue to the end."""
@@ -47,6 +55,13 @@ class Training(Section):
     """Steps between training lines in metrics.jsonl and, if the output is not a terminal, on the console."""
     module_norms: bool = False
     """Add norms of gradient and parameters by module to these lines: embedding, mixer and channel of every layer, head."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self):
+        if self.patience is None and self.min_gain != MIN_GAIN:
+            found = f"min_gain={self.min_gain!r} has no use with patience=None"
+            raise ValueError(f"{found}; wanted min_gain={MIN_GAIN!r}, or a patience")
+        return self
 
 
 # Settings that a run may change while it is resumed: they change none of its numbers.

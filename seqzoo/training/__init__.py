@@ -7,6 +7,8 @@ init_from        initial parameters from another run or a converted checkpoint
 loss             cross-entropy, chunked over time
 input_pipeline   batches made on the devices, or read on the host ahead of time
 module_norms     norms of gradient and parameters by module
+objective        accuracy or bits per byte, by which results are ranked
+plateau          whether the validation curve of a run still gains
 restore          the trained model of a run folder
 optim/           update rules, schedules, gradient accumulation, skipped steps, sharding of the optimizer's state
 run/             run folders, checkpoints, metrics, signals, processes, profiling, throughput

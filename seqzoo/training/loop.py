@@ -60,12 +60,13 @@ def train(
       go_back: whether a run whose latest checkpoint or metrics are gone may continue with what is there, if need be from step 0.
       programs: compiled programs of earlier runs of this process, to share and to add to; None: the run compiles its own.
     Returns:
-      The contents of the folder's summary.json: "finished"; "early" (finished before the last step, by early stopping:
-      training.stop_above); "step"; "parameters" (their number); "state_bytes" (decode memory per row at the task's longest length);
-      "tokens_per_second" (median, without compilation; None after too few steps); "final" and "best", the last evaluation and the
-      best one by accuracy or by bits per byte: {eval set: {"accuracy", "loss", "chance", "settings"}}, for text also
-      "bits_per_byte"; "test", the same of the final parameters on the task's test sets, evaluated once, when the run has finished
-      ({} before, and for a task without test sets).
+      The contents of the folder's summary.json: "finished"; if it is true, "ended" ("solved": an evaluation above
+      training.stop_above; "plateau": training.patience evaluations without a gain; "budget": all steps) and "still_learning" (it
+      ended by its budget and its evaluations show no plateau, see `plateau.Gains`); "step"; "parameters" (their number);
+      "state_bytes" (decode memory per row at the task's longest length); "tokens_per_second" (median, without compilation; None
+      after too few steps); "final" and "best", the last evaluation and the best one by accuracy or by bits per byte: {eval set:
+      {"accuracy", "loss", "chance", "settings"}}, for text also "bits_per_byte"; "test", the same of the final parameters on the
+      task's test sets, evaluated once, when the run has finished ({} before, and for a task without test sets).
     Raises:
       ValueError: settings that do not fit, a folder that holds something else, that lacks what was saved in it, or whose path no
         checkpoint can have. Diverged: numbers that are not finite.
@@ -246,7 +247,7 @@ class _Loop:
             self.stopping = self.signals.stopping
             self.maybe_evaluate(state)  # a run that was stopped between a checkpoint and its evaluation still needs the evaluation
             for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
-                if self.stopping() or self.should_stop_early():
+                if self.stopping() or self.metrics.ended(self.step):
                     break
                 step = self.program.compiled.get(spec) or self.compile(state, spec, batch)
                 self.profiler.at(self.step, state)
@@ -263,10 +264,11 @@ class _Loop:
             self.read_pending()
             self.save(state)
             self.checkpoints.wait()  # the checkpoint must be on disk before the summary and the message report it
-            ended = self.step == self.settings.steps or self.should_stop_early()
-            test = self.test(state) if ended and self.metrics.evaluated == self.step else None
+            test = self.test(state) if self.metrics.ended(self.step) else None
             summary = self.summarise(test)
-            if not summary["finished"]:
+            if summary["finished"]:
+                self.report_ending(summary)
+            else:
                 self.print(f"saved {self.folder} at step {self.step}; continue with: {resume_command(self.folder)}")
                 if self.signals.caught is not None:
                     raise Interrupted(self.signals.caught, self.step)
@@ -357,7 +359,8 @@ class _Loop:
         if results is None:
             return
         self.metrics.evaluation(self.step, results, **self.progress())
-        self.reporter.evaluation(self.step, results)
+        if results:
+            self.reporter.evaluation(self.step, results)
         if self.settings.keep_best and self.metrics.best() == self.step:
             self.save(state)
             self.checkpoints.best = self.step
@@ -378,11 +381,16 @@ class _Loop:
             self.diverged(self.step, losses)
         return results
 
-    def should_stop_early(self) -> bool:
-        """Early stopping: tells if the evaluation at this step has a mean accuracy above training.stop_above."""
-        if self.settings.stop_above is None or self.metrics.evaluated != self.step:
-            return False
-        return self.metrics.accuracy() > self.settings.stop_above
+    def report_ending(self, summary: dict[str, Any]) -> None:
+        """Prints why a run ended, unless it just came to its end with nothing more to gain."""
+        more = f"for more steps: {resume_command(self.folder)} --training.steps N --changed"
+        endings = {
+            "solved": f"solved: accuracy above training.stop_above={self.settings.stop_above}",
+            "plateau": f"plateau: no gain in training.patience={self.settings.patience} evaluations",
+            "budget": f"still learning; {more}" if summary["still_learning"] else None,
+        }
+        if (ending := endings[summary["ended"]]) is not None:
+            self.print(f"step {self.step}/{self.settings.steps}  {ending}")
 
     def diverged(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the summary and raises Diverged."""

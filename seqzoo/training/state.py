@@ -88,12 +88,12 @@ def prepare(experiment: config.Experiment, sizes: Sizes | None = None) -> TrainS
             f"model.learned_positions={settings.learned_positions}, but the task's rows are up to {longest} tokens long; "
             f"wanted at least that, or None"
         )
-    if sizes is None and experiment.training.stop_above is not None and not task.eval_sets():
-        raise ValueError(
-            f"training.stop_above={experiment.training.stop_above}, but {experiment.task} evaluates nothing; wanted None"
-        )
     if experiment.training.vary_data and "seed" not in type(task).model_fields:
         raise ValueError(f"training.vary_data=True, but {experiment.task} has no seed; wanted vary_data=False, or a task with one")
+    for setting in ("stop_above", "patience"):
+        value = getattr(experiment.training, setting)
+        if sizes is None and value is not None and not task.eval_sets():
+            raise ValueError(f"training.{setting}={value}, but {experiment.task} evaluates nothing; wanted None")
     mesh = sharding.make_mesh(experiment.mesh.sizes(), experiment.mesh.rules)
     if sizes is None:
         check_batches(experiment, task, mesh)

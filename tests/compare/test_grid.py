@@ -162,7 +162,7 @@ def unstopped(tmp_path_factory):
     """A run to its end, and the mean accuracy of each of its evaluations."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     summary = training.train(config.replace(tiny(), STOPPING), folder, console=quiet())
-    assert summary["finished"] and not summary["early"]
+    assert summary["finished"] and summary["ended"] == "budget"
     return means(folder)
 
 
@@ -186,7 +186,7 @@ def test_a_run_ends_at_the_first_evaluation_above_the_threshold(unstopped, tmp_p
     threshold, step = level(unstopped)
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": threshold})
     summary = training.train(experiment, tmp_path / "run", console=quiet())
-    assert (summary["finished"], summary["early"], summary["step"]) == (True, True, step)
+    assert (summary["finished"], summary["ended"], summary["step"]) == (True, "solved", step)
     assert means(tmp_path / "run") == {s: a for s, a in unstopped.items() if s <= step}
     assert training.Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == step
     assert training.train(experiment, tmp_path / "run", console=quiet()) == summary, "a finished run is not trained again"
@@ -199,7 +199,7 @@ def test_a_run_killed_at_the_evaluation_that_ends_it_ends_there(unstopped, tmp_p
     training.train(experiment, tmp_path / "run", console=quiet())
     (tmp_path / "run" / "summary.json").unlink()
     summary = training.train(experiment, tmp_path / "run", console=quiet())
-    assert (summary["finished"], summary["early"], summary["step"]) == (True, True, step)
+    assert (summary["finished"], summary["ended"], summary["step"]) == (True, "solved", step)
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_an_accuracy_that_only_equals_the_threshold_does_not_end_a_run(unstopped
     best = max(unstopped.values())
     experiment = config.replace(tiny(), STOPPING | {"training.stop_above": min(best, 0.999)})
     summary = training.train(experiment, tmp_path / "run", console=quiet())
-    assert (summary["early"], summary["step"]) == (False, 9)
+    assert (summary["ended"], summary["step"]) == ("budget", 9)
 
 
 def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path):
@@ -223,7 +223,8 @@ def test_a_comparison_chooses_among_runs_that_ended_at_different_steps(tmp_path)
         final = {"pairs=4": {"accuracy": accuracy, "loss": 1.0, "chance": 1 / 16, "settings": {"pairs": 4}}}
         summary = {
             "finished": True,
-            "early": early,
+            "ended": "solved" if early else "budget",
+            "still_learning": False,
             "step": steps[-1],
             "parameters": 1,
             "state_bytes": 1,

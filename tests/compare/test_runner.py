@@ -58,7 +58,7 @@ class Trainer:
         if self.diverges(experiment):
             summary |= {"finished": False, "stopped": "step 7: no longer finite"}
         else:
-            summary |= {"finished": True, "early": False}
+            summary |= {"finished": True, "ended": "budget", "still_learning": False}
         (folder / "summary.json").write_text(json.dumps(summary))
         if self.diverges(experiment):
             raise training.Diverged("step 7: no longer finite")

@@ -54,6 +54,7 @@ SECTIONS = (Model, Optimizer, Training, Mesh, Run, Experiment, Comparison)
         (lambda: Optimizer(schedule="rsqrt(warmup_steps=0)"), r"rsqrt: warmup_steps=0, wanted int in \[1, "),
         (lambda: Optimizer(warmup_steps=5), "Optimizer has no setting 'warmup_steps'"),
         (lambda: Optimizer(noise_decay=1.0), "noise_decay=1.0 has no use with noise=0.0"),
+        (lambda: Training(min_gain=0.1), "min_gain=0.1 has no use with patience=None; wanted min_gain=0.01, or a patience"),
         (
             lambda: Optimizer(skip_spikes=5.0),
             "skip_spikes=5.0 has no use with skip_limit=None; wanted skip_spikes=None, or a skip_limit",

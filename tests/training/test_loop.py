@@ -136,6 +136,22 @@ def test_the_test_sets_are_evaluated_once_at_the_end_and_are_in_no_file_that_tra
     assert printed.count("test accuracy") == 1 and "test" not in (folder / "metrics.jsonl").read_text()
 
 
+@tasks.registry.register("unevaluated")
+class Unevaluated(Poisoned):
+    """Copying without evaluation sets."""
+
+    def eval_sets(self):
+        return ()
+
+
+def test_a_task_without_evaluation_sets_trains_to_the_end_and_is_ranked_by_nothing(tmp_path):
+    summary = training.train(tiny(task="unevaluated(at=1000)"), tmp_path / "run", console=quiet())
+    assert (summary["ended"], summary["still_learning"]) == ("budget", False)
+    assert summary["final"] == summary["best"] == summary["test"] == {}
+    with pytest.raises(ValueError, match=r"training.patience=2, but unevaluated\(at=1000\) evaluates nothing; wanted None"):
+        training.prepare(tiny(task="unevaluated(at=1000)", training__patience=2))
+
+
 def test_a_diverged_run_names_step_metrics_and_the_last_good_checkpoint_and_keeps_it(tmp_path):
     console = quiet()
     with pytest.raises(training.Diverged, match=r"step 6: no longer finite \(.*loss=nan.*last good checkpoint is .*/4\."):

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from seqzoo import config
@@ -18,6 +19,7 @@ from seqzoo.mixers import state_bytes
 from seqzoo.model import params
 from seqzoo.tasks.base import EvalSet
 from seqzoo.training.objective import ACCURACY, Evaluation, Objective, objective_of
+from seqzoo.training.plateau import Gains
 from seqzoo.training.run import distributed, metric_writers
 from seqzoo.training.run.metric_writers import Line
 from seqzoo.training.state import TrainSetup
@@ -166,6 +168,7 @@ class Metrics:
         self.eval_sets = {part.name: part for part in setup.task.eval_sets()}
         self._best = BestEvaluation()
         self._accuracy = math.nan  # of the last evaluation
+        self._gains = Gains(setup.experiment.training.min_gain, setup.experiment.training.patience)
         # The step of the last evaluation, or -1; how long the run had taken when its last line was written; doubled lines.
         self.evaluated, self.seconds, self.doubled = distributed.from_main_process(lambda: self._open(step))
 
@@ -189,9 +192,12 @@ class Metrics:
             sync(path)
         return self._log.file.stamp
 
-    def accuracy(self) -> float:
-        """The mean over evaluation sets at the last evaluation, also if an earlier process made it; NaN before the first."""
-        return distributed.from_main_process(lambda: self._accuracy)
+    def ended(self, step: int) -> str | None:
+        """Reason for which the run ends at `step`: "solved", "plateau" or "budget", of several the first; None if it does not.
+
+        Decided by the evaluations so far, also those that an earlier process made; before that of this step, None.
+        """
+        return distributed.from_main_process(lambda: self._ended(step)) if self.evaluated == step else None
 
     def best(self) -> int | None:
         """The step of the best evaluation so far, the first of equal ones; None before the first."""
@@ -218,8 +224,19 @@ class Metrics:
         return file.evaluated, file.seconds, file.doubled
 
     def _count(self, step: int, evaluation: Evaluation) -> None:
+        if not evaluation:  # the task has no evaluation sets
+            return
         self._best.add(step, evaluation)
         self._accuracy = ACCURACY.mean(evaluation)
+        self._gains.add(self._accuracy, fmean(numbers["loss"] for numbers in evaluation.values()))
+
+    def _ended(self, step: int) -> str | None:
+        settings = self.setup.experiment.training
+        if settings.stop_above is not None and self._accuracy > settings.stop_above:
+            return "solved"
+        if settings.patience is not None and self._gains.on_plateau:
+            return "plateau"
+        return "budget" if step == settings.steps else None
 
     def _append(self, *lines: Line) -> None:
         if distributed.is_main_process():
@@ -231,19 +248,19 @@ class Metrics:
         for line in lines:
             if line["kind"] == "eval" and (part := self.eval_sets.get(line["eval_set"])):
                 where = f"the evaluation of {part.name} at step {line['step']} in {self.folder / METRICS}"
-                require(line, where, accuracy=(int, float))
+                require(line, where, accuracy=(int, float), loss=(int, float))
                 numbers = {name: value for name, value in line.items() if name not in LABELS}
                 found.setdefault(line["step"], {})[part.name] = described(part, numbers)
         return found
 
     def _summarise(self, test: Results | None, step: int, tokens_per_second: float | None, more: dict[str, Any]) -> dict[str, Any]:
         setup, lines = self.setup, read(self.folder / METRICS)
-        by_step, best = self._evaluations(lines), self._best.step
+        by_step, best, ended = self._evaluations(lines), self._best.step, self._ended(step)
         rates = [line.get("tokens_per_second") for line in lines if line["kind"] == "train"]
         rates = sorted(rate for rate in rates if rate is not None)
         summary = {
             "finished": test is not None,
-            "early": test is not None and step < setup.experiment.training.steps,
+            **({} if test is None else {"ended": ended, "still_learning": ended == "budget" and self._gains.still_learning}),
             "step": step,
             "parameters": params.count(setup.parameters),
             "state_bytes": state_bytes(setup.model(setup.abstract["params"]), setup.task.max_length),
@@ -263,9 +280,9 @@ def described(part: EvalSet, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished_summary(folder: Path, steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None; one that ended before `steps`, and not by early stopping, is to continue."""
+    """The summary of a run that has ended, or None; one that ended by its budget, which is below `steps` now, is to continue."""
     summary = read_summary(folder)
-    return summary if summary.get("finished") and (summary["early"] or summary["step"] >= steps) else None
+    return summary if summary.get("finished") and (summary["ended"] != "budget" or summary["step"] >= steps) else None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -273,7 +290,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     summary = read_json(path, absent={})
     if summary.get("finished"):
-        require(summary, str(path), early=bool, step=int, parameters=int, final=dict, best=dict, test=dict)
+        require(summary, str(path), ended=str, still_learning=bool, step=int, parameters=int, final=dict, best=dict, test=dict)
     return summary
 
 

@@ -141,7 +141,7 @@ def _refuse_without_steps(folder: Path, held: config.Experiment, experiment: con
     differing = _numerical(config.difference(held, experiment))
     differing = {name: both for name, both in differing.items() if not name.startswith(("run.", "mesh."))}
     if differing:
-        early = held.training.steps > finished  # by training.stop_above: more steps would not be trained either
+        early = held.training.steps > finished  # solved, or on a plateau: more steps would not be trained either
         raise RunDirError(
             f"{folder} is finished at step {finished}, and no step would be trained with other settings ({_as_text(differing)}); "
             f"wanted {'' if early else f'training.steps above {finished} with them, or '}a new folder"

@@ -66,7 +66,7 @@ def test_memory_and_reads_do_not_grow_with_the_number_of_evaluations(tmp_path):
         begin = bytes_read()
         for step in range(WARM * block + 1, WARM * block + WARM + 1):
             metrics.evaluation(step, results)
-            assert metrics.best() == 1 and metrics.accuracy() == 0.5
+            assert metrics.best() == 1 and metrics.ended(step) in (None, "budget")
         reads.append(bytes_read() - begin)
         if block == 0:
             before = memory()
