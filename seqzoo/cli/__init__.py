@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from seqzoo import plugins
-from seqzoo.cli import help, inspect, plot, runs, text
+from seqzoo.cli import comparisons, help, inspect, plot, runs, text
 from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 from seqzoo.printing import forgiving_streams
 
@@ -105,5 +105,15 @@ def seconds_of(given: list[str], how: str) -> float:
     return seconds
 
 
-_COMMANDS = (runs.train, runs.resume, runs.evaluate, inspect.inspect, plot.plot, text.prepare, text.generate, help.help)
+_COMMANDS = (
+    runs.train,
+    runs.resume,
+    comparisons.compare,
+    runs.evaluate,
+    inspect.inspect,
+    plot.plot,
+    text.prepare,
+    text.generate,
+    help.help,
+)
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = dict(zip(NAMES, _COMMANDS, strict=True))

@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from seqzoo import config
+from seqzoo.cli import comparisons
+from seqzoo.cli.comparisons import NO_FLAGS, RETRY, Flags
 from seqzoo.cli.shared import (
     UsageError,
     checked,
@@ -19,15 +21,16 @@ from seqzoo.cli.sweeps import SWEEP, sweep, without_repeats
 from seqzoo.compare.tables import new_table, print_line, print_table
 from seqzoo.entry import program
 
-DRY_RUN, CHANGED, GO_BACK, RETRY, TEST = "--dry-run", "--changed", "--go-back", "--retry", "--test"
+DRY_RUN, CHANGED, GO_BACK, TEST = "--dry-run", "--changed", "--go-back", "--test"
 
 
-def train(arguments: list[str], console: Console) -> int:
-    """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`."""
+def train(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
+    """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`, of a comparison also [--jobs N]."""
     from seqzoo import compare, training
     from seqzoo.training.run import distributed
 
     dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
+    flags, arguments = comparisons.take_flags(arguments)
     sweeps, arguments = take_flag(SWEEP, arguments)
     loaded, words = checked(lambda: choose_config(arguments))
     chosen = checked(lambda: parse_settings(loaded, words))
@@ -35,14 +38,19 @@ def train(arguments: list[str], console: Console) -> int:
         chosen = checked(lambda: sweep(loaded, chosen, sweeps))
     if isinstance(chosen, config.Comparison):
         chosen = without_repeats(chosen, lambda line: print_line(console, line))
+    else:
+        comparisons.refuse_for_one_run(flags, "this config is one run", only_comparisons)
+    if flags.retry:
+        raise UsageError(f"nothing has failed in a new comparison; wanted {RETRY} with the folder of one")
     if dry:
         checked(lambda: compare.show(chosen, console))
         return 0
     refuse_distributed_comparison(chosen)
     checked(lambda: compare.check(chosen))
+    checked(lambda: compare.check_jobs(flags.jobs))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
     folder = distributed.from_main_process(lambda: str(training.create_run_dir(run.folder, chosen.name)))
-    return start(chosen, Path(folder), console)
+    return start(chosen, Path(folder), console, flags=flags)
 
 
 class Evaluation(config.Section):
@@ -54,23 +62,25 @@ class Evaluation(config.Section):
     """Step of the checkpoint; None: the latest."""
 
 
-def resume(arguments: list[str], console: Console) -> int:
-    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry]`."""
-    from seqzoo import training
+def resume(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
+    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry] [--jobs N]`."""
+    from seqzoo import compare, training
 
     folder, words = take_run_folder("resume", arguments)
+    flags, words = comparisons.take_flags(words)
     found = checked(lambda: training.load_config(folder))
     refuse_distributed_comparison(found)
-    changed, go_back, retry = (flag in words for flag in (CHANGED, GO_BACK, RETRY))
-    words = [word for word in words if word not in (CHANGED, GO_BACK, RETRY)]
-    if retry and isinstance(found, config.Experiment):
-        raise UsageError(f"{folder} holds one run; {RETRY} is for comparisons, wanted no {RETRY}")
+    changed, go_back = (flag in words for flag in (CHANGED, GO_BACK))
+    words = [word for word in words if word not in (CHANGED, GO_BACK)]
+    if isinstance(found, config.Experiment):
+        comparisons.refuse_for_one_run(flags, f"{folder} holds one run", only_comparisons)
     if not words:
         if isinstance(found, config.Experiment):
             checked(lambda: training.check(found, resumed=True))
         elif go_back:
             raise UsageError(f"{folder} holds a comparison; wanted {GO_BACK} with the one of its runs that lacks something")
-        return start(found, folder, console, changed=changed, go_back=go_back, retry=retry)
+        checked(lambda: compare.check_jobs(flags.jobs))
+        return start(found, folder, console, changed=changed, go_back=go_back, flags=flags)
     stored = one_experiment(found, folder)
     chosen = parse_settings(stored, words, prog=f"{program()} resume {folder}")
     mesh = chosen.mesh if chosen.mesh != stored.mesh else None
@@ -129,18 +139,14 @@ def start(
     mesh: config.Mesh | None = None,
     changed: bool = False,
     go_back: bool = False,
-    retry: bool = False,
+    flags: Flags = NO_FLAGS,
 ) -> int:
     """Trains the chosen config in a folder, and returns the exit code."""
     console.print(f"run folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     if isinstance(chosen, config.Comparison):
-        from seqzoo import compare
+        return comparisons.run(chosen, folder, flags, console)
+    from seqzoo import training
 
-        results = compare.run(chosen, folder, console=console, retry=retry)
-        return 1 if any(each["problem"] for each in results.get("runs", ())) else 0
-    else:
-        from seqzoo import training
-
-        run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed, go_back=go_back)
-        checked(run) if changed else run()
+    run = lambda: training.train(chosen, folder, console=console, mesh=mesh, changed=changed, go_back=go_back)
+    checked(run) if changed else run()
     return 0

@@ -18,7 +18,7 @@ from seqzoo.specs import did_you_mean
 Result = TypeVar("Result")
 Chosen = TypeVar("Chosen", config.Experiment, config.Comparison, config.Config)
 
-NAMES = ("train", "resume", "eval", "inspect", "plot", "prepare", "generate", "help")
+NAMES = ("train", "resume", "compare", "eval", "inspect", "plot", "prepare", "generate", "help")
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
@@ -36,6 +36,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py resume COMPARISON [--retry]: train the runs of a comparison that have no result yet; with --retry also those that failed
 - train.py eval RUN [--test] [--mesh...] [--step N]: evaluate the latest checkpoint of a run, or checkpoint N, on its evaluation
   sets for validation, or with --test on its test sets
+- train.py compare CONFIG.py | COMPARISON [...]: the same as train, or as resume, for comparisons only
+- --jobs N, with a comparison: N processes, each with its share of the cores
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards for the task text, or continue a stopped call
 - train.py generate RUN --prompt TEXT [--temperature...]: continue a text with the latest checkpoint of a run, and print it as it
   is generated

@@ -2,7 +2,8 @@
 runs without training."""
 
 from seqzoo.compare.grid import check, grid_points, group_by_label, show
+from seqzoo.compare.jobs import check as check_jobs
 from seqzoo.compare.runner import run
 from seqzoo.compare.summary import Row, summarise
 
-__all__ = ["Row", "check", "grid_points", "group_by_label", "run", "show", "summarise"]
+__all__ = ["Row", "check", "check_jobs", "grid_points", "group_by_label", "run", "show", "summarise"]

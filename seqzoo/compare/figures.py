@@ -1,6 +1,7 @@
 """Figures of a comparison. Matplotlib is imported when one is drawn, with its Agg canvas only: no display, no global state."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -172,7 +173,7 @@ def decoding(rates: Mapping[str, Mapping[int, float]]):
 
 def save(figure, path: Path) -> None:
     """Writes a figure in the format that the path's suffix names, under a temporary name, and renames it."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format=path.suffix[1:], dpi=160)
     temporary.replace(path)
 

@@ -1,9 +1,10 @@
 """The files of a comparison: results.json, results.csv, report.md and the figures."""
 
 import csv
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,25 @@ from seqzoo.compare.report import CURVES, EVAL_SETS, REPORT, report
 from seqzoo.compare.summary import RATE, SEED, Run, chance_levels, objective_of_runs, summarise
 
 
-def write_results(folder: Path, comparison: config.Comparison, runs: Sequence[Run]) -> dict[str, Any]:
-    """Writes results.json, results.csv and report.md, each atomically. Returns the content of results.json."""
+def write_results(
+    folder: Path, comparison: config.Comparison, runs: Sequence[Run], experiments: Mapping[str, config.Experiment]
+) -> dict[str, Any]:
+    """Writes results.json, results.csv and report.md, each atomically. Returns the content of results.json.
+
+    experiments: of each run, by name.
+    """
     from seqzoo.data.atomic_io import write_json, write_text
-    from seqzoo.training import environment
 
     rows, levels = summarise(runs), chance_levels(runs)
     results = {
         "name": comparison.name,
-        "environment": environment(),
+        "environment": _environment(),
         "config": comparison.model_dump(mode="json"),
         "objective": objective_of_runs(runs).name,
         "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
         "rows": [_plain(row) for row in rows],
         "runs": [
-            {**_plain(run), "finished": run.finished, "config": experiment.model_dump(mode="json")}
-            for run, (_, experiment) in zip(runs, comparison.experiments(), strict=True)
+            {**_plain(run), "finished": run.finished, "config": experiments[run.name].model_dump(mode="json")} for run in runs
         ],
     }
     write_json(folder / "results.json", results)
@@ -73,6 +77,14 @@ def as_csv(runs: Sequence[Run]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """That of this process, found once: git takes longer than all else here."""
+    from seqzoo.training import environment
+
+    return environment()
 
 
 def _plain(value: Any) -> Any:

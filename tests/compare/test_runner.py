@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from seqzoo import compare, training
+from seqzoo.compare import runner
 from seqzoo.compare.summary import RATE, SEED
 from seqzoo.config import Comparison, Experiment, Training
 from seqzoo.training.run import run_dir
-from seqzoo.training.run.lock import LockedError
 
 EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
@@ -99,6 +99,7 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
     assert len(trainer.ran) == len(set(trainer.ran)) == 12
     assert trainer.ran[0] == "00-softmax-learning_rate=0.001-seed=0"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "claims",
         "config.json",
         "eval_sets.png",
         "learning_curves.png",
@@ -107,6 +108,7 @@ def test_every_point_runs_once_in_a_folder_of_its_own(finished):
         "results.csv",
         "results.json",
         "runs",
+        "store.json",
     ]
 
 
@@ -320,16 +322,26 @@ def test_other_axes_become_part_of_the_label(tmp_path):
     assert RATE not in results["runs"][0]["point"] and SEED not in results["runs"][0]["point"]
 
 
-def test_one_process_at_a_time_runs_a_comparison(tmp_path):
-    comparison = Comparison(base=Experiment(), axes={SEED: (0, 1)})
-    trainer, refused = Trainer(lambda experiment, pairs: 0.5), []
+def test_of_two_processes_each_trains_the_runs_that_the_other_has_not_claimed(tmp_path, monkeypatch):
+    """The second one comes while the first trains seed 0, and waits for that run at the end."""
+    trainer, second, waited = Trainer(lambda experiment, pairs: 0.5), Trainer(lambda experiment, pairs: 0.5), []
+
+    class Waiting(BaseException):
+        """Raised in the place of a long wait."""
+
+    def wait(_):
+        waited.append(1)
+        raise Waiting
 
     def train(experiment, folder, *, console):
-        if not refused:
-            with pytest.raises(LockedError, match="is in use by process") as caught:
-                compare.run(comparison, tmp_path / "c", console=console, run=trainer)
-            refused.append(caught)
+        if not waited:
+            with pytest.raises(Waiting):
+                compare.run(SEEDS, tmp_path / "c", console=console, run=second)
         return trainer(experiment, folder)
 
-    results = compare.run(comparison, tmp_path / "c", console=Console(quiet=True), run=train)
-    assert refused and len(trainer.ran) == 2 and not any(run["problem"] for run in results["runs"])
+    monkeypatch.setattr(runner.time, "sleep", wait)
+    results = compare.run(SEEDS, tmp_path / "c", console=quiet(), run=train)
+    assert (len(trainer.ran), len(second.ran)) == (1, 2) and sorted(trainer.ran + second.ran) == sorted(
+        each["name"] for each in results["runs"]
+    )
+    assert all(each["finished"] for each in results["runs"])

@@ -115,7 +115,7 @@ def create_or_resume(
         if finished is not None:
             _refuse_without_steps(folder, held, experiment, finished)
         elif not go_back:
-            _check_saved(folder)
+            check_saved(folder)
         _check_steps(folder, experiment.training.steps)
         _check_data(folder, data.get("files", {}))
         remove_temporaries(folder)
@@ -188,7 +188,7 @@ def _check_steps(folder: Path, steps: int) -> None:
         raise RunDirError(f"training.steps={steps}, but {folder} has a checkpoint of step {done}; wanted at least {done}")
 
 
-def _check_saved(folder: Path) -> None:
+def check_saved(folder: Path) -> None:
     """Raises RunDirError if the latest checkpoint is gone, or the metrics are: the run would go back without a word."""
     steps, record = Checkpoints(folder / "checkpoints").steps(), folder / SAVED
     saved = read_json(record, absent={"step": -1})

@@ -21,10 +21,10 @@ WARNINGS = _present("SIGHUP", "SIGUSR1", "SIGXCPU")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal, after it had saved. A caller that does not handle it stops too."""
+    """A run was stopped by a signal, after it had saved; without `step`, many were. A caller that does not handle it stops too."""
 
-    def __init__(self, signum: int, step: int):
-        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+    def __init__(self, signum: int, step: int | None = None):
+        super().__init__(signal.Signals(signum).name + ("" if step is None else f" at step {step}"))
         self.signum = signum
         self.step = step
 

@@ -1,0 +1,63 @@
+"""The command compare, and the flags of comparisons, which train and resume take too."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from seqzoo import config
+from seqzoo.cli.shared import UsageError, checked, take_flag
+from seqzoo.entry import program
+
+RETRY, JOBS = "--retry", "--jobs"
+MOST_JOBS = 1024
+
+
+class Flags(NamedTuple):
+    """How the runs of a comparison are trained."""
+
+    retry: bool = False
+    jobs: int = 1
+
+
+NO_FLAGS = Flags()
+
+
+def take_flags(arguments: list[str]) -> tuple[Flags, list[str]]:
+    """The flags of comparisons, and the other arguments."""
+    jobs, rest = take_flag(JOBS, arguments)
+    words = [word for word in rest if word != RETRY]
+    return Flags(retry=RETRY in rest, jobs=_jobs(jobs[-1]) if jobs else 1), words
+
+
+def refuse_for_one_run(flags: Flags, what: str, command: bool) -> None:
+    """Raises UsageError if flags of comparisons, or the command compare, are given one experiment."""
+    if command:
+        raise UsageError(f"{what}; compare is for comparisons, wanted train or resume")
+    names = {"retry": RETRY, "jobs": JOBS}
+    for field, name in names.items():
+        if getattr(flags, field) != getattr(NO_FLAGS, field):
+            raise UsageError(f"{what}; {name} is for comparisons, wanted no {name}")
+
+
+def run(chosen: config.Comparison, folder: Path, flags: Flags, console: Console) -> int:
+    """Trains a comparison in its folder, and returns the exit code."""
+    from seqzoo import compare
+
+    results = checked(lambda: compare.run(chosen, folder, console=console, **flags._asdict()))
+    return 1 if any(each["problem"] for each in results.get("runs", ())) else 0
+
+
+def compare(arguments: list[str], console: Console) -> int:
+    """`compare CONFIG.py | FOLDER [flags]`: the same as train and resume, for comparisons."""
+    from seqzoo.cli import runs
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"compare needs a config file or a folder: {program()} compare configs/quickstart.py")
+    return (runs.resume if Path(arguments[0]).is_dir() else runs.train)(arguments, console, only_comparisons=True)
+
+
+def _jobs(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= MOST_JOBS:
+        raise UsageError(f"{JOBS} is {word!r}; wanted a number of processes from 1 to {MOST_JOBS}")
+    return int(word)
