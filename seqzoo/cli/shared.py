@@ -34,10 +34,10 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py resume RUN [--mesh...]: continue a stopped run, on other devices if necessary; other settings may change too, and with
   --changed also settings that change the numbers; with --go-back also if its latest checkpoint or its metrics are gone
 - train.py resume COMPARISON [--retry]: train the runs of a comparison that have no result yet; with --retry also those that failed
+- train.py compare CONFIG.py | COMPARISON: the same as train, or as resume, for comparisons only. All three take, of a comparison:
+  --jobs N: N processes train, each with its share of the cores
 - train.py eval RUN [--test] [--mesh...] [--step N]: evaluate the latest checkpoint of a run, or checkpoint N, on its evaluation
   sets for validation, or with --test on its test sets
-- train.py compare CONFIG.py | COMPARISON [...]: the same as train, or as resume, for comparisons only
-- --jobs N, with a comparison: N processes, each with its share of the cores
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards for the task text, or continue a stopped call
 - train.py generate RUN --prompt TEXT [--temperature...]: continue a text with the latest checkpoint of a run, and print it as it
   is generated

@@ -84,6 +84,11 @@ def shares(jobs: int) -> list[list[int]]:
     return [cores[cut(number) : cut(number + 1)] or [cores[number % len(cores)]] for number in range(jobs)]
 
 
+def _cache() -> str | None:
+    """The folder of compiled programs, if one is used."""
+    return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def train_in_processes(store: Store, console: Console, jobs: int) -> None:
     """Trains the runs without a result in worker processes, and returns when all have ended.
 
@@ -91,7 +96,7 @@ def train_in_processes(store: Store, console: Console, jobs: int) -> None:
     Raises:
       Interrupted: a signal, after the workers have saved. WriteError: a worker could not write; the others have saved and ended.
     """
-    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": jax.config.jax_compilation_cache_dir}
+    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": _cache()}
     lines: queue.Queue = queue.Queue()
     parts = shares(jobs)
     alive, failed = [Worker(number, cores, words, lines) for number, cores in enumerate(parts, 1)], ""

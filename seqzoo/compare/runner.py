@@ -4,10 +4,10 @@ Any number of processes can do this at the same time in one folder (store.py): e
 claimed, and waits for the others at the end, to take over the run of one that is killed.
 """
 
-import time
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -103,7 +103,7 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                         print_line(console, f"waiting for runs of other processes: {', '.join(each.name for each in left)}")
                     waiting = True
                     line.update(runs, busy)
-                    time.sleep(POLL)
+                    sleep(POLL)
                     continue
                 chosen, held = taken
                 waiting = False
@@ -117,7 +117,7 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                     raise
                 except LockedError as error:  # trained by itself, as with `resume RUN`
                     print_line(console, f"note: {error}")
-                    time.sleep(POLL)
+                    sleep(POLL)
                 except Exception as error:  # any: an experiment may run code of the user
                     print_line(console, f"{chosen.name} failed: {store.record_failure(chosen, error)}")
                 last = store.keys[chosen.name]

@@ -10,13 +10,13 @@ UNEVEN = 1.25  # runs that share a compilation stay in one shard if no shard the
 
 
 class Shard(NamedTuple):
-    """Part `index` of `count`, counted from 1."""
+    """Part `number` of `of`, counted from 1."""
 
-    index: int
-    count: int
+    number: int
+    of: int
 
     def __str__(self):
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.of}"
 
 
 def in_order(runs: Sequence[Run], keys: dict[str, str], busy: Iterable[str], last: str | None) -> list[Run]:
@@ -53,11 +53,11 @@ def shard_of(names: Sequence[str], unit: Callable[[str], str], whole: bool, shar
     units: dict[str, list[str]] = {}
     for name in names:
         units.setdefault(unit(name), []).append(name)
-    parts: list[list[str]] = [[] for _ in range(shard.count)]
+    parts: list[list[str]] = [[] for _ in range(shard.of)]
     for members in sorted(units.values(), key=len, reverse=True):
         min(parts, key=len).extend(members)
-    if not whole and max(map(len, parts)) > UNEVEN * -(-len(names) // shard.count):
+    if not whole and max(map(len, parts)) > UNEVEN * -(-len(names) // shard.of):
         row = [name for members in units.values() for name in members]
-        cuts = [len(row) * number // shard.count for number in range(shard.count + 1)]
+        cuts = [len(row) * number // shard.of for number in range(shard.of + 1)]
         parts = [row[start:end] for start, end in itertools.pairwise(cuts)]
-    return set(parts[shard.index - 1])
+    return set(parts[shard.number - 1])

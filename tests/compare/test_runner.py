@@ -339,7 +339,7 @@ def test_of_two_processes_each_trains_the_runs_that_the_other_has_not_claimed(tm
                 compare.run(SEEDS, tmp_path / "c", console=console, run=second)
         return trainer(experiment, folder)
 
-    monkeypatch.setattr(runner.time, "sleep", wait)
+    monkeypatch.setattr(runner, "sleep", wait)
     results = compare.run(SEEDS, tmp_path / "c", console=quiet(), run=train)
     assert (len(trainer.ran), len(second.ran)) == (1, 2) and sorted(trainer.ran + second.ran) == sorted(
         each["name"] for each in results["runs"]

@@ -1,0 +1,240 @@
+"""Many processes on one comparison: each run is trained once, whoever is killed, and what one finds damaged is said in one line."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from helpers.tiny import TINY, quiet, tiny
+from seqzoo import cli, training
+from seqzoo.compare import jobs, runner, shares
+from seqzoo.compare.claims import claim
+from seqzoo.compare.overall import Overall
+from seqzoo.compare.store import FAILURE, open_store
+from seqzoo.config import Comparison
+from seqzoo.data.lock import is_locked
+
+SEEDS = Comparison(base=tiny(), axes={"training.seed": (0, 1)})
+GRID = Comparison(base=tiny(), axes={"model.layers": ("softmax", "gla", "linear"), "training.seed": (0, 1)})
+
+
+def finish(experiment, folder, *, console=None):
+    """Leaves what the trainer leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"pairs=1": {"accuracy": 0.5, "loss": 1.0, "chance": 0.1, "settings": {"pairs": 1}}}
+    summary = {
+        "finished": True,
+        "ended": "budget",
+        "still_learning": False,
+        "step": experiment.training.steps,
+        "parameters": 1,
+        "state_bytes": 1,
+    }
+    summary |= {"tokens_per_second": 1.0, "final": result, "best": result, "test": {}, "seconds": {"train": 8.0}}
+    (folder / "config.json").write_text(experiment.model_dump_json())
+    (folder / "metrics.jsonl").write_text('{"step": 6, "kind": "eval", "eval_set": "pairs=1", "accuracy": 0.5, "loss": 1.0}\n')
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+
+def train_all(folder, train, comparison=SEEDS, retry=False, console=None):
+    """The runs after one process has trained them; without tables and figures, which take time."""
+    store = open_store(folder, comparison)
+    if retry:
+        store.retry()
+    runner.train_all(store, console or quiet(), train)
+    return store.runs()
+
+
+def killed_with(folder, name, step=-1):
+    """A claim as a killed process leaves it: the kernel gives back the lock, and the text stays."""
+    held = claim(folder, name, step)
+    text = (folder / "claims" / name).read_text()
+    held.release()
+    (folder / "claims" / name).write_text(text)
+
+
+def test_the_run_of_a_killed_process_is_taken_over_and_one_that_kills_three_is_not_tried_again(tmp_path):
+    folder, console, trained = tmp_path / "c", quiet(), []
+    store = open_store(folder, SEEDS)
+    first, second = (run.name for run in store.runs())
+    killed_with(folder, first)
+    for _ in range(3):
+        killed_with(folder, second)
+    train = lambda experiment, place, **more: trained.append(place.name) or finish(experiment, place)
+    runs = train_all(folder, train, console=console)
+    assert trained == [first] and f"taking over {first}: process {os.getpid()} on" in console.file.getvalue()
+    assert "3 processes in a row were killed" in runs[1].problem
+    assert (folder / "runs" / second / FAILURE).read_text().startswith(runs[1].problem)
+    assert all(run.finished for run in train_all(folder, train, retry=True))
+
+
+def test_kills_between_which_a_checkpoint_was_saved_are_not_counted_together(tmp_path):
+    for step in (10, 20, 30, 40):
+        killed_with(tmp_path, "run", step)
+    held = claim(tmp_path, "run", 50)
+    held.release()
+    assert held.crashes == 1
+
+
+def test_a_claim_keeps_others_out_until_it_is_given_back(tmp_path):
+    held = claim(tmp_path, "run", 0)
+    assert claim(tmp_path, "run", 0) is None and is_locked(tmp_path / "claims" / "run")
+    held.release()
+    assert not is_locked(tmp_path / "claims" / "run")
+    again = claim(tmp_path, "run", 0)
+    again.release()
+    assert again.before == "", "it was given back, not left by a killed process"
+
+
+def test_a_worker_stays_with_its_programs_then_takes_new_ones_and_helps_others_from_the_end(tmp_path):
+    store = open_store(tmp_path / "c", GRID)
+    runs = store.runs()
+    softmax = store.keys[runs[0].name]
+    assert len(set(store.keys.values())) == 3, "runs that differ in the seed alone share programs"
+    order = lambda busy, last: [runs.index(run) for run in shares.in_order(runs, store.keys, {runs[n].name for n in busy}, last)]
+    assert order((), None) == [0, 1, 2, 3, 4, 5]
+    assert order((0,), None) == [2, 3, 4, 5, 1]
+    assert order((2, 4), softmax) == [0, 1, 5, 3]
+
+
+def test_a_folder_of_another_version_is_refused_and_left_alone(tmp_path):
+    folder = tmp_path / "c"
+    train_all(folder, finish)
+    for found, says in (('{"format": 7}', "format 7; wanted format"), (None, "an earlier version wrote it")):
+        (folder / "store.json").write_text(found) if found else (folder / "store.json").unlink()
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match=says):
+            train_all(folder, finish)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_result_has_its_reason_in_failure_txt_and_retry_sets_it_aside(tmp_path):
+    folder = tmp_path / "c"
+    name = train_all(folder, finish)[0].name
+    (folder / "runs" / name / "summary.json").write_text("[]")
+    problem = train_all(folder, finish)[0].problem
+    assert "summary.json is damaged" in problem and problem in (folder / "runs" / name / FAILURE).read_text()
+    assert all(run.finished for run in train_all(folder, finish, retry=True))
+    assert (folder / "runs" / f"{name}.failed1" / "summary.json").read_text() == "[]"
+
+
+def test_a_run_whose_checkpoints_do_not_load_is_set_aside_by_retry(tmp_path):
+    folder = tmp_path / "c"
+
+    def unreadable(experiment, place, **_):
+        (place / "checkpoints" / "2").mkdir(parents=True)
+        (place / "config.json").write_text(experiment.model_dump_json())
+        raise training.CheckpointError("no checkpoint loads")
+
+    name = train_all(folder, unreadable)[0].name
+    assert all(run.finished for run in train_all(folder, finish, retry=True))
+    assert (folder / "runs" / f"{name}.failed1" / "checkpoints" / "2").is_dir()
+
+
+def test_the_overall_line_fits_sixty_columns_and_tells_the_time_left(tmp_path):
+    store = open_store(tmp_path / "c", GRID)
+    runs = store.runs()
+    finish(store.experiments[runs[0].name], store.place(runs[0]))
+    line = Overall(quiet(), store.keys)
+    line.update(store.runs(), {runs[1].name})
+    assert line.line() == "1 of 6 runs done, 1 running, about 0:00:36 left", "4.5 runs of 8 seconds"
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    with Overall(console, store.keys) as line:
+        line.update(store.runs(), {runs[1].name, runs[2].name})
+        time.sleep(0.3)
+    shown = re.split(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|[\r\n]", console.file.getvalue())
+    assert any(re.fullmatch(r"1 of 6 runs done, 2 running, about 0:00:\d\d left", each.strip()) for each in shown), shown
+
+
+def test_workers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 7}, raising=False)
+    assert jobs.shares(2) == [[0, 1], [2, 3, 7]]
+    assert [len(each) for each in jobs.shares(7)] == [1] * 7
+
+
+def test_flags_of_comparisons_are_refused_in_one_line_where_they_do_not_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.py").write_text(f"from seqzoo.config import *\nconfig = replace(Experiment(), {TINY!r})\n")
+    for words, says in (
+        (["one.py", "--jobs", "2"], "this config is one run; --jobs is for comparisons"),
+        (["compare", "one.py"], "compare is for comparisons"),
+        (["compare"], "compare needs a config file or a folder"),
+        (["one.py", "--jobs", "0"], "--jobs is '0'; wanted a number of processes"),
+        (["--jobs", "many"], "--jobs is 'many'; wanted a number of processes"),
+        (["--retry"], "nothing has failed in a new comparison"),
+    ):
+        assert cli.main(words) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1, (words, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.py"]
+
+
+def comparison_file(path, steps):
+    base = TINY | {"training.steps": steps, "training.checkpoint_every": 50, "training.eval_every": 100, "training.log_every": 50}
+    axes = {"model.layers": ("softmax(heads=2)", "linear(heads=2)"), "training.seed": (0, 1)}
+    path.write_text(f"from seqzoo.config import *\nconfig = Comparison(base=replace(Experiment(), {base!r}), axes={axes!r})\n")
+    return path
+
+
+def start(tmp_path, *words):
+    command = [sys.executable, "-c", "from seqzoo.cli import main; raise SystemExit(main())", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def numbers(results):
+    """What does not depend on time: the last evaluations of all runs."""
+    return {run["name"]: (run["finished"], run["summary"].get("final"), run["summary"].get("test")) for run in results["runs"]}
+
+
+def holders(folder):
+    """The processes that train a run now, with a checkpoint of it on disk, by run."""
+    found = {}
+    for path in folder.glob("claims/*"):
+        if is_locked(path) and any((folder / "runs" / path.name / "checkpoints").glob("[0-9]*")) and (text := path.read_text()):
+            found[path.name] = json.loads(text)["process"]
+    return found
+
+
+def wait_for(what, seconds=180):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_its_run_is_taken_over_and_the_results_are_those_of_one_process(tmp_path):
+    file = comparison_file(tmp_path / "c.py", 600)
+    alone, together = (
+        start(tmp_path, "compare", file, "--run.name", "alone"),
+        start(tmp_path, file, "--run.name", "t", "--jobs", "2"),
+    )
+    name, process = next(iter(wait_for(lambda: holders(tmp_path / "runs" / "t")).items()))
+    os.kill(process, signal.SIGKILL)
+    said, _ = together.communicate(timeout=300)
+    assert alone.wait(300) == 0 and together.returncode == 0, said
+    assert f"process {process}, ended by SIGKILL; {name} is taken over" in said and said.count("SIGKILL") == 1, said
+    results = [json.loads((tmp_path / "runs" / each / "results.json").read_text()) for each in ("alone", "t")]
+    assert numbers(results[0]) == numbers(results[1]) and all(run["finished"] for run in results[1]["runs"])
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_parent_stops_all_workers_after_they_saved(tmp_path):
+    together = start(tmp_path, comparison_file(tmp_path / "c.py", 20_000), "--run.name", "t", "--jobs", "2")
+    found = wait_for(lambda: len(h := holders(tmp_path / "runs" / "t")) == 2 and h)
+    together.send_signal(signal.SIGTERM)
+    said, _ = together.communicate(timeout=100)
+    assert together.returncode == 128 + signal.SIGTERM and said.count("saved ") == 2 and "resume runs/t --jobs 2" in said, said
+    assert not holders(tmp_path / "runs" / "t") and all(
+        (tmp_path / "runs" / "t" / "claims" / name).read_text() == "" for name in found
+    )
