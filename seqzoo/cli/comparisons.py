@@ -14,7 +14,7 @@ MOST_JOBS = 1024
 
 
 class Flags(NamedTuple):
-    """How the runs of a comparison are trained."""
+    """Flags of comparisons: they change how runs are trained, not what."""
 
     retry: bool = False
     jobs: int = 1

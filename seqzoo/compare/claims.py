@@ -88,7 +88,7 @@ def holder(folder: Path, name: str) -> int | None:
 
 
 def _left(file: IO[str]) -> dict[str, Any]:
-    """What a file says of its holder; {} if it says nothing that can be read."""
+    """The holder that a file names; {} if it names none."""
     file.seek(0)
     try:
         found = json.loads(file.read(10_000))

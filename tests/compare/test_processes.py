@@ -191,7 +191,7 @@ def start(tmp_path, *words):
 
 
 def numbers(results):
-    """What does not depend on time: the last evaluations of all runs."""
+    """The last evaluations of all runs: they do not depend on time."""
     return {run["name"]: (run["finished"], run["summary"].get("final"), run["summary"].get("test")) for run in results["runs"]}
 
 
