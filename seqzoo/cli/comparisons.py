@@ -7,9 +7,10 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.cli.shared import UsageError, checked, take_flag
+from seqzoo.compare.shares import Shard
 from seqzoo.entry import program
 
-RETRY, JOBS = "--retry", "--jobs"
+RETRY, JOBS, SHARD = "--retry", "--jobs", "--shard"
 MOST_JOBS = 1024
 
 
@@ -18,6 +19,7 @@ class Flags(NamedTuple):
 
     retry: bool = False
     jobs: int = 1
+    shard: Shard | None = None
 
 
 NO_FLAGS = Flags()
@@ -26,15 +28,17 @@ NO_FLAGS = Flags()
 def take_flags(arguments: list[str]) -> tuple[Flags, list[str]]:
     """The flags of comparisons, and the other arguments."""
     jobs, rest = take_flag(JOBS, arguments)
+    shards, rest = take_flag(SHARD, rest)
     words = [word for word in rest if word != RETRY]
-    return Flags(retry=RETRY in rest, jobs=_jobs(jobs[-1]) if jobs else 1), words
+    flags = Flags(RETRY in rest, jobs=_jobs(jobs[-1]) if jobs else 1, shard=_shard(shards[-1]) if shards else None)
+    return flags, words
 
 
 def refuse_for_one_run(flags: Flags, what: str, command: bool) -> None:
     """Raises UsageError if flags of comparisons, or the command compare, are given one experiment."""
     if command:
         raise UsageError(f"{what}; compare is for comparisons, wanted train or resume")
-    names = {"retry": RETRY, "jobs": JOBS}
+    names = {"retry": RETRY, "jobs": JOBS, "shard": SHARD}
     for field, name in names.items():
         if getattr(flags, field) != getattr(NO_FLAGS, field):
             raise UsageError(f"{what}; {name} is for comparisons, wanted no {name}")
@@ -55,6 +59,22 @@ def compare(arguments: list[str], console: Console) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"compare needs a config file or a folder: {program()} compare configs/quickstart.py")
     return (runs.resume if Path(arguments[0]).is_dir() else runs.train)(arguments, console, only_comparisons=True)
+
+
+def folder_of(chosen: config.Comparison) -> Path:
+    """The folder that the shards of a comparison share: the first process makes it. Raises RunDirError for a bad path."""
+    from seqzoo.training.run import run_dir
+
+    folder = Path(chosen.base.run.folder) / chosen.name
+    run_dir.check_path(folder)
+    return folder
+
+
+def _shard(word: str) -> Shard:
+    index, _, count = word.partition("/")
+    if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= MOST_JOBS:
+        return Shard(int(index), int(count))
+    raise UsageError(f"{SHARD} is {word!r}; wanted i/n with i from 1 to n, as of sbatch --array=1-n")
 
 
 def _jobs(word: str) -> int:

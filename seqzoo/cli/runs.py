@@ -25,7 +25,7 @@ DRY_RUN, CHANGED, GO_BACK, TEST = "--dry-run", "--changed", "--go-back", "--test
 
 
 def train(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
-    """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`, of a comparison also [--jobs N]."""
+    """`train [CONFIG.py] [--settings] [--sweep SETTING=VALUE,VALUE ...] [--dry-run]`, and flags of comparisons."""
     from seqzoo import compare, training
     from seqzoo.training.run import distributed
 
@@ -49,6 +49,8 @@ def train(arguments: list[str], console: Console, only_comparisons: bool = False
     checked(lambda: compare.check(chosen))
     checked(lambda: compare.check_jobs(flags.jobs))
     run = chosen.run if isinstance(chosen, config.Experiment) else chosen.base.run
+    if isinstance(chosen, config.Comparison) and flags.shard:
+        return start(chosen, comparisons.folder_of(chosen), console, flags=flags)
     folder = distributed.from_main_process(lambda: str(training.create_run_dir(run.folder, chosen.name)))
     return start(chosen, Path(folder), console, flags=flags)
 
@@ -63,7 +65,7 @@ class Evaluation(config.Section):
 
 
 def resume(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
-    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry] [--jobs N]`."""
+    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry] [--jobs N] [--shard i/n]`."""
     from seqzoo import compare, training
 
     folder, words = take_run_folder("resume", arguments)

@@ -96,7 +96,7 @@ def train_in_processes(store: Store, console: Console, jobs: int) -> None:
     Raises:
       Interrupted: a signal, after the workers have saved. WriteError: a worker could not write; the others have saved and ended.
     """
-    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": _cache()}
+    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": _cache(), "shard": store.shard}
     lines: queue.Queue = queue.Queue()
     parts = shares(jobs)
     alive, failed = [Worker(number, cores, words, lines) for number, cores in enumerate(parts, 1)], ""
@@ -110,7 +110,7 @@ def train_in_processes(store: Store, console: Console, jobs: int) -> None:
                 if not passed_on or signum in ORDERS:
                     _stop(alive, signal.SIGTERM if signum in ORDERS else signal.SIGUSR1)
                 passed_on += 1
-            runs = store.runs()
+            runs = list(filter(store.is_mine, store.runs()))
             left = [run for run in runs if not store.is_settled(run)]
             overall.update(runs, store.busy(left))
             for worker in [each for each in alive if each.ended() is not None]:

@@ -17,7 +17,7 @@ from seqzoo.compare.claims import CRASHES, Claim
 from seqzoo.compare.overall import Overall
 from seqzoo.compare.report import REPORT
 from seqzoo.compare.results import write_figures, write_results
-from seqzoo.compare.shares import in_order
+from seqzoo.compare.shares import Shard, in_order
 from seqzoo.compare.store import FAILURE, Store, open_store
 from seqzoo.compare.summary import Run, summarise
 from seqzoo.compare.tables import caption, print_line, print_table, table
@@ -36,6 +36,7 @@ def run(
     run: Train | None = None,
     retry: bool = False,
     jobs: int = 1,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Trains every experiment of a comparison that has no result yet, and writes results, report and figures.
 
@@ -52,6 +53,7 @@ def run(
         that runs share which differ only in learning rate, weight decay or seeds.
       retry: whether experiments that failed before are tried again, each from its latest checkpoint.
       jobs: number of processes that train; with several, each has its share of the cores, and `run` must be None.
+      shard: the part of the runs that this call trains; None: all. Parts need no locks, so they may be on several machines.
     Returns:
       The content of results.json.
     Raises:
@@ -60,6 +62,9 @@ def run(
     """
     console = console or Console()
     store = open_store(Path(folder), comparison)
+    if shard is not None:
+        store.take_shard(shard)
+        print_line(console, f"shard {shard}: {sum(map(store.is_mine, store.runs()))} of {len(store.runs())} runs")
     if retry:
         store.retry()
     if jobs == 1:
@@ -83,13 +88,13 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
     train = train or functools.partial(training.train, programs=Programs())
     held: Claim | None = None
     last, waiting = None, False
-    for each in store.runs():
+    for each in filter(store.is_mine, store.runs()):
         if each.problem and not (store.place(each) / FAILURE).exists():  # a damaged result, or a process that was killed just then
             store.record_failure(each, each.problem)
     try:
         with Overall(overall or console, store.keys) as line:
             while True:
-                runs = store.runs()
+                runs = list(filter(store.is_mine, store.runs()))
                 left = [each for each in runs if not store.is_settled(each)]
                 busy = store.busy(left)
                 taken = _take(store, in_order(left, store.keys, busy, last), console)
@@ -171,6 +176,8 @@ def _finish(store: Store, console: Console) -> dict[str, Any]:
     for each in runs:
         if each.problem:
             print_line(console, f"{each.name} has no result: {each.problem}")
+    if open := sum(not store.is_settled(each) for each in runs):
+        print_line(console, f"runs of other shards without a result yet: {open}")
     if any(each.problem for each in runs):
         print_line(console, f"to try them again: {resume_command(store.folder)} --retry")
     print_line(console, f"report: {store.folder / REPORT}")

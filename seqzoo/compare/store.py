@@ -27,6 +27,7 @@ from typing import Any
 from seqzoo import config
 from seqzoo.compare import claims
 from seqzoo.compare.claims import Claim
+from seqzoo.compare.shares import Shard, shard_of
 from seqzoo.compare.summary import LAYERS, Run, labels, value_label, varied_axes
 from seqzoo.config.names import shortened
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, require
@@ -47,6 +48,7 @@ class Store:
     Attributes:
       experiments: of every run, by name.
       keys: of every run, by name: equal for runs that share their compiled programs.
+      shard: the part of the runs that this process trains; None: all.
     """
 
     def __init__(self, folder: Path, comparison: config.Comparison):
@@ -56,7 +58,18 @@ class Store:
         self._new = [_new_run(comparison, number, len(points), label, *point) for number, (label, point) in named]
         self.experiments = {run.name: experiment for run, (_, experiment) in zip(self._new, points, strict=True)}
         self.keys = {name: shared_key(experiment) for name, experiment in self.experiments.items()}
+        self.shard: Shard | None = None
+        self._mine = set(self.experiments)
         self._settled: dict[str, Run] = {}
+
+    def take_shard(self, shard: Shard) -> None:
+        """Leaves all runs but those of a shard to other processes. Runs that share programs stay together where that balances."""
+        self.shard = shard
+        self._mine = shard_of(list(self.keys), self.keys.__getitem__, False, shard)
+
+    def is_mine(self, run: Run) -> bool:
+        """Tells if the run is of the shard of this process."""
+        return run.name in self._mine
 
     def runs(self) -> list[Run]:
         """All runs with their results, or the reasons why they have none."""
@@ -129,7 +142,7 @@ class Store:
         The folder of a run with damaged files, or without config.json, is set aside as NAME.failed1: the run begins anew. A run
         that another process trains is left alone.
         """
-        for run in self.runs():
+        for run in filter(self.is_mine, self.runs()):
             if run.problem and (claim := self.claim(run)):
                 try:
                     self._forget(self.place(run))

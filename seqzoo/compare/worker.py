@@ -24,6 +24,7 @@ def main() -> int:
 
     from seqzoo import config
     from seqzoo.compare.runner import train_all
+    from seqzoo.compare.shares import Shard
     from seqzoo.compare.store import open_store
     from seqzoo.printing import forgiving_streams
     from seqzoo.training import Interrupted, WriteError
@@ -34,8 +35,11 @@ def main() -> int:
         folder = Path(given["folder"])
         comparison = config.load_json(folder / "config.json")
         assert isinstance(comparison, config.Comparison)  # the parent has opened it
+        store = open_store(folder, comparison)
+        if given["shard"]:
+            store.take_shard(Shard(*given["shard"]))
         try:
-            train_all(open_store(folder, comparison), console, overall=Console(quiet=True))
+            train_all(store, console, overall=Console(quiet=True))
         except Interrupted as stopped:
             return stopped.exit_code
         except WriteError as error:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from helpers.tiny import TINY, quiet, tiny
-from seqzoo import cli, training
+from seqzoo import cli, compare, training
 from seqzoo.compare import jobs, runner, shares
 from seqzoo.compare.claims import claim
 from seqzoo.compare.overall import Overall
@@ -105,6 +105,34 @@ def test_a_worker_stays_with_its_programs_then_takes_new_ones_and_helps_others_f
     assert order((2, 4), softmax) == [0, 1, 5, 3]
 
 
+def test_shards_have_every_run_once_and_keep_programs_together_where_that_balances(tmp_path):
+    names = [f"{program}{number}" for program in "abcd" for number in range(3)]
+    parts = lambda count, names=names, whole=False: [
+        shares.shard_of(names, lambda name: name[0], whole, shares.Shard(number, count)) for number in range(1, count + 1)
+    ]
+    for count in (1, 2, 3, 4, 5, 12, 13):
+        assert (
+            sorted(name for part in parts(count) for name in part) == names
+            and max(map(len, parts(count))) <= -(-12 // count) * 1.25
+        )
+    assert parts(2)[0] == {name for name in names if name[0] in "ac"}
+    assert [len(part) for part in parts(4, names[:3])] == [0, 1, 1, 1] and [len(part) for part in parts(2, names[:3], True)] == [
+        3,
+        0,
+    ]
+
+
+def test_a_shard_trains_its_part_alone_in_the_folder_that_all_share(tmp_path):
+    trained = []
+    train = lambda experiment, place, **more: trained.append(place.name) or finish(experiment, place)
+    for number, done in ((2, 2), (1, 4), (3, 6)):
+        compare.run(GRID, tmp_path / "c", console=(console := quiet()), run=train, shard=shares.Shard(number, 3))
+        assert len(trained) == done and f"shard {number}/3: 2 of 6 runs" in console.file.getvalue()
+        assert (f"other shards without a result yet: {6 - done}" in console.file.getvalue()) == (done < 6)
+    results = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert all(run["finished"] for run in results["runs"]) and len(set(trained)) == 6
+
+
 def test_a_folder_of_another_version_is_refused_and_left_alone(tmp_path):
     folder = tmp_path / "c"
     train_all(folder, finish)
@@ -169,6 +197,9 @@ def test_flags_of_comparisons_are_refused_in_one_line_where_they_do_not_fit(tmp_
         (["compare"], "compare needs a config file or a folder"),
         (["one.py", "--jobs", "0"], "--jobs is '0'; wanted a number of processes"),
         (["--jobs", "many"], "--jobs is 'many'; wanted a number of processes"),
+        (["--shard", "0/4"], "--shard is '0/4'; wanted i/n with i from 1 to n"),
+        (["--shard", "5/4"], "--shard is '5/4'; wanted i/n"),
+        (["one.py", "--shard", "1/2"], "this config is one run; --shard is for comparisons"),
         (["--retry"], "nothing has failed in a new comparison"),
     ):
         assert cli.main(words) == 2
@@ -239,3 +270,19 @@ def test_a_signal_to_the_parent_stops_all_workers_after_they_saved(tmp_path):
     assert not holders(tmp_path / "runs" / "t") and all(
         (tmp_path / "runs" / "t" / "claims" / name).read_text() == "" for name in found
     )
+
+
+@pytest.mark.slow
+def test_of_two_shards_one_is_killed_and_started_again_and_the_results_are_those_of_one_process(tmp_path):
+    file = comparison_file(tmp_path / "c.py", 300)
+    first, second = (start(tmp_path, file, "--run.name", "t", "--shard", f"{number}/2") for number in (1, 2))
+    wait_for(lambda: second.pid in holders(tmp_path / "runs" / "t").values())
+    second.kill()
+    second.communicate()
+    assert "shard 1/2: 2 of 4 runs" in first.communicate(timeout=300)[0] and first.returncode == 0
+    again, alone = start(tmp_path, file, "--run.name", "t", "--shard", "2/2"), start(tmp_path, file, "--run.name", "alone")
+    said = again.communicate(timeout=300)[0]
+    alone.communicate(timeout=300)
+    assert again.returncode == alone.returncode == 0 and f"process {second.pid} on " in said and "resuming" in said, said
+    results = [json.loads((tmp_path / "runs" / each / "results.json").read_text()) for each in ("alone", "t")]
+    assert numbers(results[0]) == numbers(results[1]) and all(run["finished"] for run in results[1]["runs"])
