@@ -20,6 +20,7 @@ class GatedDeltaNet(GatedDeltaRuleMixer):
       ValueError: heads does not divide the widths, or key_heads not heads.
     Cost: time O(t d^2); state 4 d^2 expand_k expand_v / key_heads bytes and 3 (conv_size - 1) inputs per row, independent of t.
     A is uniform in [0.01, 16] at initialisation: the authors' [0, 16] can draw a decay that never learns.
+    softplus(b) is log-uniform in [0.001, 0.1], as theirs; fresh models of transformers have b = 1 and forget within a token or two.
     """
 
     key_heads: Size | None = None

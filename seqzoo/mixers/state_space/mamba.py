@@ -43,7 +43,8 @@ class Mamba(Mixer):
       ValueError: expand leaves no channel; dt_min and dt_max out of order.
     Cost: time O(t d e + t e n); state 4 e n bytes and conv_size - 1 inputs per row, independent of t.
     The discretisation is the released code's (Euler for B), not the paper's zero-order hold. W_out is divided by sqrt(count), as in
-    the released language models, where `depth` (index, count) is known.
+    the released language models, where `depth` (index, count) is known. Initial weights are drawn as in the released training code;
+    transformers' fresh models have projections from N(0, 0.1^2) and no bias of the convolution instead.
     """
 
     expand: Expansion = 2.0

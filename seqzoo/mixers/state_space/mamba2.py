@@ -41,7 +41,9 @@ class Mamba2(Mixer):
       ValueError: head_dim does not divide e, or groups does not divide the heads; dt_min and dt_max, or dt_limit, out of
         order.
     Cost: time O(t d e + t e n); state 4 e n bytes and conv_size - 1 inputs per row, independent of t.
-    W_out is divided by sqrt(count), as in the released language models, where `depth` (index, count) is known.
+    W_out is divided by sqrt(count), as in the released language models, where `depth` (index, count) is known. Initial weights are
+    drawn as in the released training code; transformers' fresh models have projections from N(0, 0.1^2), no bias of the convolution
+    and A = 1, 2, ... instead.
     """
 
     expand: Expansion = 2.0
