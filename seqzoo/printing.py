@@ -15,7 +15,7 @@ from rich.console import Console
 from seqzoo.data.atomic_io import error_reason
 
 # For encodings without them, at the same width, so that tables stay tables. Frames of tables are chosen by rich.
-PLAIN = str.maketrans({"\u25cf": "*", "\u2026": ".", "\xd7": "x", "\u2013": "-"})
+PLAIN = str.maketrans({"\u25cf": "*", "\u25cb": "o", "\u2026": ".", "\xd7": "x", "\u2013": "-"})
 
 
 class Forgiving:

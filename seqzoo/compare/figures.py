@@ -20,8 +20,9 @@ SAMPLE_INCHES = 0.32  # of the piece of line before a label, in the style of its
 def learning_curves(
     rows: Sequence[Row], lines: Mapping[str, Sequence[dict[str, Any]]], objective: Objective, chances: Mapping[str, float | None]
 ):
-    """Training loss and mean objective of the evaluations against steps: median over seeds, and a band from lowest to highest.
+    """Training loss and mean objective on validation against steps: median over seeds, and a band from lowest to highest.
 
+    The curve of a row that is still learning ends in a hollow marker.
     Args:
       rows: one curve each.
       lines: the metrics.jsonl of every run that `rows` names.
@@ -30,19 +31,22 @@ def learning_curves(
     Returns:
       A matplotlib figure.
     """
-    figure, (left, right) = _figure(2, [row.label for row in rows])
-    looks = styles(row.label for row in rows)
+    figure, (left, right) = _figure(2, [row.title for row in rows])
+    looks = styles(row.title for row in rows)
     ends = {}
     for row in rows:
         runs = [lines[name] for name in row.runs]
-        _curve(left, [_points(run, "train", "loss", "step") for run in runs], looks[row.label])
-        end = _curve(right, [_points(run, "eval", objective.name, "step") for run in runs], looks[row.label], marked=True)
+        look = looks[row.title]
+        _curve(left, [_points(run, "train", "loss", "step") for run in runs], look)
+        end = _curve(right, [_points(run, "eval", objective.name, "step") for run in runs], look, marked=True)
         if end:
-            ends[row.label] = end
+            ends[row.title] = end
+            if row.still_learning:
+                right.plot(*end, color=look.colour, marker=look.marker, markersize=7, markerfacecolor="white", clip_on=False)
     left.set(xlabel="step", xlim=(0, None), ylim=(0, None))
     left.set_title("Training loss", fontsize=11.5, color=INK)
     right.set(xlabel="step", xlim=(0, None), **_limits(objective))
-    right.set_title(f"{objective.title.capitalize()}, mean over evaluation sets", fontsize=11.5, color=INK)
+    right.set_title(f"Validation {objective.title}, mean over evaluation sets", fontsize=11.5, color=INK)
     _chance(right, _level(chances))
     _end_labels(right, ends, looks)
     return figure
@@ -97,26 +101,32 @@ def by_position(evaluations: Mapping[str, dict[str, Any]]):
 
 
 def eval_sets(
-    rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]], objective: Objective, chances: Mapping[str, float | None]
+    rows: Sequence[Row],
+    settings: Mapping[str, Mapping[str, Any]],
+    objective: Objective,
+    chances: Mapping[str, float | None],
+    title: str,
 ):
     """The objective in each evaluation set, against the number of pairs, or another number in which the evaluation sets differ.
 
+    The markers of a row that is still learning are hollow.
     Args:
       rows: one curve each.
       settings: the settings of each evaluation set.
       objective: accuracy or bits per byte.
       chances: chance level of each evaluation set.
+      title: the numbers of the rows in words, such as "test accuracy".
     Returns:
       A matplotlib figure.
     """
-    figure, (axes,) = _figure(1, [row.label for row in rows])
-    looks = styles(row.label for row in rows)
+    figure, (axes,) = _figure(1, [row.title for row in rows])
+    looks = styles(row.title for row in rows)
     name, places = _places(settings)
     order = sorted(places, key=lambda name: places[name])
     ends = {}
     for row in rows:
         here = [each for each in order if each in row.eval_sets]
-        style = looks[row.label]
+        style = looks[row.title]
         x = [places[each] for each in here]
         axes.fill_between(
             x,
@@ -127,8 +137,10 @@ def eval_sets(
             linewidth=0,
         )
         y = [row.eval_sets[e].median for e in here]
-        axes.plot(x, y, color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, linewidth=1.8, clip_on=False)
-        ends[row.label] = (x[-1], y[-1])
+        look = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
+        fill = {"markerfacecolor": "white"} if row.still_learning else {}
+        axes.plot(x, y, markersize=5, linewidth=1.8, clip_on=False, **look, **fill)
+        ends[row.title] = (x[-1], y[-1])
     if name is None:
         axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
     else:
@@ -138,7 +150,7 @@ def eval_sets(
         axes.minorticks_off()
         axes.set_xlabel({"pairs": "key-value pairs to remember", "length": "tokens"}.get(name, name))
     axes.set(**_limits(objective))
-    axes.set_title(f"{objective.title.capitalize()} after training", fontsize=11.5, color=INK)
+    axes.set_title(f"{title.capitalize()} after training", fontsize=11.5, color=INK)
     _chance(axes, _level(chances) if len(set(chances.values())) == 1 else math.nan)
     _end_labels(axes, ends, looks)
     return figure

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqzoo import config
-from seqzoo.compare.summary import Row, Run, objective_of_runs
-from seqzoo.compare.tables import caption, format_chance, format_costs
+from seqzoo.compare.summary import STILL_LEARNING, Row, Run, objective_of_runs, shown_in_words
+from seqzoo.compare.tables import caption, format_chance, format_costs, seeds_differ
 
 REPORT = "report.md"
 CURVES = "learning_curves.png"
 EVAL_SETS = "eval_sets.png"
+ENDINGS = {"solved": "solved", "plateau": "at a plateau", "budget": "at the budget", "learning": STILL_LEARNING}
+REASONS = {
+    "solved": "an evaluation's accuracy was above training.stop_above",
+    "plateau": "training.patience evaluations brought no gain",
+}
 
 
 def report(
@@ -22,24 +27,34 @@ def report(
     """The comparison in Markdown."""
     finished, title = sum(run.finished for run in runs), objective_of_runs(runs).title
     several = len({run.rate for run in runs}) > 1
-    columns = ["", *levels, *(["learning rate"] if several else []), "parameters", "state bytes", "tokens/s"]
-    lines = [f"# {comparison.name}", "", f"{finished} of {len(runs)} runs have a result. {caption(runs)}", ""]
+    seeds = ["seeds"] if seeds_differ(rows) else []
+    columns = ["", *levels, *seeds, *(["learning rate"] if several else []), "parameters", "state bytes", "tokens/s"]
+    have = f"{finished} of {len(runs)} runs have a result{endings(runs)}."
+    lines = [f"# {comparison.name}", "", f"{have} {caption(runs)}", ""]
     lines += ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for row in rows:
-        cells = [f"`{row.label}`", *(str(row.eval_sets.get(name, "")) for name in levels)]
+        cells = [_title(row), *(str(row.eval_sets.get(name, "")) for name in levels)]
+        cells += [str(len(row.runs))] if seeds else []
         cells += [*([f"{row.rate:g}"] if several else []), *format_costs(row)]
         lines.append("| " + " | ".join(cells) + " |")
     if any(level is not None for level in levels.values()):
         chance = ["chance", *map(format_chance, levels.values())]
         lines.append("| " + " | ".join(chance + [""] * (len(columns) - len(chance))) + " |")
     if several:
-        lines += ["", "## Learning rates", "", f"Mean {title} over evaluation sets, median over seeds; the best is in bold.", ""]
+        lines += [
+            "",
+            "## Learning rates",
+            "",
+            f"Mean validation {title} over evaluation sets, median over seeds; the best is in bold.",
+        ]
+        marked = any(row.rates_still_learning for row in rows)
+        lines += [*(["+ marks learning rates with a run that is still learning."] if marked else []), ""]
         rates = sorted({run.rate for run in runs})
         lines += ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" + "|---:" * len(rates) + "|"]
         for row in rows:
-            show = lambda rate, row=row: f"**{row.rates[rate]:.3f}**" if rate == row.rate else f"{row.rates[rate]:.3f}"
-            lines.append(f"| `{row.label}` | " + " | ".join(show(rate) if rate in row.rates else "-" for rate in rates) + " |")
-    figures = {f"{title.capitalize()} in each evaluation set": EVAL_SETS} if len(levels) > 1 else {}
+            cells = [_validation(row, rate) if rate in row.rates else "-" for rate in rates]
+            lines.append("| " + " | ".join([_title(row), *cells]) + " |")
+    figures = {f"{shown_in_words(runs).capitalize()} in each evaluation set": EVAL_SETS} if len(levels) > 1 else {}
     for what, name in (figures | {"Learning curves": CURVES}).items():
         lines += ["", f"![{what}]({name})"]
     lines.append("")
@@ -51,11 +66,7 @@ def report(
         "",
         f"* task: `{comparison.base.task}`" + (" (an axis replaces it)" if "task" in comparison.varied else ""),
         f"* {comparison.base.training.steps} steps" + (" (an axis replaces it)" if "training.steps" in comparison.varied else ""),
-        *(
-            ["* fewer where an evaluation's accuracy was above training.stop_above"]
-            if any(run.summary.get("ended") == "solved" for run in runs)
-            else []
-        ),
+        *(f"* fewer where {REASONS[each]}" for each in REASONS if any(run.summary.get("ended") == each for run in runs)),
         *(f"* axis `{path}`: {', '.join(f'`{value}`' for value in values)}" for path, values in comparison.axes.items()),
         f"* `{environment['command']}`",
         f"* {device['count']} x {device['kind']} ({device['platform']}), {device['cores']} cores, Python {environment['python']}",
@@ -64,3 +75,19 @@ def report(
         "* each run has a folder in `runs/`; all settings are in `config.json`, all numbers in `results.json` and `results.csv`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def endings(runs: Sequence[Run]) -> str:
+    """The endings of the runs with a result: ": 3 solved, 2 at a plateau, 1 at the budget, 4 still learning"."""
+    ended = ["learning" if run.summary["still_learning"] else run.summary["ended"] for run in runs if run.finished]
+    counts = [f"{ended.count(each)} {words}" for each, words in ENDINGS.items() if each in ended]
+    return f": {', '.join(counts)}" if counts else ""
+
+
+def _title(row: Row) -> str:
+    return f"`{row.label}`" + (f" *{STILL_LEARNING}*" if row.still_learning else "")
+
+
+def _validation(row: Row, rate: float) -> str:
+    number = f"{row.rates[rate]:.3f}" + (" +" if rate in row.rates_still_learning else "")
+    return f"**{number}**" if rate == row.rate else number

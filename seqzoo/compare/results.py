@@ -10,7 +10,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.compare.report import CURVES, EVAL_SETS, REPORT, report
-from seqzoo.compare.summary import RATE, SEED, Run, chance_levels, objective_of_runs, summarise
+from seqzoo.compare.summary import RATE, SEED, Run, chance_levels, objective_of_runs, shown, shown_in_words, summarise
 
 
 def write_results(
@@ -28,6 +28,7 @@ def write_results(
         "environment": _environment(),
         "config": comparison.model_dump(mode="json"),
         "objective": objective_of_runs(runs).name,
+        "shown": shown(runs),
         "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
         "rows": [_plain(row) for row in rows],
         "runs": [
@@ -52,11 +53,11 @@ def write_figures(folder: Path, runs: Sequence[Run]) -> None:
     figures.save(figures.learning_curves(rows, lines, objective, levels), folder / CURVES)
     settings = {name: result["settings"] for run in runs if run.finished for name, result in run.summary["final"].items()}
     if len(settings) > 1:
-        figures.save(figures.eval_sets(rows, settings, objective, levels), folder / EVAL_SETS)
+        figures.save(figures.eval_sets(rows, settings, objective, levels, shown_in_words(runs)), folder / EVAL_SETS)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """One line per finished run and evaluation set."""
+    """One line per finished run and evaluation set: the last evaluation, and as "test_..." the test set of that name."""
     objective = objective_of_runs(runs)
     axes = list(dict.fromkeys(path for run in runs for path in run.point))
     lines = [
@@ -65,8 +66,10 @@ def as_csv(runs: Sequence[Run]) -> str:
             **{path: run.point[path] for path in axes if path not in (RATE, SEED)},
             **{"eval_set": name, objective.name: result[objective.name], "loss": result["loss"], "chance": result["chance"]},
             **{f"eval_set.{key}": value for key, value in result["settings"].items()},
+            **{f"test_{key}": run.summary["test"][name][key] for key in (objective.name, "loss") if name in run.summary["test"]},
             f"best_{objective.name}": run.summary["best"].get(name, result)[objective.name],
             **{key: run.summary[key] for key in ("parameters", "state_bytes", "tokens_per_second", "step")},
+            **{key: run.summary[key] for key in ("ended", "still_learning")},
         }
         for run in runs
         if run.finished

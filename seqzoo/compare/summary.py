@@ -42,18 +42,28 @@ class Range(NamedTuple):
         return f"{self.median:.3f}" if self.low == self.high else f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
 
 
+STILL_LEARNING = "still learning"
+
+
 class Row(NamedTuple):
     """One line of the table: a label at its best learning rate."""
 
     label: str
     rate: float
     rates: dict[float, float]  # median over seeds of the mean over evaluation sets, for every learning rate that finished
-    score: Range  # of the mean over evaluation sets
-    eval_sets: dict[str, Range]
+    score: Range  # of the mean over evaluation sets, of the numbers that `shown` names
+    eval_sets: dict[str, Range]  # of the same numbers
     parameters: int
     state_bytes: int
     tokens_per_second: float | None
-    runs: tuple[str, ...]  # at the best learning rate, by name
+    runs: tuple[str, ...]  # at the best learning rate, by name; one for each seed with a result
+    still_learning: bool = False  # one of these runs ended by its budget while its curve rose: the row is not ranked
+    rates_still_learning: tuple[float, ...] = ()  # the learning rates with such a run
+
+    @property
+    def title(self) -> str:
+        """The label as tables and figures show it, with the mark of a row that is not ranked."""
+        return f"{self.label} ({STILL_LEARNING})" if self.still_learning else self.label
 
 
 def labels(comparison: Comparison, points: Sequence[tuple[Mapping[str, Any], Experiment]]) -> list[str]:
@@ -87,6 +97,18 @@ def objective_of_runs(runs: Iterable[Run]) -> Objective:
     return objective_of(run.summary["final"] for run in runs if run.finished)
 
 
+def shown(runs: Iterable[Run]) -> str:
+    """The part of a summary whose numbers are shown: "test" if every result has one, else "final", which is validation."""
+    finished = [run for run in runs if run.finished]
+    return "test" if finished and all(run.summary["test"] for run in finished) else "final"
+
+
+def shown_in_words(runs: Iterable[Run]) -> str:
+    """The set and the objective of the numbers that are shown: "test accuracy"."""
+    runs = list(runs)
+    return f"{'test' if shown(runs) == 'test' else 'validation'} {objective_of_runs(runs).title}"
+
+
 def chance_levels(runs: Iterable[Run]) -> dict[str, float | None]:
     """Chance level of each evaluation set, in order; NaN if runs disagree, None if there is none, as for text."""
     found: dict[str, set] = {}
@@ -99,13 +121,13 @@ def chance_levels(runs: Iterable[Run]) -> dict[str, float | None]:
 def summarise(runs: Iterable[Run]) -> list[Row]:
     """One row per label, in the order of the runs: the best learning rate by the median over seeds.
 
-    A learning rate counts by the median over its seeds of the objective (accuracy, or bits per byte for text) at the end of
-    training, averaged over evaluation sets; one learning rate is chosen for all evaluation sets, and ties go to the smaller. A run
-    without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the numbers
-    shown do not contain it. Labels without any result have no row.
+    A learning rate counts by the median over its seeds of the objective (accuracy, or bits per byte for text) on validation at the
+    end of training, averaged over evaluation sets; one learning rate is chosen for all evaluation sets, and ties go to the smaller.
+    A run without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the
+    numbers shown do not contain it, and are those of the test sets where there are some. Labels without any result have no row.
     """
     runs = list(runs)
-    objective = objective_of_runs(runs)
+    objective, part = objective_of_runs(runs), shown(runs)
     groups: dict[str, dict[float, list[Run]]] = {}
     for run in runs:
         groups.setdefault(run.label, {}).setdefault(run.rate, []).append(run)
@@ -118,23 +140,25 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
         best = max(rates, key=lambda rate: objective.sort_key(rates[rate]))
         finished = [run for run in by_rate[best] if run.finished]
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
-        names = dict.fromkeys(name for run in finished for name in run.summary["final"])
+        names = dict.fromkeys(name for run in finished for name in run.summary[part])
         eval_sets = {
-            name: _range(run.summary["final"][name][objective.name] for run in finished if name in run.summary["final"])
-            for name in names
+            name: _range(run.summary[part][name][objective.name] for run in finished if name in run.summary[part]) for name in names
         }
+        learning = [run for rate in by_rate for run in by_rate[rate] if run.finished and run.summary["still_learning"]]
         first = finished[0].summary
         rows.append(
             Row(
                 label=label,
                 rate=best,
                 rates=rates,
-                score=_range(score(run) for run in finished),
+                score=_range(objective.mean(run.summary[part]) for run in finished),
                 eval_sets=eval_sets,
                 parameters=first["parameters"],
                 state_bytes=first["state_bytes"],
                 tokens_per_second=median(speeds) if speeds else None,
                 runs=tuple(run.name for run in finished),
+                still_learning=any(run in learning for run in finished),
+                rates_still_learning=tuple(sorted({run.rate for run in learning})),
             )
         )
     return rows

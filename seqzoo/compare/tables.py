@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seqzoo.compare.colours import colour
-from seqzoo.compare.summary import Range, Row, Run, chance_levels, objective_of_runs
+from seqzoo.compare.summary import STILL_LEARNING, Range, Row, Run, chance_levels, objective_of_runs, shown_in_words, summarise
 
 TEXT_WIDTH = 10  # at which a column of text still folds well, on a narrow terminal
 GAP = 1  # between columns
@@ -71,10 +71,10 @@ def _as_list(table: Table) -> Iterator[str]:
 
 
 def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
-    """The rows for a terminal: accuracy or bits per byte in each evaluation set, the best in bold, and the chance level if there is
-    one.
+    """The rows for a terminal: accuracy or bits per byte in each evaluation set, and the chance level if there is one.
 
-    ± is half the distance from the lowest to the highest seed.
+    The best is in bold, among rows that are not still learning: those have a hollow bullet and no rank. ± is half the distance
+    from the lowest to the highest seed.
     """
     levels, objective = chance_levels(runs), objective_of_runs(runs)
     several = len({run.rate for run in runs}) > 1
@@ -82,15 +82,18 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
     result.add_column("", overflow="fold")  # the only column that folds on a narrow terminal: no digit is cut
     for name in levels:
         result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
-    for name in (*(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
+    seeds = ["seeds"] if seeds_differ(rows) else []
+    for name in (*seeds, *(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
         result.add_column(name, justify="right", no_wrap=True)
-    medians = {name: [row.eval_sets[name].median for row in rows if name in row.eval_sets] for name in levels}
+    ranked = [row for row in rows if not row.still_learning]
+    medians = {name: [row.eval_sets[name].median for row in ranked if name in row.eval_sets] for name in levels}
     best = {name: max(found, key=objective.sort_key, default=None) for name, found in medians.items()}
     for row in rows:
-        cells = [Text.assemble(("● ", colour(row.label)), row.label)]
+        cells = [Text.assemble(("○ " if row.still_learning else "● ", colour(row.label)), row.title)]
         for name in levels:
             values = row.eval_sets.get(name)
-            cells.append(_format_range(values, values.median == best[name]) if values else Text())
+            cells.append(_format_range(values, not row.still_learning and values.median == best[name]) if values else Text())
+        cells += [str(len(row.runs))] if seeds else []
         result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, format_costs(row)))
     if any(level is not None for level in levels.values()):
         result.add_section()
@@ -99,14 +102,23 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
 
 
 def caption(runs: Sequence[Run]) -> str:
-    """One sentence on the numbers of a row: objective, seeds, learning rates."""
-    seeds, rates = len({run.seed for run in runs}), len({run.rate for run in runs})
-    parts = [f"{objective_of_runs(runs).title.capitalize()} after the last step"]
+    """What the numbers of a row are: set and objective, seeds, learning rates; and that rows still learning are not ranked."""
+    rows, rates = summarise(runs), len({run.rate for run in runs})
+    seeds = max((len(row.runs) for row in rows), default=1)
+    parts = [f"{shown_in_words(runs).capitalize()} after the last step"]
     if seeds > 1:
-        parts.append(f"median of {seeds} seeds (lowest-highest, or ± half of that range)")
+        count = "the seeds that have a result" if seeds_differ(rows) else f"{seeds} seeds"
+        parts.append(f"median of {count} (lowest-highest, or ± half of that range)")
     if rates > 1:
-        parts.append(f"at the best of {rates} learning rates")
-    return ", ".join(parts) + ". State bytes: decode memory per row."
+        parts.append(f"at the best of {rates} learning rates on validation")
+    learning = f" Rows {STILL_LEARNING}: their curves rose when training ended, and they are not ranked."
+    more = learning if any(row.still_learning for row in rows) else ""
+    return f"{', '.join(parts)}. State bytes: decode memory per row.{more}"
+
+
+def seeds_differ(rows: Sequence[Row]) -> bool:
+    """True if rows have results of different numbers of seeds: tables then have a column of them."""
+    return len({len(row.runs) for row in rows}) > 1
 
 
 def _format_range(values: Range, best: bool) -> Text:

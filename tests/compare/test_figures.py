@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 
 from seqzoo.compare.colours import colour, styles
-from seqzoo.compare.figures import _end_labels, _places, decoding, eval_sets, move_apart
+from seqzoo.compare.figures import _end_labels, _places, decoding, eval_sets, learning_curves, move_apart
 from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY
 
@@ -31,11 +31,27 @@ def test_evaluation_sets_are_placed_at_the_setting_in_which_they_differ():
     assert _places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
 
 
+SETTINGS = {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}
+
+
+def test_a_row_that_is_still_learning_has_hollow_markers_and_says_so_in_its_label():
+    ranges = {name: Range(0.5, 0.5, 0.5) for name in SETTINGS}
+    row = Row("gla", 1e-3, {1e-3: 0.5}, Range(0.5, 0.5, 0.5), ranges, 10, 20, 1e5, ("0-gla",))
+    lines = [{"step": step, "kind": kind, "accuracy": 0.5, "loss": 1.0} for step in (1, 2) for kind in ("train", "eval")]
+    for learning, label, fill in ((False, "gla", colour("gla")), (True, "gla (still learning)", "white")):
+        rows = [row._replace(still_learning=learning)]
+        sets = eval_sets(rows, SETTINGS, ACCURACY, dict.fromkeys(ranges), "test accuracy").axes[0]
+        curve = learning_curves(rows, {"0-gla": lines}, ACCURACY, dict.fromkeys(ranges)).axes[1]
+        for axes in (sets, curve):
+            assert axes.get_lines()[-1].get_markerfacecolor() == fill and label in [text.get_text() for text in axes.texts]
+
+
 def test_accuracy_by_evaluation_set_is_drawn_at_the_numbers_of_the_table_with_the_chance_line():
     ranges = {"pairs=2": Range(0.9, 0.8, 1.0), "pairs=8": Range(0.5, 0.4, 0.6)}
     row = Row("gla", 1e-3, {1e-3: 0.7}, Range(0.7, 0.6, 0.8), ranges, 10, 20, 1e5, ("0-gla",))
-    figure = eval_sets([row], {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
+    figure = eval_sets([row], SETTINGS, ACCURACY, dict.fromkeys(ranges, 1 / 128), "test accuracy")
     (axes,) = figure.axes
+    assert axes.get_title() == "Test accuracy after training"
     curve, chance = axes.get_lines()
     assert curve.get_xdata().tolist() == [2, 8] and curve.get_ydata().tolist() == [0.9, 0.5] and curve.get_color() == colour("gla")
     assert set(np.asarray(chance.get_ydata())) == {1 / 128} and chance.get_linestyle() != "-"
@@ -45,7 +61,7 @@ def test_the_labels_of_many_curves_have_a_line_each():
     ranges = {name: Range(1.0, 1.0, 1.0) for name in ("pairs=2", "pairs=8")}
     names = [f"mixer{i}" for i in range(30)]
     rows = [Row(name, 1e-3, {1e-3: 1.0}, Range(1.0, 1.0, 1.0), ranges, 10, 20, 1e5, (name,)) for name in names]
-    figure = eval_sets(rows, {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}, ACCURACY, dict.fromkeys(ranges, 1 / 128))
+    figure = eval_sets(rows, SETTINGS, ACCURACY, dict.fromkeys(ranges, 1 / 128), "test accuracy")
     figure.canvas.draw()
     labels = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines

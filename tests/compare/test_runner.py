@@ -11,7 +11,8 @@ from rich.console import Console
 
 from seqzoo import compare, training
 from seqzoo.compare import runner
-from seqzoo.compare.summary import RATE, SEED
+from seqzoo.compare.summary import RATE, SEED, Run, summarise
+from seqzoo.compare.tables import table
 from seqzoo.config import Comparison, Experiment, Training
 from seqzoo.training.run import run_dir
 
@@ -19,11 +20,12 @@ EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
 
 
 class Trainer:
-    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went, `bits` how well on text, and
-    `test(final)` how well on the test sets."""
+    """Writes what a trainer would, at once. `accuracy(experiment, pairs)` says how well it went, `bits` how well on text,
+    `test(final)` how well on the test sets, `learns(experiment)` whether the curve rose at the end."""
 
-    def __init__(self, accuracy, diverges=lambda experiment: False, stops_at=None, bits=None, test=lambda final: {}):
+    def __init__(self, accuracy, diverges=lambda _: False, stops_at=None, bits=None, test=lambda final: {}, learns=lambda _: False):
         self.accuracy, self.diverges, self.stops_at, self.bits, self.test = accuracy, diverges, stops_at, bits, test
+        self.learns = learns
         self.ran = []
 
     def __call__(self, experiment, folder, *, console=None):
@@ -58,7 +60,7 @@ class Trainer:
         if self.diverges(experiment):
             summary |= {"finished": False, "stopped": "step 7: no longer finite"}
         else:
-            summary |= {"finished": True, "ended": "budget", "still_learning": False}
+            summary |= {"finished": True, "ended": "budget", "still_learning": self.learns(experiment)}
         (folder / "summary.json").write_text(json.dumps(summary))
         if self.diverges(experiment):
             raise training.Diverged("step 7: no longer finite")
@@ -291,11 +293,72 @@ def test_text_is_compared_by_bits_per_byte_of_which_fewer_are_better(tmp_path):
         "gla": (1e-3, 1.75),
     }
     report = (tmp_path / "c" / "report.md").read_text()
-    assert "Bits per byte after the last step" in report and "**1.750**" in report
+    assert "Validation bits per byte after the last step" in report and "**1.750**" in report
     assert "chance" not in report and "eval_sets.png" not in report and not (tmp_path / "c" / "eval_sets.png").exists()
     assert "chance" not in console.export_text()
     lines = list(csv.DictReader(io.StringIO((tmp_path / "c" / "results.csv").read_text())))
     assert [line["bits_per_byte"] for line in lines] == ["2.0", "2.5", "1.75"]
+
+
+TWO_RATES = comparison(model__layers=("softmax", "gla(heads=2)"), optimizer__learning_rate=(1e-3, 1e-2))
+
+
+def shown_table(results_of):
+    """What a comparison prints, writes as report.md, and returns."""
+    with Console(record=True, width=200, file=io.StringIO()) as console:
+        results = results_of(console)
+    return console.export_text(), results
+
+
+def test_validation_chooses_and_the_test_sets_are_shown(tmp_path):
+    """On the test sets the other learning rate is the better one: nobody may see that before the choice."""
+    opposite = lambda final: {name: numbers | {"accuracy": 1 - numbers["accuracy"]} for name, numbers in final.items()}
+    train = Trainer(lambda experiment, pairs: 0.9 if experiment.optimizer.learning_rate == 1e-3 else 0.3, test=opposite)
+    printed, results = shown_table(lambda console: compare.run(TWO_RATES, tmp_path / "c", console=console, run=train))
+    assert results["shown"] == "test"
+    for row in results["rows"]:
+        assert row["rate"] == 1e-3 and row["rates"] == {"0.001": 0.9, "0.01": 0.3}
+        assert [each["median"] for each in (row["score"], *row["eval_sets"].values())] == pytest.approx([0.1] * 4)
+    report = (tmp_path / "c" / "report.md").read_text()
+    for text in (printed, report):
+        assert "Test accuracy after the last step, at the best of 2 learning rates on validation." in text
+    assert "| `softmax` | 0.100 | 0.100 | 0.100 |" in report and "| `softmax` | **0.900** | 0.300 |" in report
+    line = next(csv.DictReader(io.StringIO((tmp_path / "c" / "results.csv").read_text())))
+    assert (float(line["accuracy"]), float(line["test_accuracy"])) == (0.9, pytest.approx(0.1))
+
+
+def test_a_row_that_is_still_learning_is_marked_everywhere_and_not_ranked(tmp_path):
+    """gla is best where it is chosen, but its curve still rose there; softmax learns only where it is not chosen."""
+    rate = lambda experiment: experiment.optimizer.learning_rate
+    best = lambda experiment, pairs: (0.9 if "gla" in experiment.model.layers[0] else 0.6) - 10 * rate(experiment)
+    learns = lambda experiment: rate(experiment) == 1e-3 if "gla" in experiment.model.layers[0] else rate(experiment) == 1e-2
+    train = Trainer(best, learns=learns)
+    printed, results = shown_table(lambda console: compare.run(TWO_RATES, tmp_path / "c", console=console, run=train))
+    assert [(row["still_learning"], row["rates_still_learning"]) for row in results["rows"]] == [(False, [1e-2]), (True, [1e-3])]
+    report = (tmp_path / "c" / "report.md").read_text()
+    assert "○ gla (still learning)" in printed and "● softmax " in printed and "they are not ranked" in printed
+    assert "4 of 4 runs have a result: 2 at the budget, 2 still learning." in report
+    assert "| `softmax` | **0.590** | 0.500 + |" in report and "| `gla` *still learning* | **0.890 +** | 0.800 |" in report
+    rows = summarise(runs := [loaded(tmp_path / "c", each) for each in results["runs"]])
+    drawn = table(rows, runs, "")
+    bold = [["bold" in cell.markup for cell in column.cells] for column in drawn.columns[1:4]]
+    assert bold == [[True, False, False]] * 3, "softmax, gla, chance"
+
+
+def loaded(folder, run):
+    """A run of results.json with the summary of its folder."""
+    fields = {name: run[name] for name in ("name", "label", "point", "rate", "seed", "problem")}
+    return Run(**fields, summary=json.loads((folder / "runs" / run["name"] / "summary.json").read_text()))
+
+
+def test_where_rows_have_results_of_different_numbers_of_seeds_the_numbers_are_shown(tmp_path):
+    axes = comparison(model__layers=("softmax", "gla(heads=2)"), training__seed=(0, 1))
+    diverges = lambda experiment: "gla" in experiment.model.layers[0] and experiment.training.seed == 1
+    train = Trainer(lambda *_: 0.5, diverges=diverges)
+    printed, _ = shown_table(lambda console: compare.run(axes, tmp_path / "c", console=console, run=train))
+    report = (tmp_path / "c" / "report.md").read_text()
+    assert "median of the seeds that have a result" in printed and "2 seeds" not in report and " seeds " in printed
+    assert "| `softmax` | 0.500 | 0.500 | 0.500 | 2 |" in report and "| `gla` | 0.500 | 0.500 | 0.500 | 1 |" in report
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
