@@ -40,7 +40,12 @@ def sweep(loaded: config.Config, chosen: config.Config, sweeps: list[str]) -> co
             raise UsageError(f"{SWEEP} {word!r}, but {path} is given twice; wanted {SWEEP} {path}=... alone, once")
         seen.add(path)
         axes[path] = tuple(_typed(base, path, value) for value in split(values))
-    return config.Comparison(base=base, axes=axes)
+    return _with_axes(chosen, axes) if isinstance(chosen, config.Comparison) else config.Comparison(base=base, axes=axes)
+
+
+def _with_axes(comparison: config.Comparison, axes: dict[str, Any]) -> config.Comparison:
+    settings: dict[str, Any] = dict(comparison) | {"axes": axes}
+    return config.Comparison(**settings)
 
 
 def _typed(base: config.Experiment, path: str, word: str) -> Any:
@@ -74,7 +79,7 @@ def without_repeats(comparison: config.Comparison, say: Callable[[str], None]) -
             else:
                 say(f"note: {axis}={values[number]!r} is the same as {values[equal]!r}: one run for both")
         axes[axis] = tuple(values[number] for number in kept)
-    return comparison if axes == comparison.axes else config.Comparison(base=comparison.base, axes=axes)
+    return comparison if axes == comparison.axes else _with_axes(comparison, axes)
 
 
 def _first(values: Any) -> Any:

@@ -27,8 +27,9 @@ from typing import Any
 from seqzoo import config
 from seqzoo.compare import claims
 from seqzoo.compare.claims import Claim
+from seqzoo.compare.second_stage import Later, second_stage
 from seqzoo.compare.shares import Shard, shard_of
-from seqzoo.compare.summary import LAYERS, Run, labels, value_label, varied_axes
+from seqzoo.compare.summary import LAYERS, SEED, Run, labels, value_label, varied_axes
 from seqzoo.config.names import shortened
 from seqzoo.data.json_files import DamagedFile, open_regular, read_json, require
 from seqzoo.training.hyperparameters import shared_key
@@ -60,20 +61,29 @@ class Store:
         self.keys = {name: shared_key(experiment) for name, experiment in self.experiments.items()}
         self.shard: Shard | None = None
         self._mine = set(self.experiments)
+        self._labels = {run.label for run in self._new}
+        self._whole = bool(comparison.seeds_of_best)  # whether a label stays in one shard, which then can choose for it
         self._settled: dict[str, Run] = {}
 
     def take_shard(self, shard: Shard) -> None:
-        """Leaves all runs but those of a shard to other processes. Runs that share programs stay together where that balances."""
+        """Leaves all runs but those of a shard to other processes.
+
+        Runs that share programs stay together where that balances. With `seeds_of_best` runs of one label always do.
+        """
         self.shard = shard
-        self._mine = shard_of(list(self.keys), self.keys.__getitem__, False, shard)
+        labels = {run.name: run.label for run in self._new}
+        self._mine = shard_of(list(labels), (labels if self._whole else self.keys).__getitem__, self._whole, shard)
+        self._labels = {labels[name] for name in self._mine}
 
     def is_mine(self, run: Run) -> bool:
         """Tells if the run is of the shard of this process."""
-        return run.name in self._mine
+        return run.name in self._mine or (run.stage == 2 and run.label in self._labels)
 
     def runs(self) -> list[Run]:
-        """All runs with their results, or the reasons why they have none."""
-        return [self._settled.get(run.name) or self.read(run) for run in self._new]
+        """All runs with their results, or the reasons why they have none; those of the second stage as far as they are known."""
+        first = [self._settled.get(run.name) or self.read(run) for run in self._new]
+        later = [self._later(each) for each in second_stage(self.comparison, first, self.experiments)]
+        return first + [self._settled.get(run.name) or self.read(run) for run in later]
 
     def read(self, run: Run) -> Run:
         """The run with the summary, or the reason of its failure, in its folder."""
@@ -100,6 +110,16 @@ class Store:
     def is_settled(self, run: Run) -> bool:
         """Tells if nothing is to be trained: the run has its result, or has failed."""
         return run.finished or run.problem is not None
+
+    def _later(self, later: Later) -> Run:
+        """A run of the second stage, whose experiment is then known."""
+        first = self._new[later.number]
+        run = _new_run(
+            self.comparison, later.number, len(self._new), first.label, first.point | {SEED: later.seed}, later.experiment, 2
+        )
+        if run.name not in self.experiments:
+            self.experiments[run.name], self.keys[run.name] = later.experiment, shared_key(later.experiment)
+        return run
 
     def place(self, run: Run) -> Path:
         """The folder of a run."""
@@ -231,9 +251,15 @@ def _check(folder: Path, comparison: config.Comparison) -> None:
 
 
 def _new_run(
-    comparison: config.Comparison, number: int, count: int, label: str, point: dict[str, Any], experiment: config.Experiment
+    comparison: config.Comparison,
+    number: int,
+    count: int,
+    label: str,
+    point: dict[str, Any],
+    experiment: config.Experiment,
+    stage: int = 1,
 ) -> Run:
-    axes = varied_axes(comparison)
+    axes = varied_axes(comparison) if stage == 1 else [*(axis for axis in varied_axes(comparison) if axis != SEED), SEED]
     parts = (experiment.model.layers if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
     slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
     return Run(
@@ -243,6 +269,7 @@ def _new_run(
         rate=experiment.optimizer.learning_rate,
         seed=experiment.training.seed,
         summary={},
+        stage=stage,
     )
 
 

@@ -24,6 +24,7 @@ class Run(NamedTuple):
     seed: int
     summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
     problem: str | None = None  # reason for a missing result
+    stage: int = 1  # 2: a further seed for the settings that the first stage chose (Comparison.seeds_of_best)
 
     @property
     def finished(self) -> bool:
@@ -125,6 +126,7 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     end of training, averaged over evaluation sets; one learning rate is chosen for all evaluation sets, and ties go to the smaller.
     A run without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the
     numbers shown do not contain it, and are those of the test sets where there are some. Labels without any result have no row.
+    Runs of the second stage choose nothing.
     """
     runs = list(runs)
     objective, part = objective_of_runs(runs), shown(runs)
@@ -134,7 +136,8 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     rows = []
     for label, by_rate in groups.items():
         score = lambda run: objective.mean(run.summary["final"]) if run.finished else objective.worst
-        rates = {rate: median(map(score, by_rate[rate])) for rate in sorted(by_rate) if any(run.finished for run in by_rate[rate])}
+        choosing = {rate: [run for run in by_rate[rate] if run.stage == 1] for rate in sorted(by_rate)}
+        rates = {rate: median(map(score, some)) for rate, some in choosing.items() if any(run.finished for run in some)}
         if not rates:
             continue
         best = max(rates, key=lambda rate: objective.sort_key(rates[rate]))

@@ -10,7 +10,9 @@ from pydantic import field_validator, model_validator
 from seqzoo.config.base import Axes, Section
 from seqzoo.config.experiment import Experiment, replace
 from seqzoo.config.names import shortened
-from seqzoo.specs import parse
+from seqzoo.specs import Seed, parse
+
+SEED = "training.seed"
 
 
 class Comparison(Section):
@@ -23,6 +25,9 @@ class Comparison(Section):
     """Settings and their values: {"model.layers": ("gla", "softmax"), "optimizer.learning_rate": (1e-3, 3e-3)}. Settings that
     change together make a named axis: {"size": {"small": {"model.depth": 2, "model.d_model": 64}, "large": {...}}}; if two named
     axes set the same setting, the later one counts."""
+    seeds_of_best: tuple[Seed, ...] = ()
+    """Further values of training.seed, trained in a second stage only for the best learning rate of each label, as the first stage
+    chose it on validation. The table then has median and range over all seeds at these settings."""
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -40,6 +45,22 @@ class Comparison(Section):
         for path in self.axes:
             if path not in self.named and (others := [name for name, paths in self.named.items() if path in paths]):
                 raise ValueError(f"{path} is an axis, and {', '.join(map(repr, others))} sets it too; wanted one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _later_seeds_are_new(self):
+        if not self.seeds_of_best:
+            return self
+        if names := [name for name, paths in self.named.items() if SEED in paths]:
+            raise ValueError(
+                f"seeds_of_best={self.seeds_of_best}, and the axis {names[0]!r} sets {SEED}; wanted {SEED} as an axis of its own"
+            )
+        first = self.axes.get(SEED, (self.base.training.seed,))
+        seeds = [*first, *self.seeds_of_best]
+        if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise ValueError(
+                f"seeds_of_best={self.seeds_of_best} repeats {again[0]}; wanted seeds besides {', '.join(map(str, first))}"
+            )
         return self
 
     @model_validator(mode="after")

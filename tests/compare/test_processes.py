@@ -122,6 +122,18 @@ def test_shards_have_every_run_once_and_keep_programs_together_where_that_balanc
     ]
 
 
+def test_with_further_seeds_a_shard_has_whole_labels_and_chooses_for_them(tmp_path):
+    staged = Comparison(base=tiny(), axes={"model.layers": ("softmax", "gla"), "training.seed": (0, 1)}, seeds_of_best=(2,))
+    store = open_store(tmp_path / "c", staged)
+    store.take_shard(shares.Shard(2, 2))
+    runner.train_all(store, quiet(), finish)
+    assert [(run.label, run.seed, run.finished) for run in filter(store.is_mine, store.runs())] == [
+        ("gla", 0, True),
+        ("gla", 1, True),
+        ("gla", 2, True),
+    ]
+
+
 def test_a_shard_trains_its_part_alone_in_the_folder_that_all_share(tmp_path):
     trained = []
     train = lambda experiment, place, **more: trained.append(place.name) or finish(experiment, place)

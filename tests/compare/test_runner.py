@@ -13,7 +13,7 @@ from seqzoo import compare, training
 from seqzoo.compare import runner
 from seqzoo.compare.summary import RATE, SEED, Run, summarise
 from seqzoo.compare.tables import table
-from seqzoo.config import Comparison, Experiment, Training
+from seqzoo.config import Comparison, ConfigError, Experiment, Training
 from seqzoo.training.run import run_dir
 
 EVAL_SETS = {"pairs=2": 2, "pairs=4": 4, "pairs=16": 16}
@@ -408,3 +408,39 @@ def test_of_two_processes_each_trains_the_runs_that_the_other_has_not_claimed(tm
         each["name"] for each in results["runs"]
     )
     assert all(each["finished"] for each in results["runs"])
+
+
+def test_further_seeds_are_trained_for_the_chosen_rate_only_and_choose_nothing(tmp_path):
+    """gla's further seeds at 1e-3 are so bad that 1e-2 would be better over all seeds."""
+    axes = comparison(model__layers=("softmax", "gla(heads=2)"), optimizer__learning_rate=(1e-3, 1e-2))
+    staged = Comparison(base=axes.base, axes=axes.axes, seeds_of_best=(3, 4))
+    first = {("softmax", 1e-3): 0.2, ("softmax", 1e-2): 0.6, ("gla(heads=2)", 1e-3): 0.5, ("gla(heads=2)", 1e-2): 0.1}
+    key = lambda experiment: (experiment.model.layers[0], experiment.optimizer.learning_rate)
+    trainer = Trainer(lambda experiment, pairs: 0.05 if experiment.training.seed else first[key(experiment)])
+    results = compare.run(staged, tmp_path / "c", console=quiet(), run=trainer)
+    assert len(trainer.ran) == 8 and sorted(name for name in trainer.ran if "seed" in name) == [
+        "1-softmax-learning_rate=0.01-seed=3",
+        "1-softmax-learning_rate=0.01-seed=4",
+        "2-gla_heads=2-learning_rate=0.001-seed=3",
+        "2-gla_heads=2-learning_rate=0.001-seed=4",
+    ]
+    softmax, gla = results["rows"]
+    assert (softmax["rate"], gla["rate"]) == (1e-2, 1e-3) and gla["rates"] == {"0.001": 0.5, "0.01": pytest.approx(0.1)}
+    assert gla["score"] == {"median": pytest.approx(0.05), "low": pytest.approx(0.05), "high": 0.5} and len(gla["runs"]) == 3
+    assert compare.run(staged, tmp_path / "c", console=quiet(), run=Trainer(known))["rows"] == json.loads(
+        json.dumps(results["rows"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"training.seed": (0, 3)}, "repeats 3; wanted seeds besides 0, 3"),
+        ({"model.layers": ("gla",)}, "repeats 0; wanted seeds besides 0"),
+        ({"size": {"a": {"training.seed": 7}}}, "the axis 'size' sets training.seed; wanted training.seed as an axis of its own"),
+    ],
+    ids=str,
+)
+def test_further_seeds_are_new_ones(axes, says):
+    with pytest.raises(ConfigError, match=says):
+        Comparison(axes=axes, seeds_of_best=(0, 3))
