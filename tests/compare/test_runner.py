@@ -435,7 +435,7 @@ def test_further_seeds_are_trained_for_the_chosen_rate_only_and_choose_nothing(t
 @pytest.mark.parametrize(
     ("axes", "says"),
     [
-        ({"training.seed": (0, 3)}, "repeats 3; wanted seeds besides 0, 3"),
+        ({"training.seed": (0, 3)}, "repeats 0; wanted seeds besides 0, 3"),
         ({"model.layers": ("gla",)}, "repeats 0; wanted seeds besides 0"),
         ({"size": {"a": {"training.seed": 7}}}, "the axis 'size' sets training.seed; wanted training.seed as an axis of its own"),
     ],
