@@ -46,7 +46,7 @@ def import_modules(names: Iterable[str]) -> None:
             except Exception as error:  # a module of another project may raise anything
                 raise PluginError(
                     f"the module {name!r} cannot be imported ({_reason(error)}); wanted a module on the Python path, as by "
-                    f"PYTHONPATH=FOLDER; inspect and plot read a run without it with --no-imports"
+                    f"PYTHONPATH=FOLDER; inspect, plot and report read a run without it with --no-imports"
                 ) from error
 
 

@@ -109,7 +109,7 @@ def test_the_installed_wheel_imports_whole_from_elsewhere_beside_a_foreign_kerne
     subprocess.run([sys.executable, "-m", "build", "--outdir", dist, source], check=True, cwd=elsewhere)
     (wheel,) = dist.glob("*.whl")
     (source_distribution,) = dist.glob("*.tar.gz")
-    wanted = {*files(), "seqzoo/py.typed"}
+    wanted = {*files(), "seqzoo/py.typed", *(f"seqzoo/compare/page.{kind}" for kind in ("html", "css", "js"))}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == wanted
     with tarfile.open(source_distribution) as archive:

@@ -262,7 +262,7 @@ def test_without_imports_a_run_is_inspected_and_drawn_and_the_unknown_mixer_is_n
     assert "The model cannot be shown: no task is called 'my_recall'" in shown and "Not imported: my_parts" in shown
     assert cli.main(["plot", foreign, "--no-imports"]) == 0 and (tmp_path / "work" / "loss.png").is_file()
     assert cli.main(["eval", foreign, "--no-imports"]) == 2
-    assert "--no-imports is for inspect and plot; eval needs the modules" in capsys.readouterr().err
+    assert "--no-imports is for inspect, plot, report; eval needs the modules" in capsys.readouterr().err
 
 
 def test_a_module_inside_a_run_folder_is_never_executed(foreign, capsys, tmp_path, monkeypatch):

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from seqzoo import plugins
-from seqzoo.cli import comparisons, help, inspect, plot, runs, text
+from seqzoo.cli import comparisons, help, inspect, plot, report, runs, text
 from seqzoo.cli.shared import NAMES, UsageError, checked, fail, take_flag
 from seqzoo.printing import forgiving_streams
 
 __all__ = ["main"]
 
-NO_IMPORTS, READING = "--no-imports", ("inspect", "plot")
+NO_IMPORTS, READING = "--no-imports", ("inspect", "plot", "report")
 CACHE = "--compilation-cache"
 TIMEOUT = "--distributed-timeout"
 AGAIN = "start the same command again in all processes"
@@ -63,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     name, rest = (first, arguments[1:]) if first in COMMANDS else ("train", arguments)
     skip = NO_IMPORTS in rest
     if skip and name not in READING:
-        return fail(f"{NO_IMPORTS} is for {' and '.join(READING)}; {name} needs the modules that the config's `imports` names", 2)
+        return fail(f"{NO_IMPORTS} is for {', '.join(READING)}; {name} needs the modules that the config's `imports` names", 2)
     try:
         if caches:
             profiling.enable_compilation_cache(caches[-1])
@@ -112,6 +112,7 @@ _COMMANDS = (
     runs.evaluate,
     inspect.inspect,
     plot.plot,
+    report.report,
     text.prepare,
     text.generate,
     help.help,

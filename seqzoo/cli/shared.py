@@ -18,7 +18,7 @@ from seqzoo.specs import did_you_mean
 Result = TypeVar("Result")
 Chosen = TypeVar("Chosen", config.Experiment, config.Comparison, config.Config)
 
-NAMES = ("train", "resume", "compare", "eval", "inspect", "plot", "prepare", "generate", "help")
+NAMES = ("train", "resume", "compare", "eval", "inspect", "plot", "report", "prepare", "generate", "help")
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
@@ -45,7 +45,10 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
   is generated
 - train.py inspect RUN | CONFIG.py [--settings]: status and settings of a run, also while it trains, and the model by its parts
 - train.py plot RUN... [--metric loss] [--x step] [--out FILE.png]: draw the curves of runs, and of all runs of a comparison
-- train.py inspect RUN --no-imports, plot RUN... --no-imports: the same without importing the modules in a run's `imports`
+- train.py report FOLDER... [--out DIR]: comparisons and runs, finished or not, joined in one HTML page that opens offline, with
+  table and figures, and the same in Markdown and PNG; needs the extra `report`
+- train.py inspect RUN --no-imports, plot RUN... --no-imports, report FOLDER... --no-imports: the same without importing the modules
+  in a run's `imports`
 
 Several processes, on one machine or many that share the run folder, train one experiment: start the same command in each with
 --distributed ADDRESS:PORT/COUNT/INDEX (address of process 0, number of processes, index of this one), or with

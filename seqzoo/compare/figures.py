@@ -5,10 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from seqzoo.compare.colours import Style, styles
-from seqzoo.compare.summary import Row
+from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY, Objective
 
 INK, FAINT = "#333333", "#8a8a8a"
@@ -37,8 +37,8 @@ def learning_curves(
     for row in rows:
         runs = [lines[name] for name in row.runs]
         look = looks[row.title]
-        _curve(left, [_points(run, "train", "loss", "step") for run in runs], look)
-        end = _curve(right, [_points(run, "eval", objective.name, "step") for run in runs], look, marked=True)
+        _curve(left, [points_of(run, "train", "loss", "step") for run in runs], look)
+        end = _curve(right, [points_of(run, "eval", objective.name, "step") for run in runs], look, marked=True)
         if end:
             ends[row.title] = end
             if row.still_learning:
@@ -63,7 +63,7 @@ def curves(lines: Mapping[str, Sequence[dict[str, Any]]], metric: str, x: str):
       A matplotlib figure.
     """
     names = {"train": "training", "eval": "evaluation, mean over evaluation sets"}
-    found = {kind: {label: _points(run, kind, metric, x) for label, run in lines.items()} for kind in names}
+    found = {kind: {label: points_of(run, kind, metric, x) for label, run in lines.items()} for kind in names}
     found = {kind: {label: run for label, run in runs.items() if run} for kind, runs in found.items() if any(runs.values())}
     figure, panels = _figure(len(found), list(lines))
     looks = styles(lines)
@@ -121,13 +121,13 @@ def eval_sets(
     """
     figure, (axes,) = _figure(1, [row.title for row in rows])
     looks = styles(row.title for row in rows)
-    name, places = _places(settings)
-    order = sorted(places, key=lambda name: places[name])
+    name, place_of = places(settings)
+    order = sorted(place_of, key=lambda name: place_of[name])
     ends = {}
     for row in rows:
         here = [each for each in order if each in row.eval_sets]
         style = looks[row.title]
-        x = [places[each] for each in here]
+        x = [place_of[each] for each in here]
         axes.fill_between(
             x,
             [row.eval_sets[e].low for e in here],
@@ -142,11 +142,11 @@ def eval_sets(
         axes.plot(x, y, markersize=5, linewidth=1.8, clip_on=False, **look, **fill)
         ends[row.title] = (x[-1], y[-1])
     if name is None:
-        axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
+        axes.set_xticks(list(place_of.values()), list(place_of), rotation=20, ha="right")
     else:
-        if min(places.values()) > 0 and max(places.values()) >= 4 * min(places.values()):
+        if min(place_of.values()) > 0 and max(place_of.values()) >= 4 * min(place_of.values()):
             axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(places.values())), [f"{place:g}" for place in sorted(set(places.values()))])
+        axes.set_xticks(sorted(set(place_of.values())), [f"{place:g}" for place in sorted(set(place_of.values()))])
         axes.minorticks_off()
         axes.set_xlabel({"pairs": "key-value pairs to remember", "length": "tokens"}.get(name, name))
     axes.set(**_limits(objective))
@@ -154,6 +154,71 @@ def eval_sets(
     _chance(axes, _level(chances) if len(set(chances.values())) == 1 else math.nan)
     _end_labels(axes, ends, looks)
     return figure
+
+
+class SizePoint(NamedTuple):
+    """A result at one state size."""
+
+    state_bytes: int
+    value: Range
+    still_learning: bool = False
+
+
+def by_state(series: Mapping[str, Sequence[SizePoint]], objective: Objective, chance: float | None, title: str):
+    """The objective against the bytes of state, on a logarithmic axis: one curve per mixer over its sizes.
+
+    A hollow marker is a result that was still rising when its training ended.
+    Args:
+      series: the points of each curve, by label.
+      objective: accuracy or bits per byte.
+      chance: its chance level; None: no line.
+      title: the numbers in words, such as "test accuracy on 16 pairs".
+    Returns:
+      A matplotlib figure.
+    """
+    figure, (axes,) = _figure(1, list(series))
+    axes.set_xscale("log", base=2)
+    ends = {}
+    for label, style in styles(series).items():
+        points = sorted(series[label], key=lambda point: point.state_bytes)
+        x, y = [point.state_bytes for point in points], [point.value.median for point in points]
+        spread = [
+            [point.value.median - point.value.low for point in points],
+            [point.value.high - point.value.median for point in points],
+        ]
+        look = {"color": style.colour, "clip_on": False}
+        axes.plot(x, y, linestyle=style.line, linewidth=1.6, **look)
+        axes.errorbar(x, y, spread, linestyle="", elinewidth=1, **look)
+        for point in points:
+            fill = {"markerfacecolor": "white"} if point.still_learning else {}
+            axes.plot([point.state_bytes], [point.value.median], marker=style.marker, markersize=5.5, **look, **fill)
+        ends[label] = (x[-1], y[-1])
+    sizes = [point.state_bytes for points in series.values() for point in points]
+    ticks = powers_of_two(sizes)
+    axes.set_xticks(ticks, [bytes_in_words(each) for each in ticks])
+    axes.minorticks_off()
+    hollow = any(point.still_learning for points in series.values() for point in points)
+    axes.set(xlim=(ticks[0] * 0.9, ticks[-1] * 1.1), **_limits(objective))
+    axes.set_xlabel(f"bytes of state per row{'; hollow: still learning' if hollow else ''}")
+    axes.set_title(f"{title[:1].upper()}{title[1:]} against state size", fontsize=11.5, color=INK)
+    _chance(axes, math.nan if chance is None else chance)
+    _end_labels(axes, ends, styles(series))
+    return figure
+
+
+def powers_of_two(sizes: Sequence[int]) -> list[int]:
+    """Powers of two for an axis from the smallest size to the largest, to a twentieth; nine at most."""
+    low = math.floor(math.log2(max(1, 1.05 * min(sizes))))
+    high = max(low + 1, math.ceil(math.log2(max(1, max(sizes) / 1.05))))
+    stride = math.ceil((high - low) / 8)
+    return [2 ** (low + place * stride) for place in range(math.ceil((high - low) / stride) + 1)]
+
+
+def bytes_in_words(count: int) -> str:
+    """A power of two in binary units: 4096 is "4 KiB"."""
+    units = ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))
+    size, unit = max(each for each in units if each[0] <= max(1, count))
+    return f"{count / size:g} {unit}"
 
 
 def decoding(rates: Mapping[str, Mapping[int, float]]):
@@ -213,7 +278,7 @@ def _figure(panels: int, labels: Sequence[str]) -> tuple[Any, Any]:
     return figure, all_axes
 
 
-def _points(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
+def points_of(lines: Sequence[dict[str, Any]], kind: str, metric: str, x: str) -> dict[float, float]:
     """{x: metric}; the mean over the lines of one step, which are the evaluation sets of an evaluation."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
@@ -283,6 +348,7 @@ def _end_labels(axes, ends: Mapping[str, tuple[float, float] | None], looks: Map
             fontsize=10,
             va="center",
             annotation_clip=False,
+            parse_math=False,  # a label may hold a dollar sign
         )
 
 
@@ -302,7 +368,7 @@ def move_apart(values: Sequence[float], gap: float, low: float, high: float) -> 
     return [centre(block) + place * gap for block in blocks for place in range(int(block[1]))]
 
 
-def _places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:
+def places(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, float]]:
     """x coordinate of each evaluation set: the first setting that differs between all evaluation sets ("pairs" first), else its
     index."""
     names = dict.fromkeys(("pairs", *(key for each in settings.values() for key in each)))

@@ -6,6 +6,12 @@ from typing import Any
 from seqzoo.compare.colours import FAMILIES
 from seqzoo.specs import Spec, SpecError, parse, split
 
+# Settings of mixers by which a state becomes larger or is divided.
+SIZES = (
+    *("heads", "key_heads", "kv_heads", "value_heads", "head_dim", "value_dim"),
+    *("expand", "expand_k", "expand_v", "state", "slots", "feature_dim", "window"),
+)
+
 Layers = tuple[Spec | str, ...]  # of one label; a str is no spec
 
 
@@ -35,6 +41,14 @@ def differing_settings(many: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
     last = [name.rpartition(".")[2] for name in varied]
     short = {name: part if last.count(part) == 1 else name for name, part in zip(varied, last, strict=True)}
     return [{short[name]: f"{short[name]}={each[name]}" for name in varied if name in each} for each in many]
+
+
+def without_sizes(text: str) -> str:
+    """A text of layers without the settings that make a state larger. Of a window, which bounds a cache, `window=True` stays."""
+    kept = lambda settings: ((name, value) for name, value in settings if name not in SIZES)
+    bound = lambda settings: [("window", True)] if dict(settings).get("window") else []
+    shorter = lambda part: Spec(part.name, (*kept(part.settings), *bound(part.settings)))
+    return ", ".join(part if isinstance(part, str) else str(shorter(part)) for part in _parsed(text))
 
 
 def _parsed(text: str) -> Layers:

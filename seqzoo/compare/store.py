@@ -93,7 +93,7 @@ class Store:
         try:
             summary = metrics.read_summary(place)
             if summary.get("finished"):
-                _check_summary(summary, place / metrics.SUMMARY)
+                check_summary(summary, place / metrics.SUMMARY)
                 metrics.read(place / metrics.METRICS)  # of which the figures are made
             failure = place / FAILURE
             problem = summary.get("stopped")
@@ -301,7 +301,7 @@ def _is_damaged(place: Path) -> bool:
             read_json(path)
         metrics.read(place / metrics.METRICS)
         if (summary := metrics.read_summary(place)).get("finished"):
-            _check_summary(summary, place / metrics.SUMMARY)
+            check_summary(summary, place / metrics.SUMMARY)
         else:
             run_dir.check_saved(place)
         if (place / FAILURE).exists() and SET_ASIDE in (place / FAILURE).read_text(encoding="utf-8", errors="replace"):
@@ -313,7 +313,7 @@ def _is_damaged(place: Path) -> bool:
     return bool(steps) and all(checkpoint.damage(folder / str(step)) for step in steps)
 
 
-def _check_summary(summary: dict[str, Any], path: Path) -> None:
+def check_summary(summary: dict[str, Any], path: Path) -> None:
     """Raises DamagedFile unless a finished run's summary has what tables and figures are made of."""
     number, absent = (int, float), type(None)
     require(summary, str(path), state_bytes=int, tokens_per_second=(*number, absent))

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from seqzoo.compare.colours import colour, styles
-from seqzoo.compare.figures import _end_labels, _places, decoding, eval_sets, learning_curves, move_apart
+from seqzoo.compare.colours import FAMILIES, colour, styles
+from seqzoo.compare.figures import (
+    SizePoint,
+    _end_labels,
+    by_state,
+    decoding,
+    eval_sets,
+    learning_curves,
+    move_apart,
+    places,
+    powers_of_two,
+)
 from seqzoo.compare.summary import Range, Row
 from seqzoo.training.objective import ACCURACY
 
@@ -26,9 +36,9 @@ def test_end_labels_keep_their_distance_order_and_bounds(values):
 
 
 def test_evaluation_sets_are_placed_at_the_setting_in_which_they_differ():
-    assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 64, "pairs": 8}}) == ("pairs", {"a": 4, "b": 8})
-    assert _places({"a": {"length": 64, "pairs": 4}, "b": {"length": 128, "pairs": 4}}) == ("length", {"a": 64, "b": 128})
-    assert _places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
+    assert places({"a": {"length": 64, "pairs": 4}, "b": {"length": 64, "pairs": 8}}) == ("pairs", {"a": 4, "b": 8})
+    assert places({"a": {"length": 64, "pairs": 4}, "b": {"length": 128, "pairs": 4}}) == ("length", {"a": 64, "b": 128})
+    assert places({"a": {}, "b": {}}) == (None, {"a": 0, "b": 1})
 
 
 SETTINGS = {"pairs=2": {"pairs": 2}, "pairs=8": {"pairs": 8}}
@@ -67,6 +77,36 @@ def test_the_labels_of_many_curves_have_a_line_each():
     boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)  # without the hairlines
     assert len(boxes) == 30
     assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
+
+
+def test_a_picture_of_many_mixers_over_their_sizes_has_a_curve_and_a_label_for_each():
+    names = [name for members in FAMILIES.values() for name in members][:25]
+    result = lambda name, size: SizePoint(size, Range(0.9, 0.8, 1.0), still_learning=name == "mamba" and size == 4096)
+    series = {name: [result(name, size) for size in (32768, 1024, 4096, 16640)] for name in names}
+    figure = by_state(series, ACCURACY, 1 / 128, "test accuracy on 16 pairs")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    curves = [line for line in axes.get_lines() if len(line.get_xdata()) == 4 and line.get_linestyle() != "None"]
+    assert [list(curve.get_xdata()) for curve in curves] == [[1024, 4096, 16640, 32768]] * 25
+    assert [curve.get_color() for curve in curves] == [colour(name) for name in names]
+    hollow = [line.get_xdata()[0] for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    assert (
+        hollow == [4096]
+        and "hollow: still learning" in axes.get_xlabel()
+        and axes.get_title().startswith("Test accuracy on 16 pairs")
+    )
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1 KiB", "2 KiB", "4 KiB", "8 KiB", "16 KiB", "32 KiB"]
+    boxes = sorted((Text.get_window_extent(text) for text in axes.texts if text.get_text() in names), key=lambda box: box.y0)
+    assert len(boxes) == 25 and all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
+    assert any("chance 0.008" in text.get_text() for text in axes.texts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ticks"),
+    [([4096], [4096, 8192]), ([1000, 8600], [1024, 2048, 4096, 8192]), ([1, 2**32], [2**each for each in range(0, 33, 4)])],
+)
+def test_an_axis_of_bytes_has_powers_of_two_around_all_sizes(sizes, ticks):
+    assert powers_of_two(sizes) == ticks
 
 
 def test_the_label_of_a_nearly_flat_curve_stays_beside_the_axes():
