@@ -10,7 +10,7 @@ from seqzoo.cli.shared import UsageError, checked, take_flag
 from seqzoo.compare.shares import Shard
 from seqzoo.entry import program
 
-RETRY, JOBS, SHARD = "--retry", "--jobs", "--shard"
+RETRY, JOBS, SHARD, CONTINUE, STEPS = "--retry", "--jobs", "--shard", "--continue-unfinished", "--steps"
 MOST_JOBS = 1024
 
 
@@ -20,6 +20,8 @@ class Flags(NamedTuple):
     retry: bool = False
     jobs: int = 1
     shard: Shard | None = None
+    continue_unfinished: bool = False
+    steps: int | None = None
 
 
 NO_FLAGS = Flags()
@@ -29,19 +31,38 @@ def take_flags(arguments: list[str]) -> tuple[Flags, list[str]]:
     """The flags of comparisons, and the other arguments."""
     jobs, rest = take_flag(JOBS, arguments)
     shards, rest = take_flag(SHARD, rest)
-    words = [word for word in rest if word != RETRY]
-    flags = Flags(RETRY in rest, jobs=_jobs(jobs[-1]) if jobs else 1, shard=_shard(shards[-1]) if shards else None)
-    return flags, words
+    more = CONTINUE in rest
+    steps, rest = take_flag(STEPS, rest)
+    if more:
+        others, rest = take_flag("--training.steps", rest)
+        steps += others
+    flags = Flags(
+        retry=RETRY in rest,
+        jobs=_number(JOBS, jobs[-1], "processes", MOST_JOBS) if jobs else 1,
+        shard=_shard(shards[-1]) if shards else None,
+        continue_unfinished=more,
+        steps=_number(STEPS, steps[-1], "steps", 2**31 - 1) if steps else None,
+    )
+    return flags, [word for word in rest if word not in (RETRY, CONTINUE)]
 
 
 def refuse_for_one_run(flags: Flags, what: str, command: bool) -> None:
     """Raises UsageError if flags of comparisons, or the command compare, are given one experiment."""
     if command:
         raise UsageError(f"{what}; compare is for comparisons, wanted train or resume")
-    names = {"retry": RETRY, "jobs": JOBS, "shard": SHARD}
+    names = dict(zip(Flags._fields, (RETRY, JOBS, SHARD, CONTINUE, STEPS), strict=True))
     for field, name in names.items():
         if getattr(flags, field) != getattr(NO_FLAGS, field):
             raise UsageError(f"{what}; {name} is for comparisons, wanted no {name}")
+
+
+def refuse_useless(flags: Flags, new: bool) -> None:
+    """Raises UsageError for flags that would do nothing, as those for earlier results of a new comparison."""
+    if flags.steps is not None and not flags.continue_unfinished:
+        raise UsageError(f"{STEPS} is the longer budget of {CONTINUE}; wanted both, or --training.steps for a new comparison")
+    for name, given in ((RETRY, flags.retry), (CONTINUE, flags.continue_unfinished)):
+        if new and given:
+            raise UsageError(f"a new comparison has no earlier runs; wanted {name} with the folder of one")
 
 
 def run(chosen: config.Comparison, folder: Path, flags: Flags, console: Console) -> int:
@@ -77,7 +98,7 @@ def _shard(word: str) -> Shard:
     raise UsageError(f"{SHARD} is {word!r}; wanted i/n with i from 1 to n, as of sbatch --array=1-n")
 
 
-def _jobs(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= MOST_JOBS:
-        raise UsageError(f"{JOBS} is {word!r}; wanted a number of processes from 1 to {MOST_JOBS}")
+def _number(flag: str, word: str, what: str, most: int) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= most:
+        raise UsageError(f"{flag} is {word!r}; wanted a number of {what} from 1 to {most}")
     return int(word)

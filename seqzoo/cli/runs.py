@@ -7,7 +7,7 @@ from rich.text import Text
 
 from seqzoo import config
 from seqzoo.cli import comparisons
-from seqzoo.cli.comparisons import NO_FLAGS, RETRY, Flags
+from seqzoo.cli.comparisons import NO_FLAGS, Flags
 from seqzoo.cli.shared import (
     UsageError,
     checked,
@@ -40,8 +40,7 @@ def train(arguments: list[str], console: Console, only_comparisons: bool = False
         chosen = without_repeats(chosen, lambda line: print_line(console, line))
     else:
         comparisons.refuse_for_one_run(flags, "this config is one run", only_comparisons)
-    if flags.retry:
-        raise UsageError(f"nothing has failed in a new comparison; wanted {RETRY} with the folder of one")
+    comparisons.refuse_useless(flags, new=True)
     if dry:
         checked(lambda: compare.show(chosen, console))
         return 0
@@ -65,7 +64,7 @@ class Evaluation(config.Section):
 
 
 def resume(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
-    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON [--retry] [--jobs N] [--shard i/n]`."""
+    """`resume RUN [--settings] [--changed] [--go-back]`, or `resume COMPARISON` with flags of comparisons."""
     from seqzoo import compare, training
 
     folder, words = take_run_folder("resume", arguments)
@@ -76,6 +75,7 @@ def resume(arguments: list[str], console: Console, only_comparisons: bool = Fals
     words = [word for word in words if word not in (CHANGED, GO_BACK)]
     if isinstance(found, config.Experiment):
         comparisons.refuse_for_one_run(flags, f"{folder} holds one run", only_comparisons)
+    comparisons.refuse_useless(flags, new=False)
     if not words:
         if isinstance(found, config.Experiment):
             checked(lambda: training.check(found, resumed=True))

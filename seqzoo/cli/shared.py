@@ -38,6 +38,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
   --jobs N: N processes train, each with its share of the cores
   --shard i/n: this call trains part i of n, i from 1 to n, in the folder that all parts share, run.folder/run.name: for the tasks
   of a cluster, sbatch --array=1-n, or for several machines
+- train.py compare COMPARISON --continue-unfinished [--steps N]: continue the runs that are marked as still learning, to N steps, or
+  to twice their steps
 - train.py eval RUN [--test] [--mesh...] [--step N]: evaluate the latest checkpoint of a run, or checkpoint N, on its evaluation
   sets for validation, or with --test on its test sets
 - train.py prepare SOURCE FOLDER [--settings]: tokenise files into shards for the task text, or continue a stopped call

@@ -111,7 +111,7 @@ def train_in_processes(store: Store, console: Console, jobs: int) -> None:
                     _stop(alive, signal.SIGTERM if signum in ORDERS else signal.SIGUSR1)
                 passed_on += 1
             runs = list(filter(store.is_mine, store.runs()))
-            left = [run for run in runs if not store.is_settled(run)]
+            left = [run for run in runs if not run.settled]
             overall.update(runs, store.busy(left))
             for worker in [each for each in alive if each.ended() is not None]:
                 alive.remove(worker)

@@ -59,7 +59,7 @@ class Overall:
 def counts(runs: Sequence[Run], running: int) -> str:
     """The number of runs done, failed and running, in words."""
     failed = sum(run.problem is not None for run in runs)
-    text = f"{sum(run.finished for run in runs)} of {len(runs)} runs done"
+    text = f"{sum(run.settled for run in runs) - failed} of {len(runs)} runs done"
     return text + (f", {failed} failed" if failed else "") + (f", {running} running" if running else "")
 
 
@@ -72,7 +72,7 @@ def time_left(runs: Sequence[Run], running: Collection[str], keys: Mapping[str, 
     for run in runs:
         if run.finished and isinstance(phases := run.summary.get("seconds"), dict):
             took.setdefault(keys[run.name], []).append(sum(phases.values()))
-    left = [run.name for run in runs if not run.finished and run.problem is None]
+    left = [run.name for run in runs if not run.settled]
     if not took or not left:
         return None
     usual = fmean(fmean(seconds) for seconds in took.values())

@@ -67,6 +67,7 @@ def report(
         f"* task: `{comparison.base.task}`" + (" (an axis replaces it)" if "task" in comparison.varied else ""),
         f"* {comparison.base.training.steps} steps" + (" (an axis replaces it)" if "training.steps" in comparison.varied else ""),
         *(f"* fewer where {REASONS[each]}" for each in REASONS if any(run.summary.get("ended") == each for run in runs)),
+        *(f"* still learning at the end, and continued to {run.more_steps} steps: `{run.name}`" for run in runs if run.more_steps),
         *(f"* axis `{path}`: {', '.join(f'`{value}`' for value in values)}" for path, values in comparison.axes.items()),
         f"* `{environment['command']}`",
         f"* {device['count']} x {device['kind']} ({device['platform']}), {device['cores']} cores, Python {environment['python']}",

@@ -37,6 +37,8 @@ def run(
     retry: bool = False,
     jobs: int = 1,
     shard: Shard | None = None,
+    continue_unfinished: bool = False,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Trains every experiment of a comparison that has no result yet, and writes results, report and figures.
 
@@ -53,6 +55,8 @@ def run(
         that runs share which differ only in learning rate, weight decay or seeds.
       retry: whether experiments that failed before are tried again, each from its latest checkpoint.
       jobs: number of processes that train; with several, each has its share of the cores, and `run` must be None.
+      continue_unfinished: whether the runs that are still learning at the end of their budget get a longer one; it stays.
+      steps: that budget, in training steps in all; None: twice the steps that each of these runs has done.
       shard: the part of the runs that this call trains; None: all. Parts need no locks, so they may be on several machines.
     Returns:
       The content of results.json.
@@ -67,6 +71,12 @@ def run(
         print_line(console, f"shard {shard}: {sum(map(store.is_mine, store.runs()))} of {len(store.runs())} runs")
     if retry:
         store.retry()
+    if continue_unfinished:
+        longer = store.continue_unfinished(steps)
+        for name, done, wanted in longer:
+            print_line(console, f"still learning, continued from step {done} to {wanted}: {name}")
+        if not longer:
+            print_line(console, "no finished run is still learning")
     if jobs == 1:
         train_all(store, console, run)
     else:
@@ -85,7 +95,7 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
     from seqzoo.training.programs import Programs
     from seqzoo.training.run.lock import LockedError
 
-    train = train or functools.partial(training.train, programs=Programs())
+    train_one: Train = train or functools.partial(training.train, programs=Programs())
     held: Claim | None = None
     last, waiting = None, False
     for each in filter(store.is_mine, store.runs()):
@@ -95,7 +105,7 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
         with Overall(overall or console, store.keys) as line:
             while True:
                 runs = list(filter(store.is_mine, store.runs()))
-                left = [each for each in runs if not store.is_settled(each)]
+                left = [each for each in runs if not each.settled]
                 busy = store.busy(left)
                 taken = _take(store, in_order(left, store.keys, busy, last), console)
                 if held is not None:  # only now: meanwhile no other process began a run with the same programs
@@ -115,8 +125,9 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                 line.update(runs, {*busy, chosen.name})
                 print_line(console, f"[{runs.index(chosen) + 1}/{len(runs)}] {chosen.name}")
                 try:
-                    train(store.experiments[chosen.name], store.place(chosen), console=console)
-                    if not store.is_settled(store.read(chosen)):
+                    changed = {"changed": True} if chosen.more_steps else {}
+                    train_one(store.experiments[chosen.name], store.place(chosen), console=console, **changed)
+                    if not store.read(chosen).settled:
                         store.record_failure(chosen, "it ended without a result")
                 except training.WriteError:  # it would hit the other experiments too
                     raise
@@ -138,7 +149,7 @@ def _take(store: Store, runs: list[Run], console: Console) -> tuple[Run, Claim] 
         claim = store.claim(run)
         if claim is None:
             continue
-        if store.is_settled(store.read(run)):  # another process has just finished it
+        if store.read(run).settled:  # another process has just finished it
             claim.release()
         elif claim.crashes >= CRASHES:
             problem = (
@@ -176,7 +187,7 @@ def _finish(store: Store, console: Console) -> dict[str, Any]:
     for each in runs:
         if each.problem:
             print_line(console, f"{each.name} has no result: {each.problem}")
-    if open := sum(not store.is_settled(each) for each in runs):
+    if open := sum(not each.settled for each in runs):
         print_line(console, f"runs of other shards without a result yet: {open}")
     if any(each.problem for each in runs):
         print_line(console, f"to try them again: {resume_command(store.folder)} --retry")

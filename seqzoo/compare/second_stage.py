@@ -33,7 +33,7 @@ def second_stage(comparison: config.Comparison, runs: Sequence[Run], experiments
     found = []
     for row in summarise(runs):
         label = [number for number, run in enumerate(runs) if run.label == row.label]
-        if not all(runs[number].finished or runs[number].problem is not None for number in label):
+        if not all(runs[number].settled for number in label):
             continue
         chosen = _seedless(experiments[row.runs[0]])
         number = next(number for number in label if _seedless(experiments[runs[number].name]) == chosen)

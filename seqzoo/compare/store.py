@@ -3,6 +3,7 @@
 config.json           the comparison
 store.json            number of the folder's format
 runs/NAME/            one run; summary.json is its result, failure.txt the reason why it has none
+budgets/NAME.json     more steps for a run that was still learning (continue_unfinished)
 claims/NAME           locked by the process that trains the run (claims.py)
 lock                  held for a moment by a process that opens the folder or writes the files below
 results.json, results.csv, report.md, *.png    made from runs/, anew after every run
@@ -36,6 +37,7 @@ from seqzoo.training.hyperparameters import shared_key
 
 FORMAT = 1
 STORE = "store.json"
+BUDGETS = "budgets"
 RUNS = "runs"
 NAME_BYTES = 100  # of the folder of a run
 FAILURE = "failure.txt"  # in the folder of a run that failed: the reason in one line; of an unexpected error also its traceback
@@ -81,9 +83,56 @@ class Store:
 
     def runs(self) -> list[Run]:
         """All runs with their results, or the reasons why they have none; those of the second stage as far as they are known."""
-        first = [self._settled.get(run.name) or self.read(run) for run in self._new]
+        first = [self._known(run) for run in self._new]
         later = [self._later(each) for each in second_stage(self.comparison, first, self.experiments)]
-        return first + [self._settled.get(run.name) or self.read(run) for run in later]
+        return first + [self._known(run) for run in later]
+
+    def _known(self, run: Run) -> Run:
+        """The run with its result. A result that is not to change any more is read once."""
+        run = run._replace(more_steps=self._budget(run))
+        found = self._settled.get(run.name)
+        if found is not None and found.more_steps == run.more_steps:
+            return found
+        found = self.read(run)
+        if found.finished and found.settled:
+            self._settled[run.name] = found
+        return found
+
+    def _budget(self, run: Run) -> int | None:
+        """The longer budget of a run, which its experiment then has; None: it has that of the comparison."""
+        path = self.folder / BUDGETS / f"{run.name}.json"
+        if not path.exists():
+            return None
+        found = read_json(path)
+        require(found, str(path), steps=int)
+        experiment = self.experiments[run.name]
+        if experiment.training.steps != found["steps"]:
+            self.experiments[run.name] = changed = config.replace(experiment, {"training.steps": found["steps"]})
+            self.keys[run.name] = shared_key(changed)
+        return found["steps"]
+
+    def continue_unfinished(self, steps: int | None) -> list[tuple[str, int, int]]:
+        """Gives the runs that were still learning at the end of their budget a longer one, which the folder records.
+
+        steps: training steps in all; None: twice those that each has done.
+        Returns:
+          The runs, as (name, steps done, steps of the new budget).
+        Raises:
+          ValueError: a run has as many steps already; nothing is written then.
+        """
+        from seqzoo.data.atomic_io import write_errors, write_json
+
+        learning = [
+            run for run in self.runs() if self.is_mine(run) and run.finished and run.settled and run.summary["still_learning"]
+        ]
+        longer = [(run.name, done := run.summary["step"], steps or 2 * done) for run in learning]
+        if short := [f"{name} has done {done}" for name, done, wanted in longer if wanted <= done]:
+            raise ValueError(f"--steps {steps}, but {', '.join(short)}; wanted more steps than that")
+        with write_errors(self.folder / BUDGETS):
+            (self.folder / BUDGETS).mkdir(exist_ok=True)
+        for name, _, wanted in longer:
+            write_json(self.folder / BUDGETS / f"{name}.json", {"steps": wanted})
+        return longer
 
     def read(self, run: Run) -> Run:
         """The run with the summary, or the reason of its failure, in its folder."""
@@ -102,14 +151,7 @@ class Store:
                     problem = file.read(2000).decode(errors="replace").partition("\n")[0] or f"{failure} is empty"
         except (DamagedFile, OSError) as error:  # one damaged member does not end the comparison
             return run._replace(problem=str(error))
-        found = run._replace(summary=summary, problem=problem)
-        if found.finished:
-            self._settled[run.name] = found
-        return found
-
-    def is_settled(self, run: Run) -> bool:
-        """Tells if nothing is to be trained: the run has its result, or has failed."""
-        return run.finished or run.problem is not None
+        return run._replace(summary=summary, problem=problem)
 
     def _later(self, later: Later) -> Run:
         """A run of the second stage, whose experiment is then known."""

@@ -25,11 +25,19 @@ class Run(NamedTuple):
     summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
     problem: str | None = None  # reason for a missing result
     stage: int = 1  # 2: a further seed for the settings that the first stage chose (Comparison.seeds_of_best)
+    more_steps: int | None = None  # its budget, if that is longer than the comparison's, because it was still learning
 
     @property
     def finished(self) -> bool:
         """True if the run has a result."""
         return bool(self.summary.get("finished")) and self.problem is None
+
+    @property
+    def settled(self) -> bool:
+        """True if nothing is left to train: the run has the result of its whole budget, or has failed."""
+        if not self.finished or self.more_steps is None:
+            return self.finished or self.problem is not None
+        return self.summary["ended"] != "budget" or self.summary["step"] >= self.more_steps
 
 
 class Range(NamedTuple):

@@ -179,6 +179,28 @@ def test_a_run_whose_checkpoints_do_not_load_is_set_aside_by_retry(tmp_path):
     assert (folder / "runs" / f"{name}.failed1" / "checkpoints" / "2").is_dir()
 
 
+def test_exactly_the_runs_that_are_still_learning_get_a_longer_budget_which_stays(tmp_path):
+    folder, trained = tmp_path / "c", []
+
+    def train(experiment, place, *, console=None, changed=False):
+        trained.append((place.name[:1], experiment.training.steps, changed))
+        summary = finish(experiment, place)
+        learning = experiment.training.seed == 1 and experiment.training.steps < 20
+        (place / "summary.json").write_text(json.dumps(summary | {"still_learning": learning}))
+
+    go = lambda **more: compare.run(SEEDS, folder, console=quiet(), run=train, **more)
+    go()
+    with pytest.raises(ValueError, match=r"--steps 6, but 1-.* has done 6; wanted more steps"):
+        go(continue_unfinished=True, steps=6)
+    go(continue_unfinished=True, steps=18)
+    results = go(continue_unfinished=True)
+    assert trained == [("0", 6, False), ("1", 6, False), ("1", 18, True), ("1", 36, True)]
+    assert [run["more_steps"] for run in results["runs"]] == [None, 36] and results["runs"][1]["config"]["training"]["steps"] == 36
+    go()
+    assert len(trained) == 4, "a call without it does not undo it"
+    assert f"to 36 steps: `{results['runs'][1]['name']}`" in (folder / "report.md").read_text()
+
+
 def test_the_overall_line_fits_sixty_columns_and_tells_the_time_left(tmp_path):
     store = open_store(tmp_path / "c", GRID)
     runs = store.runs()
@@ -212,7 +234,10 @@ def test_flags_of_comparisons_are_refused_in_one_line_where_they_do_not_fit(tmp_
         (["--shard", "0/4"], "--shard is '0/4'; wanted i/n with i from 1 to n"),
         (["--shard", "5/4"], "--shard is '5/4'; wanted i/n"),
         (["one.py", "--shard", "1/2"], "this config is one run; --shard is for comparisons"),
-        (["--retry"], "nothing has failed in a new comparison"),
+        (["--continue-unfinished"], "a new comparison has no earlier runs; wanted --continue-unfinished with"),
+        (["--steps", "9"], "--steps is the longer budget of --continue-unfinished"),
+        (["--continue-unfinished", "--training.steps", "no"], "--steps is 'no'; wanted a number of steps"),
+        (["--retry"], "a new comparison has no earlier runs; wanted --retry with"),
     ):
         assert cli.main(words) == 2
         said = capsys.readouterr().err
@@ -298,3 +323,12 @@ def test_of_two_shards_one_is_killed_and_started_again_and_the_results_are_those
     assert again.returncode == alone.returncode == 0 and f"process {second.pid} on " in said and "resuming" in said, said
     results = [json.loads((tmp_path / "runs" / each / "results.json").read_text()) for each in ("alone", "t")]
     assert numbers(results[0]) == numbers(results[1]) and all(run["finished"] for run in results[1]["runs"])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_still_learning_is_continued_from_its_checkpoint(tmp_path):
+    one = Comparison(base=tiny(), axes={"training.seed": (0,)})
+    compare.run(one, tmp_path / "c", console=quiet())
+    compare.run(one, tmp_path / "c", console=(console := quiet()), continue_unfinished=True, steps=9)
+    (run,) = json.loads((tmp_path / "c" / "results.json").read_text())["runs"]
+    assert run["summary"]["step"] == 9 and "at step 6" in console.file.getvalue() and not run["problem"]
