@@ -125,7 +125,7 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                 line.update(runs, {*busy, chosen.name})
                 print_line(console, f"[{runs.index(chosen) + 1}/{len(runs)}] {chosen.name}")
                 try:
-                    changed = {"changed": True} if chosen.more_steps else {}
+                    changed: dict[str, Any] = {"changed": True} if chosen.more_steps else {}
                     train_one(store.experiments[chosen.name], store.place(chosen), console=console, **changed)
                     if not store.read(chosen).settled:
                         store.record_failure(chosen, "it ended without a result")
