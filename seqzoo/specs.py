@@ -50,7 +50,8 @@ class Spec(NamedTuple):
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.settings)})" if self.settings else self.name
+        shown = (f"{name}={'...' if value is ... else repr(value)}" for name, value in self.settings)
+        return f"{self.name}({', '.join(shown)})" if self.settings else self.name
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

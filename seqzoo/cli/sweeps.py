@@ -15,6 +15,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.cli.shared import UsageError
+from seqzoo.config.comparison import LAYERS
 from seqzoo.specs import split
 
 SWEEP = "--sweep"
@@ -50,6 +51,8 @@ def _with_axes(comparison: config.Comparison, axes: dict[str, Any]) -> config.Co
 
 def _typed(base: config.Experiment, path: str, word: str) -> Any:
     """The value of a setting from a word of the command line."""
+    if path == LAYERS and "..." in word:  # asks for a setting to be solved for, which only a comparison with a budget can do
+        return split(word)
     try:
         literal, is_literal = ast.literal_eval(word), True
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -66,24 +69,18 @@ def _typed(base: config.Experiment, path: str, word: str) -> Any:
 def without_repeats(comparison: config.Comparison, say: Callable[[str], None]) -> config.Comparison:
     """The comparison without values that give the same experiments as earlier ones of their axis; each is reported."""
     axes = dict(comparison.axes)
-    first = {axis: _first(values) for axis, values in axes.items()}
+    first = {axis: next(iter(values)) for axis, values in axes.items()}
     for axis, values in axes.items():
         if isinstance(values, dict):
             continue
-        alone = config.Comparison(base=comparison.base, axes=first | {axis: values})
-        kept: dict[int, config.Experiment] = {}
-        for number, (_, experiment) in enumerate(alone.experiments()):
+        kept: dict[int, Any] = {}
+        for number, value in enumerate(values):
+            changed = comparison.settings_of(first | {axis: value})
+            experiment = comparison.layers_with(changed), comparison.as_written(changed)
             equal = next((earlier for earlier, other in kept.items() if other == experiment), None)
             if equal is None:
                 kept[number] = experiment
             else:
-                say(f"note: {axis}={values[number]!r} is the same as {values[equal]!r}: one run for both")
+                say(f"note: {axis}={value!r} is the same as {values[equal]!r}: one run for both")
         axes[axis] = tuple(values[number] for number in kept)
     return comparison if axes == comparison.axes else _with_axes(comparison, axes)
-
-
-def _first(values: Any) -> Any:
-    if isinstance(values, dict):
-        name = next(iter(values))
-        return {name: values[name]}
-    return values[:1]

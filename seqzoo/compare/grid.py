@@ -1,50 +1,60 @@
-"""Dry run of a comparison: its grid points with parameters, state bytes, steps and tokens, from abstract shapes alone."""
+"""Dry run of a comparison: its grid points with parameters, memory, state bytes, FLOPs, steps and tokens, from abstract shapes."""
 
 from typing import Any, NamedTuple
 
-import jax
-from flax import nnx
 from rich.console import Console
 from rich.text import Text
 
 from seqzoo import config, tasks
+from seqzoo.compare import sizing
 from seqzoo.compare.colours import colour
 from seqzoo.compare.names import short_names
 from seqzoo.compare.summary import labels
-from seqzoo.compare.tables import new_table, print_table
-from seqzoo.mixers import state_bytes
-from seqzoo.model import LanguageModel, params
+from seqzoo.compare.tables import format_matched, new_table, print_table
+from seqzoo.config.comparison import RATE, SHAPE
 from seqzoo.tasks.base import Task
 
 STEPS_COUNTED = 200_000  # about 0.2 s
 
 
 class GridPoint(NamedTuple):
-    """The experiments of one label, which differ in learning rate and seed only, and their cost."""
+    """The experiments of one label and one model, which differ in axes of choice and seed only, and their cost."""
 
     label: str
+    shape: str  # of the mixers whose settings were solved for a budget, else ""
     experiments: tuple[config.Experiment, ...]
     parameters: int
     state_bytes: int  # decode memory per row at the task's longest length
+    flops: int  # forward, per token of such a row
+    point: dict[str, Any]  # of the first of them; in a comparison with budgets with "matched", the measure of the model
     steps: int  # of one experiment, at most
     tokens: int  # of training, for one experiment, at most; beyond STEPS_COUNTED steps in proportion
 
 
 def group_by_label(chosen: config.Config) -> dict[str, tuple[config.Experiment, ...]]:
-    """The experiments by label; those that differ only in learning rate and seed share a label."""
+    """The experiments by label; those that differ only in axes of choice, shape and seed share a label."""
+    return {label: tuple(experiment for _, experiment in points) for label, points in _points(chosen).items()}
+
+
+def _points(chosen: config.Config) -> dict[str, list[tuple[dict[str, Any], config.Experiment]]]:
     if isinstance(chosen, config.Experiment):
-        return {next(iter(short_names([", ".join(chosen.model.layers)]).values())): (chosen,)}
-    groups: dict[str, tuple[config.Experiment, ...]] = {}
+        return {next(iter(short_names([", ".join(chosen.model.layers)]).values())): [({}, chosen)]}
+    groups: dict[str, list[tuple[dict[str, Any], config.Experiment]]] = {}
     points = list(chosen.experiments())
-    for label, (_, experiment) in zip(labels(chosen, points), points, strict=True):
-        groups[label] = (*groups.get(label, ()), experiment)
+    for label, point in zip(labels(chosen, points), points, strict=True):
+        groups.setdefault(label, []).append(point)
     return groups
 
 
 def check(chosen: config.Config) -> None:
-    """Raises ValueError if an experiment does not fit its task, model or devices, or a comparison has nothing to rank by."""
+    """Raises ValueError if an experiment does not fit its task, model or devices, or a comparison has nothing to rank by.
+
+    Also for a budget that no mixer can meet.
+    """
     from seqzoo import training
 
+    if isinstance(chosen, config.Comparison):
+        sizing.not_matched(chosen)
     for label, (experiment, *_) in group_by_label(chosen).items():
         training.check(experiment)
         if isinstance(chosen, config.Comparison) and not tasks.registry.create(experiment.task).eval_sets():
@@ -54,38 +64,39 @@ def check(chosen: config.Config) -> None:
 
 
 def grid_points(chosen: config.Config) -> list[GridPoint]:
-    """The grid points in the order of the experiments, one per label.
+    """The grid points in the order of the experiments, one per label and model.
 
-    Nothing is allocated, and equal models are built once. Devices are not checked: a grid can be listed on a machine that could not
+    Nothing is allocated, and equal layers are built once. Devices are not checked: a grid can be listed on a machine that could not
     run it.
 
     Raises:
-      ValueError: a model cannot be built; the message names the setting.
+      ValueError: a model cannot be built; the message names the setting. A budget that no mixer can meet.
     """
-    from seqzoo.training import build
-
-    models: dict[Any, LanguageModel] = {}
     tokens: dict[Any, int] = {}
     found = []
-    for label, experiments in group_by_label(chosen).items():
-        first = experiments[0]
-        task = tasks.registry.create(first.task)
-        shape = (first.model, task.vocab_size)
-        if shape not in models:
-            models[shape] = nnx.eval_shape(lambda first=first, task=task: build(first.model, task, jax.random.key(0)))
-        length = (first.task, first.training.steps)
-        if length not in tokens:
-            tokens[length] = _tokens(task, first.training.steps)
-        found.append(
-            GridPoint(
-                label,
-                experiments,
-                params.count(params.split(models[shape])[1]),
-                state_bytes(models[shape], task.max_length),
-                first.training.steps,
-                tokens[length],
+    for label, points in _points(chosen).items():
+        models: dict[Any, list[tuple[dict[str, Any], config.Experiment]]] = {}
+        for point, experiment in points:
+            models.setdefault((experiment.model, experiment.task, experiment.training.steps), []).append((point, experiment))
+        for (model, spec, steps), members in models.items():
+            task = tasks.registry.create(spec)
+            cost = sizing.model_cost(model, model.layers, task.vocab_size, task.max_length)
+            if (spec, steps) not in tokens:
+                tokens[spec, steps] = _tokens(task, steps)
+            point = members[0][0]
+            found.append(
+                GridPoint(
+                    label,
+                    point.get(SHAPE, ""),
+                    tuple(experiment for _, experiment in members),
+                    cost.parameters,
+                    cost.state_bytes,
+                    cost.flops // task.max_length,
+                    point,
+                    steps,
+                    tokens[spec, steps],
+                )
             )
-        )
     return found
 
 
@@ -96,21 +107,33 @@ def _tokens(task: Task, steps: int) -> int:
 
 
 def show(chosen: config.Config, console: Console) -> None:
-    """Prints the grid points of a comparison, or the one of an experiment, and the total number of runs and tokens."""
+    """Prints the grid points of a comparison, or the one of an experiment, the mixers that have no budget, and the total number of
+    runs and tokens."""
+    match = chosen.match if isinstance(chosen, config.Comparison) else None
+    unmatched = sizing.not_matched(chosen) if isinstance(chosen, config.Comparison) else []
     grid = grid_points(chosen)
-    several = any(len(point.experiments) > 1 for point in grid)
+    several, sized = any(len(point.experiments) > 1 for point in grid), any(point.shape for point in grid)
     table = new_table(chosen.name)
     table.add_column("", overflow="fold")
-    for name in (*(["runs"] if several else []), "parameters", "state bytes", "steps", "tokens"):
+    if sized:
+        table.add_column("settings", overflow="fold")
+    matched = [f"matched:\n{sizing.SHORT[match]}"] if match else []
+    numbers = ("parameters", "state bytes", "FLOPs/token", "steps", "tokens")
+    for name in (*(["runs"] if several else []), *matched, *numbers):
         table.add_column(name, justify="right", no_wrap=True)
     for point in grid:
-        runs = [f"{len(point.experiments)}"] if several else []
-        numbers = (point.parameters, point.state_bytes, point.steps, point.tokens)
-        table.add_row(Text.assemble(("● ", colour(point.label)), point.label), *runs, *(f"{number:,}" for number in numbers))
+        cells: list[Any] = [Text.assemble(("● ", colour(point.label)), point.label), *([point.shape] if sized else [])]
+        cells += [f"{len(point.experiments)}"] if several else []
+        cells += [format_matched(point.point)] if match else []
+        numbers = (point.parameters, point.state_bytes, point.flops, point.steps, point.tokens)
+        table.add_row(*cells, *(f"{number:,}" for number in numbers))
     print_table(console, table)
     runs = [experiment for point in grid for experiment in point.experiments]
     total = sum(point.tokens * len(point.experiments) for point in grid)
-    lines = [f"Runs: {len(runs)}, with {total:,} tokens in all." + " Runs of one line differ in learning rate and seed." * several]
+    chosen_axes = [axis for axis in chosen.chosen if axis != RATE] if isinstance(chosen, config.Comparison) else []
+    differ = f" Runs of one line differ in {', '.join(['learning rate', *chosen_axes])} and seed." if several else ""
+    lines = [f"Runs: {len(runs)}, with {total:,} tokens in all.{differ}"]
+    lines += sizing.explain(chosen, unmatched) if isinstance(chosen, config.Comparison) else []
     lines += ["State bytes: decode memory per row at the task's longest length. Steps and tokens: for one run."]
     stops = (experiment.training.stop_above for experiment in runs)
     if levels := sorted({level for level in stops if level is not None}):

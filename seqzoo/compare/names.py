@@ -71,7 +71,7 @@ def _differing(group: Sequence[Layers]) -> list[set[str]]:
     for parts in zip(*group, strict=True):
         settings = [dict(part.settings) if isinstance(part, Spec) else {} for part in parts]
         names = {name for each in settings for name in each}
-        found.append({name for name in names if len({repr(each.get(name, ...)) for each in settings}) > 1})
+        found.append({name for name in names if len({repr(each[name]) if name in each else "" for each in settings}) > 1})
     return found
 
 

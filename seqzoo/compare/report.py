@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqzoo import config
+from seqzoo.compare.sizing import SHORT, explain, not_matched
 from seqzoo.compare.summary import STILL_LEARNING, Row, Run, objective_of_runs, shown_in_words
-from seqzoo.compare.tables import caption, format_chance, format_costs, seeds_differ
+from seqzoo.compare.tables import caption, chosen_axes, format_chance, format_costs, format_matched, seeds_differ
 
 REPORT = "report.md"
 CURVES = "learning_curves.png"
@@ -27,15 +28,18 @@ def report(
     """The comparison in Markdown."""
     finished, title = sum(run.finished for run in runs), objective_of_runs(runs).title
     several = len({run.rate for run in runs}) > 1
-    seeds = ["seeds"] if seeds_differ(rows) else []
-    columns = ["", *levels, *seeds, *(["learning rate"] if several else []), "parameters", "state bytes", "tokens/s"]
+    seeds, rates = ["seeds"] if seeds_differ(rows) else [], ["learning rate"] if several else []
+    chosen, matched = chosen_axes(rows), [f"matched: {SHORT[comparison.match]}"] if comparison.match else []
+    columns = ["", *levels, *seeds, *chosen.values(), *rates, *matched, "parameters", "state bytes", "tokens/s"]
     have = f"{finished} of {len(runs)} runs have a result{endings(runs)}."
     lines = [f"# {comparison.name}", "", f"{have} {caption(runs)}", ""]
     lines += ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for row in rows:
         cells = [_title(row), *(str(row.eval_sets.get(name, "")) for name in levels)]
         cells += [str(len(row.runs))] if seeds else []
-        cells += [*([f"{row.rate:g}"] if several else []), *format_costs(row)]
+        cells += [f"`{row.chosen[axis]}`" if row.chosen.get(axis) else "" for axis in chosen]
+        cells += [f"{row.rate:g}"] if several else []
+        cells += [*([format_matched(row.point)] if matched else []), *format_costs(row)]
         lines.append("| " + " | ".join(cells) + " |")
     if any(level is not None for level in levels.values()):
         chance = ["chance", *map(format_chance, levels.values())]
@@ -54,6 +58,8 @@ def report(
         for row in rows:
             cells = [_validation(row, rate) if rate in row.rates else "-" for rate in rates]
             lines.append("| " + " | ".join([_title(row), *cells]) + " |")
+    if comparison.match:
+        lines += ["", "## Budgets", "", *(f"* {line}" for line in explain(comparison, not_matched(comparison)))]
     figures = {f"{shown_in_words(runs).capitalize()} in each evaluation set": EVAL_SETS} if len(levels) > 1 else {}
     for what, name in (figures | {"Learning curves": CURVES}).items():
         lines += ["", f"![{what}]({name})"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from seqzoo import config
 from seqzoo.compare.report import CURVES, EVAL_SETS, REPORT, report
+from seqzoo.compare.sizing import not_matched
 from seqzoo.compare.summary import RATE, SEED, Run, chance_levels, objective_of_runs, shown, shown_in_words, summarise
 
 
@@ -30,6 +31,7 @@ def write_results(
         "objective": objective_of_runs(runs).name,
         "shown": shown(runs),
         "chance": {name: None if level is None or math.isnan(level) else level for name, level in levels.items()},
+        "not_matched": [_plain(each) for each in not_matched(comparison)],
         "rows": [_plain(row) for row in rows],
         "runs": [
             {**_plain(run), "finished": run.finished, "config": experiments[run.name].model_dump(mode="json")} for run in runs
@@ -63,7 +65,7 @@ def as_csv(runs: Sequence[Run]) -> str:
     lines = [
         {
             **{"run": run.name, "label": run.label, "learning_rate": run.rate, "seed": run.seed},
-            **{path: run.point[path] for path in axes if path not in (RATE, SEED)},
+            **{path: run.point.get(path, "") for path in axes if path not in (RATE, SEED)},
             **{"eval_set": name, objective.name: result[objective.name], "loss": result["loss"], "chance": result["chance"]},
             **{f"eval_set.{key}": value for key, value in result["settings"].items()},
             **{f"test_{key}": run.summary["test"][name][key] for key in (objective.name, "loss") if name in run.summary["test"]},

@@ -7,13 +7,15 @@ search over that width evaluates abstract shapes only, of single layers, and rem
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
-from seqzoo import config, mixers
+from seqzoo import config, mixers, tasks
+from seqzoo.compare.names import short_names
+from seqzoo.config.comparison import BUDGET, LAYERS, MATCHED, SHAPE
 from seqzoo.mixers import memory_bytes, state_bytes
 from seqzoo.mixers.shapes import Measure, Shape
 from seqzoo.model import LanguageModel, params
@@ -22,6 +24,7 @@ from seqzoo.specs import Spec, parse
 TOLERANCE = 0.05  # of a budget
 WIDEST = 16  # channels, states, slots ... over d_model of any setting that is solved for; no published layer has more
 FILLER = "base_conv"  # in place of all mixers, where only the rest of a model is counted
+SHORT = {"state_bytes": "memory", "parameters": "parameters", "flops": "FLOPs"}
 WORDS = {"state_bytes": "bytes of recurrent memory", "parameters": "parameters", "flops": "FLOPs per row"}
 
 
@@ -58,8 +61,85 @@ class Sizing(NamedTuple):
     reason: str  # why they have not, or why there are none; else ""
 
 
+def sized_layers(comparison: config.Comparison, changed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The layers of a model of a comparison, for each budget and shape, as (what a point says of them, layers).
+
+    A pattern that stays as it is comes once for all budgets. A pattern without settings for any budget does not come at all.
+
+    Args:
+      changed: the settings in which the model differs from the base.
+    """
+    sizings = list(_sizings(comparison, changed))
+    matched = [(budget, each) for budget, sizing in sizings if sizing.matched for each in sizing.candidates]
+    for budget, each in matched:
+        yield {BUDGET: budget, SHAPE: each.shape, MATCHED: each.cost.of(comparison.measure)}, each.layers
+    if not matched:
+        for each in sizings[0][1].candidates:
+            yield {MATCHED: each.cost.of(comparison.measure)}, each.layers
+
+
+class NotMatched(NamedTuple):
+    """A pattern of layers that has no settings for a budget, or that stays as it is."""
+
+    layers: tuple[str, ...]  # as written
+    budget: int | None  # None: any
+    reason: str
+    left_out: bool  # else it is trained as it is
+
+
+def not_matched(comparison: config.Comparison) -> list[NotMatched]:
+    """The patterns without a budget, in the order of the models.
+
+    Raises:
+      ValueError: a budget that no mixer can meet.
+    """
+    if comparison.match is None:
+        return []
+    found, met = [], set()
+    for _, changed in comparison.models():
+        for budget, sizing in _sizings(comparison, changed):
+            if sizing.matched:
+                met.add(budget)
+            else:
+                layers = comparison.layers_with(changed)
+                found.append(NotMatched(layers, None if sizing.candidates else budget, sizing.reason, not sizing.candidates))
+    for budget in comparison.budgets:
+        if budget not in met:
+            reasons = dict.fromkeys(each.reason for each in found if each.budget in (budget, None))
+            why = "; ".join(itertools.islice(reasons, 3))
+            raise ValueError(f"no mixer can be given the budget of {budget:,} {WORDS[comparison.measure]}: {why}")
+    return list(dict.fromkeys(found))
+
+
+def explain(comparison: config.Comparison, unmatched: Sequence[NotMatched]) -> list[str]:
+    """Lines of text: the measure that is matched, and every pattern of layers without a budget, with the reason."""
+    if comparison.match is None:
+        return []
+    budgets = " or ".join(f"{budget:,}" for budget in comparison.budgets)
+    lines = [f"Matched within 5 %: {budgets} {WORDS[comparison.measure]}."]
+    names = short_names([", ".join(layers) for _, changed in comparison.models() if (layers := comparison.layers_with(changed))])
+    groups: dict[tuple[str, bool, str], list[int]] = {}
+    for each in unmatched:
+        budgets_of = groups.setdefault((names[", ".join(each.layers)], each.left_out, each.reason), [])
+        budgets_of += [] if each.budget is None else [each.budget]
+    for (name, left_out, reason), numbers in groups.items():
+        where = f" at {' and '.join(f'{number:,}' for number in numbers)}" if numbers else ""
+        lines.append(f"{'Left out' if left_out else 'Not matched'}: {name}{where}: {reason}.")
+    return lines
+
+
+def _sizings(comparison: config.Comparison, changed: Mapping[str, Any]) -> Iterator[tuple[int, Sizing]]:
+    """The result of one model of a comparison for every budget."""
+    settings = {path: value for path, value in changed.items() if path != LAYERS}
+    experiment = config.replace(comparison.base, settings | {LAYERS: (FILLER,) * len(comparison.layers_with(changed))})
+    task = tasks.registry.create(experiment.task)
+    for budget in comparison.budgets:
+        args = (comparison.layers_with(changed), task.vocab_size, task.max_length, comparison.measure, budget, comparison.shapes)
+        yield budget, size(experiment.model, *args)
+
+
 def within(number: int, budget: int) -> bool:
-    """Whether a number equals a budget within 5 %."""
+    """Tells if a number equals a budget within 5 %."""
     return abs(number - budget) <= TOLERANCE * budget
 
 
@@ -185,7 +265,7 @@ def _unsized(model: config.Model, layers: tuple[str, ...], vocab_size: int, leng
         reason = f"its state grows with the row, here to {number}" if grows else f"its settings are given, with {number}"
         return Sizing((Candidate(layers, "", cost),), matched, "" if matched else reason)
     names = ", ".join(dict.fromkeys(spec.name for spec in counted or map(parse, layers)))
-    return Sizing((), False, f"{names} has no setting that is solved for {WORDS[measure]}; it has {number}")
+    return Sizing((), False, f"{names} declares no shape for a budget of {SHORT[measure]}; it has {number}")
 
 
 def free_shapes(spec: Spec, measure: Measure) -> tuple[Shape, ...]:
@@ -203,7 +283,7 @@ def free_shapes(spec: Spec, measure: Measure) -> tuple[Shape, ...]:
 
 
 def _is_expansion(mixer: Any, name: str) -> bool:
-    """Whether a setting is a multiple of d_model; else it is a number of channels, states, slots ..."""
+    """Tells if a setting is a multiple of d_model; else it is a number of channels, states, slots ..."""
     fields = mixer.Settings.model_fields
     if name not in fields:
         mixers.registry.check(Spec(mixer.registered_name, ((name, ...),)))  # raises SpecError, with the nearest name

@@ -302,8 +302,8 @@ def _new_run(
     stage: int = 1,
 ) -> Run:
     axes = varied_axes(comparison) if stage == 1 else [*(axis for axis in varied_axes(comparison) if axis != SEED), SEED]
-    parts = (experiment.model.layers if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
-    slug = "-".join(re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts) or "only"
+    parts = (comparison.written_layers(point) if axis == LAYERS else [value_label(comparison, point, axis)] for axis in axes)
+    slug = "-".join(filter(None, (re.sub(r"[^\w=.,+]+", "_", ",".join(each)).strip("_") for each in parts))) or "only"
     return Run(
         name=shortened(f"{number:0{len(str(count - 1))}d}-{slug}", NAME_BYTES),
         label=label,

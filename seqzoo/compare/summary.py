@@ -3,23 +3,21 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from seqzoo.compare.names import short_names
 from seqzoo.config import Comparison, Experiment
+from seqzoo.config.comparison import BUDGET, LAYERS, MATCHED, RATE, SEED, SHAPE
 from seqzoo.training.objective import Objective, objective_of
-
-RATE = "optimizer.learning_rate"
-SEED = "training.seed"
-LAYERS = "model.layers"
 
 
 class Run(NamedTuple):
     """One experiment of a comparison and its result."""
 
     name: str  # of its folder inside the comparison's
-    label: str  # everything of the point except learning rate and seed
-    point: dict[str, Any]  # {axis: value or name}
+    label: str  # everything of the point except axes of choice and seed
+    point: dict[str, Any]  # {axis: value or name}, as `Comparison.experiments` gives it
     rate: float
     seed: int
     summary: dict[str, Any]  # as the trainer wrote it; {} if there is none
@@ -54,20 +52,31 @@ class Range(NamedTuple):
 STILL_LEARNING = "still learning"
 
 
+class Choice(NamedTuple):
+    """One of the settings among which the best is chosen."""
+
+    point: dict[str, Any]  # the axes in which the runs of a label differ, without the seed
+    rate: float
+    score: float  # median over seeds of the mean over evaluation sets; of a run without a result the worst
+
+
 class Row(NamedTuple):
-    """One line of the table: a label at its best learning rate."""
+    """One line of the table: a label at its best choice of learning rate, shape ..."""
 
     label: str
     rate: float
-    rates: dict[float, float]  # median over seeds of the mean over evaluation sets, for every learning rate that finished
+    rates: dict[float, float]  # for every learning rate that finished, the score of its best choice
     score: Range  # of the mean over evaluation sets, of the numbers that `shown` names
     eval_sets: dict[str, Range]  # of the same numbers
     parameters: int
     state_bytes: int
     tokens_per_second: float | None
-    runs: tuple[str, ...]  # at the best learning rate, by name; one for each seed with a result
+    runs: tuple[str, ...]  # of the best choice, by name; one for each seed with a result
     still_learning: bool = False  # one of these runs ended by its budget while its curve rose: the row is not ranked
     rates_still_learning: tuple[float, ...] = ()  # the learning rates with such a run
+    point: Mapping[str, Any] = MappingProxyType({})  # of the runs that are shown, without the seed
+    chosen: Mapping[str, Any] = MappingProxyType({})  # of it, the shape and other axes of choice, without the learning rate
+    choices: tuple[Choice, ...] = ()  # all that finished
 
     @property
     def title(self) -> str:
@@ -77,28 +86,40 @@ class Row(NamedTuple):
 
 def labels(comparison: Comparison, points: Sequence[tuple[Mapping[str, Any], Experiment]]) -> list[str]:
     """Label of each grid point: short names of its mixers, or of their name on a named axis; then the values of the other varied
-    axes. Points that differ only in learning rate and seed share one.
+    axes, without axes of choice. Points that differ only in axes of choice and seed share one.
 
     Args:
       comparison: the comparison with these axes.
       points: all of `comparison.experiments()`.
     """
     heads = [axis for axis, paths in comparison.named.items() if LAYERS in paths]
-    rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, RATE, SEED, *heads)]
-    titles = [" ".join(point[axis] for axis in heads) or ", ".join(experiment.model.layers) for point, experiment in points]
+    rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, RATE, SEED, SHAPE, *comparison.chosen, *heads)]
+    titles = [" ".join(point[axis] for axis in heads) or ", ".join(comparison.written_layers(point)) for point, _ in points]
     short = short_names(titles)
-    values = ([value_label(comparison, point, axis) for axis in rest] for point, _ in points)
+    values = ([value_label(comparison, point, axis) for axis in rest if axis in point] for point, _ in points)
     return [" ".join([short[title], *each]) for title, each in zip(titles, values, strict=True)]
 
 
 def value_label(comparison: Comparison, point: Mapping[str, Any], axis: str) -> str:
-    """Label of a point on one axis: the name on a named axis, else setting=value."""
+    """Label of a point on one axis: the name on a named axis, a budget with its unit, else setting=value; "" without a value."""
+    if axis == BUDGET and axis in point:
+        return budget_label(point[axis], comparison.match)
+    if axis == SHAPE or axis not in point:
+        return point.get(axis, "")
     return point[axis] if axis in comparison.named else f"{axis.split('.')[-1]}={point[axis]}"
 
 
+def budget_label(budget: int, match: str | None) -> str:
+    """A budget with its unit: "4 KiB", "100,000 parameters", "1,000,000 FLOPs"."""
+    if match == "state_bytes":
+        return f"{budget / 1024:g} KiB" if budget % 256 == 0 else f"{budget:,} B"
+    return f"{budget:,} {'FLOPs' if match == 'flops' else match}"
+
+
 def varied_axes(comparison: Comparison) -> list[str]:
-    """The axes with more than one value."""
-    return [axis for axis, values in comparison.axes.items() if len(values) > 1]
+    """The axes with more than one value, and with budgets "budget", if there are several, and "shape"."""
+    sized = [*([BUDGET] if len(comparison.budgets) > 1 else []), *([SHAPE] if comparison.match else [])]
+    return [*(axis for axis, values in comparison.axes.items() if len(values) > 1), *sized]
 
 
 def objective_of_runs(runs: Iterable[Run]) -> Objective:
@@ -128,40 +149,47 @@ def chance_levels(runs: Iterable[Run]) -> dict[str, float | None]:
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """One row per label, in the order of the runs: the best learning rate by the median over seeds.
+    """One row per label, in the order of the runs: the best choice of learning rate, shape ... by the median over seeds.
 
-    A learning rate counts by the median over its seeds of the objective (accuracy, or bits per byte for text) on validation at the
-    end of training, averaged over evaluation sets; one learning rate is chosen for all evaluation sets, and ties go to the smaller.
-    A run without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that choice; the
-    numbers shown do not contain it, and are those of the test sets where there are some. Labels without any result have no row.
-    Runs of the second stage choose nothing.
+    A choice counts by the median over its seeds of the objective (accuracy, or bits per byte for text) on validation at the end of
+    training, averaged over evaluation sets; one choice is made for all evaluation sets, and ties go to the smaller learning rate,
+    then to the first. A run without a result (it diverged, or has not run yet) counts as accuracy 0, or as 8 bits per byte, in that
+    choice; the numbers shown do not contain it, and are those of the test sets where there are some. Labels without any result have
+    no row. Runs of the second stage choose nothing.
     """
     runs = list(runs)
     objective, part = objective_of_runs(runs), shown(runs)
-    groups: dict[str, dict[float, list[Run]]] = {}
-    for run in runs:
-        groups.setdefault(run.label, {}).setdefault(run.rate, []).append(run)
+    score = lambda run: objective.mean(run.summary["final"]) if run.finished else objective.worst
     rows = []
-    for label, by_rate in groups.items():
-        score = lambda run: objective.mean(run.summary["final"]) if run.finished else objective.worst
-        choosing = {rate: [run for run in by_rate[rate] if run.stage == 1] for rate in sorted(by_rate)}
-        rates = {rate: median(map(score, some)) for rate, some in choosing.items() if any(run.finished for run in some)}
-        if not rates:
+    for label, choices in group_by_choice(runs).items():
+        found = []
+        for members in sorted(choices, key=lambda members: members[0].rate):
+            choosing = [run for run in members if run.stage == 1]
+            if any(run.finished for run in choosing):
+                point, rate = _differing(members[0].point, choices), members[0].rate
+                found.append((Choice(point, rate, median(map(score, choosing))), members))
+        if not found:
             continue
-        best = max(rates, key=lambda rate: objective.sort_key(rates[rate]))
-        finished = [run for run in by_rate[best] if run.finished]
+        best, members = max(found, key=lambda each: objective.sort_key(each[0].score))
+        by_rate: dict[float, list[float]] = {}
+        for choice, _ in found:
+            by_rate.setdefault(choice.rate, []).append(choice.score)
+        finished = [run for run in members if run.finished]
         speeds = [run.summary["tokens_per_second"] for run in finished if run.summary["tokens_per_second"]]
         names = dict.fromkeys(name for run in finished for name in run.summary[part])
         eval_sets = {
             name: _range(run.summary[part][name][objective.name] for run in finished if name in run.summary[part]) for name in names
         }
-        learning = [run for rate in by_rate for run in by_rate[rate] if run.finished and run.summary["still_learning"]]
+        learning = [run for members in choices for run in members if run.finished and run.summary["still_learning"]]
         first = finished[0].summary
         rows.append(
             Row(
                 label=label,
-                rate=best,
-                rates=rates,
+                point=without_seed(members[0].point),
+                chosen={axis: value for axis, value in best.point.items() if axis not in (RATE, MATCHED)},
+                rate=best.rate,
+                rates={rate: max(scores, key=objective.sort_key) for rate, scores in by_rate.items()},
+                choices=tuple(choice for choice, _ in found),
                 score=_range(objective.mean(run.summary[part]) for run in finished),
                 eval_sets=eval_sets,
                 parameters=first["parameters"],
@@ -173,6 +201,25 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
             )
         )
     return rows
+
+
+def group_by_choice(runs: Iterable[Run]) -> dict[str, list[list[Run]]]:
+    """The runs of each label, those that differ only in the seed together."""
+    groups: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        groups.setdefault(run.label, {}).setdefault(repr((without_seed(run.point), run.rate)), []).append(run)
+    return {label: list(choices.values()) for label, choices in groups.items()}
+
+
+def without_seed(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point without the seed."""
+    return {axis: value for axis, value in point.items() if axis != SEED}
+
+
+def _differing(point: Mapping[str, Any], choices: Sequence[Sequence[Run]]) -> dict[str, Any]:
+    """The values of a point on the axes in which choices differ."""
+    same = lambda axis: all(repr(members[0].point.get(axis)) == repr(point[axis]) for members in choices)
+    return {axis: value for axis, value in without_seed(point).items() if axis in (RATE, SHAPE) or not same(axis)}
 
 
 def _range(values: Iterable[float]) -> Range:

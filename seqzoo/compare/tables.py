@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from seqzoo.compare.colours import colour
 from seqzoo.compare.summary import STILL_LEARNING, Range, Row, Run, chance_levels, objective_of_runs, shown_in_words, summarise
+from seqzoo.config.comparison import BUDGET, MATCHED, SHAPE
 
 TEXT_WIDTH = 10  # at which a column of text still folds well, on a narrow terminal
 GAP = 1  # between columns
@@ -78,12 +80,17 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
     """
     levels, objective = chance_levels(runs), objective_of_runs(runs)
     several = len({run.rate for run in runs}) > 1
+    chosen, matched = chosen_axes(rows), any(MATCHED in row.point for row in rows)
     result = new_table(title)
     result.add_column("", overflow="fold")  # the only column that folds on a narrow terminal: no digit is cut
     for name in levels:
         result.add_column(Text(re.sub("[=,]", "\n", name)), justify="right", no_wrap=True)
-    seeds = ["seeds"] if seeds_differ(rows) else []
-    for name in (*seeds, *(["learning\nrate"] if several else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
+    seeds, rates = ["seeds"] if seeds_differ(rows) else [], ["learning\nrate"] if several else []
+    for name in seeds:
+        result.add_column(name, justify="right", no_wrap=True)
+    for name in chosen.values():
+        result.add_column(name, overflow="fold")
+    for name in (*rates, *(["matched"] if matched else []), "para-\nmeters", "state\nbytes", "tokens\n/s"):
         result.add_column(name, justify="right", no_wrap=True)
     ranked = [row for row in rows if not row.still_learning]
     medians = {name: [row.eval_sets[name].median for row in ranked if name in row.eval_sets] for name in levels}
@@ -93,8 +100,10 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
         for name in levels:
             values = row.eval_sets.get(name)
             cells.append(_format_range(values, not row.still_learning and values.median == best[name]) if values else Text())
-        cells += [str(len(row.runs))] if seeds else []
-        result.add_row(*cells, *([f"{row.rate:g}"] if several else []), *map(Text, format_costs(row)))
+        cells += [Text(str(len(row.runs)))] if seeds else []
+        cells += [Text(str(row.chosen.get(axis, ""))) for axis in chosen]
+        cells += [*([f"{row.rate:g}"] if several else []), *([format_matched(row.point)] if matched else [])]
+        result.add_row(*cells, *map(Text, format_costs(row)))
     if any(level is not None for level in levels.values()):
         result.add_section()
         result.add_row(Text("chance", "dim"), *(Text(format_chance(level), "dim") for level in levels.values()))
@@ -111,6 +120,8 @@ def caption(runs: Sequence[Run]) -> str:
         parts.append(f"median of {count} (lowest-highest, or ± half of that range)")
     if rates > 1:
         parts.append(f"at the best of {rates} learning rates on validation")
+    if any(run.point.get(SHAPE) for run in runs):
+        parts.append("with the best on validation of the settings that meet the budget")
     learning = f" Rows {STILL_LEARNING}: their curves rose when training ended, and they are not ranked."
     more = learning if any(row.still_learning for row in rows) else ""
     return f"{', '.join(parts)}. State bytes: decode memory per row.{more}"
@@ -130,6 +141,17 @@ def format_chance(chance: float | None) -> str:
     if chance is None:
         return "-"
     return "varies" if math.isnan(chance) else f"{chance:.3f}"
+
+
+def chosen_axes(rows: Sequence[Row]) -> dict[str, str]:
+    """The axes of choice whose values a table shows beside the learning rate, with their titles."""
+    axes = dict.fromkeys(axis for row in rows for axis in row.chosen)
+    return {axis: "settings" if axis == SHAPE else axis.split(".")[-1].replace("_", " ") for axis in axes}
+
+
+def format_matched(point: Mapping[str, Any]) -> str:
+    """The measure of a point of a comparison with budgets, marked if no budget is met."""
+    return f"{point[MATCHED]:,}" + ("" if BUDGET in point else " (not matched)")
 
 
 def format_costs(row: Row) -> tuple[str, str, str]:

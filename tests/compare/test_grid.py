@@ -90,6 +90,7 @@ def test_grid_points_have_the_cost_of_the_runs_that_would_be_trained():
         assert point.parameters == sum(leaf.size for leaf in jax.tree.leaves(setup.abstract["params"]))
         leaves = jax.tree.leaves(jax.eval_shape(lambda setup=setup: setup.model(setup.abstract["params"]).init_state(1, 16)))
         assert point.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        assert point.flops == setup.model(setup.abstract["params"]).flops(1, 16) // 16
         assert (point.steps, point.tokens) == (6, 6 * 8 * 16)
 
 
@@ -133,7 +134,8 @@ def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr().out
     for point in compare.grid_points(NAMED):
         (line,) = [line for line in shown.splitlines() if f"● {point.label} " in line]
-        assert line.split()[-5:] == [f"{number:,}" for number in (2, point.parameters, point.state_bytes, 6, 768)]
+        numbers = (2, point.parameters, point.state_bytes, point.flops, 6, 768)
+        assert line.split()[-6:] == [f"{number:,}" for number in numbers]
     assert "Runs: 8, with 6,144 tokens in all." in shown
     assert list(tmp_path.iterdir()) == [path]
 

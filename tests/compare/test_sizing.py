@@ -17,7 +17,13 @@ MODEL = Model(d_model=64, depth=2, channel="none", tie_embeddings=False)
 VOCABULARY, LENGTH = 256, 64
 FRONT = "base_conv(conv_size=3)"
 # These cannot be given a budget of state: no setting changes it, or it grows with the row.
-WITHOUT = {"base_conv": "no setting", "aaren": "no setting", "rwkv4": "no setting", "softmax": "grows", "sigmoid": "grows"}
+WITHOUT = {
+    "base_conv": "declares no shape",
+    "aaren": "declares no shape",
+    "rwkv4": "declares no shape",
+    "softmax": "grows",
+    "sigmoid": "grows",
+}
 
 
 def size(*layers, measure: Measure = "state_bytes", budget=4096, most=1, model=MODEL):
@@ -133,7 +139,7 @@ def test_a_budget_is_that_of_all_layers_together():
         ((FRONT, "gla"), "parameters", 30_000, "the rest of the model has 37,376 parameters already"),
         ((FRONT, "min_gru"), "state_bytes", 8192, "min_gru(expand=16.0) is nearest, with 4,096 of 8,192"),
         ((FRONT, "hgrn2"), "state_bytes", 3000, "hgrn2(heads=4) is nearest, with 4,096 of 3,000"),
-        ((FRONT, "s4d"), "parameters", 90_000, "s4d has no setting that is solved for parameters"),
+        ((FRONT, "s4d"), "parameters", 90_000, "s4d declares no shape for a budget of parameters"),
     ],
 )
 def test_the_reason_is_one_line_with_what_is_nearest(layers, measure, budget, says):
