@@ -304,7 +304,7 @@ TWO_RATES = comparison(model__layers=("softmax", "gla(heads=2)"), optimizer__lea
 
 
 def shown_table(results_of):
-    """What a comparison prints, writes as report.md, and returns."""
+    """The text that a comparison prints, and its results."""
     with Console(record=True, width=200, file=io.StringIO()) as console:
         results = results_of(console)
     return console.export_text(), results
