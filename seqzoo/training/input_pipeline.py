@@ -1,12 +1,15 @@
 """Input pipeline: batches made on the devices, or read on the host ahead of time, each process its own rows."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from seqzoo.model import sharding
 from seqzoo.tasks.base import BatchSpec, EvalSet, Task
@@ -20,9 +23,13 @@ Batch = dict[str, Array]
 
 def on_device(setup: TrainSetup, spec: BatchSpec, index: Array, seed: int | Array) -> Batch:
     """The task's batch for that seed, made on the devices with its rows sharded over the data axes. Call it inside jit."""
-    sharding.check_batch(setup.mesh, spec.batch, spec.length, f"task {setup.experiment.task}, {spec}")
-    task = setup.task.with_seed(seed) if setup.task.traced_seed else setup.task
-    return jax.lax.with_sharding_constraint(task.batch(spec, index), sharding.batch_sharding(setup.mesh))
+    return _on_device(setup.task, setup.mesh, spec, index, seed)
+
+
+def _on_device(task: Task, mesh: Mesh, spec: BatchSpec, index: Array, seed: int | Array) -> Batch:
+    sharding.check_batch(mesh, spec.batch, spec.length, f"task {task}, {spec}")
+    task = task.with_seed(seed) if task.traced_seed else task
+    return jax.lax.with_sharding_constraint(task.batch(spec, index), sharding.batch_sharding(mesh))
 
 
 def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[BatchSpec, Batch | None]]:
@@ -36,12 +43,19 @@ def train_batches(setup: TrainSetup, first: int, end: int) -> Iterator[tuple[Bat
 
 
 def eval_batches(setup: TrainSetup) -> Callable[[EvalSet, int | Array], Iterator[Batch]]:
-    """A function from an evaluation set and the seed of its examples to its batches; each spec compiles once."""
+    """A function from an evaluation set and the seed of its examples to its batches; each spec compiles once in a process."""
     if setup.task.on_host:
         read = lambda part: _read(setup, setup.task, lambda index: (part.spec, index), range(part.batches))
         return lambda part, seed: (_shard(setup, part.spec, rows) for rows in read(part))
-    make = jax.jit(partial(on_device, setup), static_argnums=0, out_shardings=sharding.batch_sharding(setup.mesh))
+    task: Any = setup.task.with_seed(0) if setup.task.traced_seed else setup.task
+    make = _maker(task, setup.mesh)
     return lambda part, seed: (make(part.spec, jnp.int32(index), seed) for index in range(part.batches))
+
+
+@lru_cache(maxsize=8)
+def _maker(task: Task, mesh: Mesh) -> Wrapped:
+    """The jitted function that makes a task's batches. Models share it: for MQAR it compiles as long as a small model's step."""
+    return jax.jit(partial(_on_device, task, mesh), static_argnums=0, out_shardings=sharding.batch_sharding(mesh))
 
 
 def _read(

@@ -12,7 +12,7 @@ from helpers.tolerances import assert_close
 from seqzoo import tasks, training
 from seqzoo.model import params, sharding
 from seqzoo.model.sharding import RULES, ShardingError
-from seqzoo.training import step
+from seqzoo.training import input_pipeline, step
 
 SHARDED = dict(mesh__replica=2, mesh__fsdp=4)
 
@@ -202,3 +202,12 @@ def test_every_batch_spec_is_hashable_and_evaluation_sets_have_different_names()
     task = tasks.registry.create(tiny().task)
     names = [part.name for part in task.eval_sets()]
     assert len(set(names)) == len(names) and hash(task.spec(0)) == hash(task.spec(0))
+
+
+def test_models_share_the_compiled_batches_of_equal_evaluation_sets():
+    """For MQAR their compilation takes as long as that of a small model's step."""
+    input_pipeline._maker.cache_clear()
+    other = [{"task": f"{tiny().task[:-1]}, {setting})"} for setting in ("seed=1", "noise=True")]
+    for changed in ({}, {"model__d_model": 32}, *other):
+        input_pipeline.eval_batches(training.prepare(tiny(**changed)))
+    assert input_pipeline._maker.cache_info()[:2] == (2, 2), "hits: another width, another seed; misses: the first, other examples"
