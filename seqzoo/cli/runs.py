@@ -21,7 +21,7 @@ from seqzoo.cli.sweeps import SWEEP, sweep, without_repeats
 from seqzoo.compare.tables import new_table, print_line, print_table
 from seqzoo.entry import program
 
-DRY_RUN, CHANGED, GO_BACK, TEST = "--dry-run", "--changed", "--go-back", "--test"
+DRY_RUN, ESTIMATE, CHANGED, GO_BACK, TEST = "--dry-run", "--estimate", "--changed", "--go-back", "--test"
 
 
 def train(arguments: list[str], console: Console, only_comparisons: bool = False) -> int:
@@ -29,7 +29,10 @@ def train(arguments: list[str], console: Console, only_comparisons: bool = False
     from seqzoo import compare, training
     from seqzoo.training.run import distributed
 
-    dry, arguments = DRY_RUN in arguments, [word for word in arguments if word != DRY_RUN]
+    dry, estimate = DRY_RUN in arguments, ESTIMATE in arguments
+    arguments = [word for word in arguments if word not in (DRY_RUN, ESTIMATE)]
+    if estimate and not dry:
+        raise UsageError(f"{ESTIMATE} is a part of the dry run; wanted {DRY_RUN} {ESTIMATE}")
     flags, arguments = comparisons.take_flags(arguments)
     sweeps, arguments = take_flag(SWEEP, arguments)
     loaded, words = checked(lambda: choose_config(arguments))
@@ -43,6 +46,9 @@ def train(arguments: list[str], console: Console, only_comparisons: bool = False
     comparisons.refuse_useless(flags, new=True)
     if dry:
         checked(lambda: compare.show(chosen, console))
+        if estimate:
+            checked(lambda: compare.check(chosen))
+            checked(lambda: compare.show_estimate(chosen, console))
         return 0
     refuse_distributed_comparison(chosen)
     checked(lambda: compare.check(chosen))

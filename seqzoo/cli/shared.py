@@ -27,6 +27,7 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py CONFIG.py: train the `config` of a file
 - train.py train [CONFIG.py]: the same, in full
 - train.py [CONFIG.py] --dry-run: list the runs with parameters, state bytes, steps and tokens; nothing is written
+- train.py [CONFIG.py] --dry-run --estimate: also about how long they take, from a few timed steps of every distinct model
 - train.py [CONFIG.py] --sweep optimizer.learning_rate=1e-3,3e-3 --sweep model.layers=gla,softmax: every combination, in one table;
   values in quotes or brackets are Python literals, as in --sweep "model.layers=gla,'mamba2, softmax'"
 - train.py help [NAME]: names of mixers, channel mixers, tasks, update rules and schedules; the settings of one, with types, ranges

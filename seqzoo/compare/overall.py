@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from seqzoo.compare.summary import Run
-from seqzoo.compare.tables import print_line
+from seqzoo.compare.tables import clock, print_line
 
 REFRESH = 5  # times a second, on a terminal
 
@@ -49,8 +49,7 @@ class Overall:
         """The line, at most 60 characters wide for fewer than 1,000 runs."""
         if self._end is None:
             return self._counts
-        seconds = max(0, round(self._end - time.monotonic()))
-        return f"{self._counts}, about {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+        return f"{self._counts}, about {clock(max(0.0, self._end - time.monotonic()))} left"
 
     def _render(self) -> RenderableType:
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in (self.line(), *self.below())))

@@ -157,3 +157,9 @@ def format_matched(point: Mapping[str, Any]) -> str:
 def format_costs(row: Row) -> tuple[str, str, str]:
     speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
     return f"{row.parameters:,}", f"{row.state_bytes:,}", speed
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from helpers.tiny import TINY, quiet, tiny
 from seqzoo import cli, compare, training
-from seqzoo.compare import jobs, runner, shares
+from seqzoo.compare import estimate, jobs, runner, shares
 from seqzoo.compare.claims import claim
 from seqzoo.compare.overall import Overall
 from seqzoo.compare.store import FAILURE, open_store
@@ -237,12 +238,31 @@ def test_flags_of_comparisons_are_refused_in_one_line_where_they_do_not_fit(tmp_
         (["--continue-unfinished"], "a new comparison has no earlier runs; wanted --continue-unfinished with"),
         (["--steps", "9"], "--steps is the longer budget of --continue-unfinished"),
         (["--continue-unfinished", "--training.steps", "no"], "--steps is 'no'; wanted a number of steps"),
+        (["--estimate"], "--estimate is a part of the dry run; wanted --dry-run --estimate"),
         (["--retry"], "a new comparison has no earlier runs; wanted --retry with"),
     ):
         assert cli.main(words) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1, (words, said)
     assert [path.name for path in tmp_path.iterdir()] == ["one.py"]
+
+
+def test_the_estimate_times_each_program_once_and_counts_compilation_once_and_later_seeds(monkeypatch):
+    """6 steps of 10 s and 2 evaluations of 5 s: 70 s a run; three of softmax with one start of 30 s, 240 s."""
+    timed = []
+    monkeypatch.setattr(estimate, "time_steps", lambda each: timed.append(each) or estimate.Timing(30.0, 10.0, 5.0))
+    staged = Comparison(base=tiny(), axes={"model.layers": ("softmax", "gla"), "training.seed": (0, 1)}, seeds_of_best=(2,))
+    compare.show_estimate(staged, console := quiet())
+    shown = console.file.getvalue()
+    assert len(timed) == 2 and "timing 2 of 2: gla" in shown and "0:04:00" in shown and "About 0:08:00 in all" in shown, shown
+    assert "0:01:10" in shown, "one run"
+
+
+@pytest.mark.slow
+def test_the_time_of_a_step_is_positive_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = estimate.time_steps(tiny(training__stop_above=0.5, optimizer__schedule="cosine(warmup_steps=4)"))
+    assert 0 < found.step < found.start and found.evaluation > 0 and not list(tmp_path.iterdir())
 
 
 def comparison_file(path, steps):
