@@ -131,6 +131,6 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
             result[label] = first
             continue
         taken = {*own.values(), *result.values()}
-        variants = (Style(first.colour, *look) for look in VARIANTS)
+        variants = (Style(first.colour, *look) for look in sorted(VARIANTS, key=lambda look: look[1] == first.marker))
         result[label] = next((each for each in variants if each not in taken), first)
     return result

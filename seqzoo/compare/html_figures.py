@@ -81,6 +81,15 @@ def _learning(joined: Joined, looks: Mapping[str, Style], kind: str, metric: str
             xs="x", ys="y", line_color=looks[entry.label].colour, line_dash=_dash(looks[entry.label]), line_width=width
         )
         renderers.append(_add(plot, _source(entry, data), lines, str(number)))
+        if kind == "eval":
+            ends = {"x": [points[-1] for points in data["x"]], "y": [points[-1] for points in data["y"]]}
+            fill = "white" if entry.still_learning else looks[entry.label].colour
+            marker: Any = {
+                "marker": MARKERS[looks[entry.label].marker],
+                "line_color": looks[entry.label].colour,
+                "fill_color": fill,
+            }
+            _add(plot, ColumnDataSource(ends), Scatter(x="x", y="y", size=7, **marker), str(number))
     if kind == "eval":
         _add_chance(plot, joined.chance())
     _add_hover(plot, renderers, [("step", "$snap_x{0,0}"), ("value", "$snap_y{0.0000}")])
