@@ -11,15 +11,19 @@ from seqzoo.compare import curves
 from seqzoo.compare.colours import family, mixers_in
 from seqzoo.compare.figures import SizePoint
 from seqzoo.compare.names import differing_settings, short_names, without_sizes
-from seqzoo.compare.store import check_summary
+from seqzoo.compare.store import Store, check_summary
 from seqzoo.compare.summary import (
+    BUDGET,
     LAYERS,
+    MATCHED,
     RATE,
     SEED,
+    SHAPE,
     STILL_LEARNING,
     Range,
     Row,
     Run,
+    budget_label,
     chance_levels,
     objective_of_runs,
     shown_in_words,
@@ -27,10 +31,12 @@ from seqzoo.compare.summary import (
 )
 from seqzoo.compare.tables import caption
 from seqzoo.data.json_files import DamagedFile
+from seqzoo.training import load_config
 from seqzoo.training.objective import Objective
 
 Lines = Sequence[dict[str, Any]]  # of a metrics.jsonl
 NEUTRAL = ("run.", "mesh.")  # sections of settings that change no result
+STEPS = "training.steps"
 SIZES = ("model.d_model", "model.depth")  # settings of an experiment that make a state larger
 
 
@@ -123,21 +129,23 @@ class Joined(NamedTuple):
 def read(folders: Iterable[str | Path]) -> Joined:
     """The runs of run folders and comparison folders; equal experiments that differ in learning rate and seed are one entry.
 
+    Of a comparison with budgets or axes of choice, each entry is at the best choice by validation, as in its own table.
+
     A run whose summary or metrics are damaged is a problem of that run alone.
     Raises:
       FileNotFoundError: not a run folder, or a comparison without any run yet. DamagedFile, ConfigError: a damaged config.json.
     """
     folders = [Path(folder) for folder in folders]
-    found = curves.find(folders)
-    labels = _labels(list(found.values()))
-    members = [_member(folder, experiment, label) for (folder, experiment), label in zip(found.items(), labels, strict=True)]
+    found = _find(folders)
+    labels = _names(found, sizes=True)
+    series = dict(zip(labels, _names(found, sizes=False), strict=True))
+    members = [_member(each, label) for each, label in zip(found, labels, strict=True)]
     runs = [member.run for member in members]
     by_label: dict[str, list[Member]] = {}
     for member in members:
         by_label.setdefault(member.run.label, []).append(member)
     rows = {row.label: row for row in summarise(runs)}
-    series = _series([group[0].experiment for group in by_label.values()])
-    entries = [_entry(group, rows.get(label), line) for (label, group), line in zip(by_label.items(), series, strict=True)]
+    entries = [_entry(group, rows.get(label), series[label]) for label, group in by_label.items()]
     objective = objective_of_runs(runs)
     entries.sort(key=lambda entry: _order(entry, objective))
     return Joined(
@@ -152,42 +160,86 @@ def read(folders: Iterable[str | Path]) -> Joined:
     )
 
 
+class _Found(NamedTuple):
+    """A run folder, before it has a label."""
+
+    folder: Path
+    experiment: config.Experiment
+    run: Run  # its label and name are replaced
+    layers: str  # as they are written, before a budget's settings are solved for
+    budget: str  # in words; "" without one
+    settings: dict[str, Any]  # those that tell labels apart, besides layers and budget
+
+
+def _find(folders: Iterable[Path]) -> list[_Found]:
+    """The run folders in order. Of a comparison's run, learning rate, shape and other axes of choice tell no labels apart."""
+    known: dict[Path, tuple[Run, config.Experiment, config.Comparison]] = {}
+    folders = list(folders)
+    for folder, held in ((folder, load_config(folder)) for folder in folders):
+        if isinstance(held, config.Comparison):
+            store = Store(folder, held)
+            known |= {store.place(run): (run, store.experiments[run.name], held) for run in store.runs()}
+    found = []
+    for folder, experiment in curves.find(folders).items():
+        if folder in known:
+            run, experiment, comparison = known[folder]
+            found.append(_of_comparison(folder, run, experiment, comparison))
+        else:
+            run = _run_alone(folder, experiment)
+            found.append(_Found(folder, experiment, run, ", ".join(experiment.model.layers), "", _settings(experiment)))
+    return found
+
+
+def _of_comparison(folder: Path, run: Run, experiment: config.Experiment, comparison: config.Comparison) -> _Found:
+    changed = {axis: comparison.named.get(axis, {axis}) for axis in comparison.chosen}
+    settings = _settings(experiment, set().union(*changed.values()))
+    if STEPS in settings and STEPS not in comparison.varied:
+        settings[STEPS] = comparison.base.training.steps  # also of a run that was continued for longer
+    budget = budget_label(run.point[BUDGET], comparison.match) if BUDGET in run.point else ""
+    choice = {axis: run.point[axis] for axis in (SHAPE, MATCHED, *changed) if axis in run.point and axis != RATE}
+    layers = ", ".join(comparison.written_layers(run.point))
+    return _Found(folder, experiment, run._replace(point=choice), layers, budget, settings)
+
+
+def _run_alone(folder: Path, experiment: config.Experiment) -> Run:
+    from seqzoo.training.run import metrics
+
+    run = Run("", "", {}, experiment.optimizer.learning_rate, experiment.training.seed, {})
+    try:
+        summary = metrics.read_summary(folder)
+        if summary.get("finished"):
+            check_summary(summary, folder / metrics.SUMMARY)
+        metrics.read(folder / metrics.METRICS)
+    except (DamagedFile, OSError) as error:
+        return run._replace(problem=str(error))
+    return run._replace(summary=summary, problem=summary.get("stopped"))
+
+
 def _settings(experiment: config.Experiment, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings that tell labels apart besides the layers."""
     dropped = {LAYERS, RATE, SEED, *without}
     settings = config.settings(experiment)
     return {name: value for name, value in settings.items() if name not in dropped and not name.startswith(NEUTRAL)}
 
 
-def _labels(experiments: Sequence[config.Experiment]) -> list[str]:
-    titles = [", ".join(each.model.layers) for each in experiments]
+def _names(found: Sequence[_Found], sizes: bool) -> list[str]:
+    """Label of each run; without `sizes` the name of its curve against state size, which is the label without what enlarges it."""
+    titles = [each.layers if sizes else without_sizes(each.layers) for each in found]
     short = short_names(titles)
-    others = differing_settings([_settings(each) for each in experiments])
-    return [" ".join([short[title], *more.values()]) for title, more in zip(titles, others, strict=True)]
+    budgets = [each.budget if sizes and len({other.budget for other in found}) > 1 else "" for each in found]
+    kept = lambda settings: {name: value for name, value in settings.items() if sizes or name not in SIZES}
+    others = differing_settings([kept(each.settings) for each in found])
+    parts = zip(titles, budgets, others, strict=True)
+    return [" ".join([short[title], *filter(None, [budget]), *more.values()]) for title, budget, more in parts]
 
 
-def _series(experiments: Sequence[config.Experiment]) -> list[str]:
-    """Name of the curve against state size of each experiment: its label, as if the sizes were not there."""
-    titles = [without_sizes(", ".join(each.model.layers)) for each in experiments]
-    short = short_names(titles)
-    others = differing_settings([_settings(each, SIZES) for each in experiments])
-    return [" ".join([short[title], *more.values()]) for title, more in zip(titles, others, strict=True)]
-
-
-def _member(folder: Path, experiment: config.Experiment, label: str) -> Member:
+def _member(found: _Found, label: str) -> Member:
     from seqzoo.training.run import metrics
 
-    summary, lines, problem = {}, [], None
     try:
-        summary = metrics.read_summary(folder)
-        if summary.get("finished"):
-            check_summary(summary, folder / metrics.SUMMARY)
-        lines = metrics.read(folder / metrics.METRICS)
-        problem = summary.get("stopped")
-    except (DamagedFile, OSError) as error:
-        problem = str(error)
-    run = Run(str(folder), label, {}, experiment.optimizer.learning_rate, experiment.training.seed, summary, problem)
-    return Member(folder, experiment, run, lines)
+        lines = metrics.read(found.folder / metrics.METRICS)
+    except (DamagedFile, OSError):  # which is the problem of the run
+        lines = []
+    return Member(found.folder, found.experiment, found.run._replace(name=str(found.folder), label=label), lines)
 
 
 def _entry(group: Sequence[Member], row: Row | None, series: str) -> Entry:

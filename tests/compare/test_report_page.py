@@ -14,6 +14,7 @@ from helpers.chromium import CHROMIUM, chromium
 from helpers.tiny import tiny
 from seqzoo import cli, plugins
 from seqzoo.compare import joined
+from seqzoo.compare.store import Store
 from seqzoo.config import Comparison
 
 ATTACK = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -138,6 +139,25 @@ def test_sizes_of_one_mixer_are_one_curve(folders):
     found = joined.read([folders / "one", folders / "two"]).sizes()
     sizes = {name: sorted((point.state_bytes, point.still_learning) for _, point in points) for name, points in found.items()}
     assert sizes == {"softmax": [(4096, False)], "gla": [(1024, True), (2048, False)], "kda": [(1024, False)]}
+
+
+def test_a_row_of_a_comparison_with_budgets_is_at_its_best_choice_and_its_budgets_are_one_curve(tmp_path):
+    axes = {"model.layers": (("gla",), ("softmax(window=...)",)), "optimizer.learning_rate": (1e-3, 1e-2)}
+    sized = Comparison(base=tiny(model__d_model=32), axes=axes, match="state_bytes", budget=(2048, 4096))
+    store = Store(tmp_path / "sized", sized)
+    store.folder.mkdir()
+    (store.folder / "config.json").write_text(sized.model_dump_json())
+    for run in store.runs():
+        budget = run.point["budget"]
+        score = (0.6 if run.rate == 1e-2 else 0.3) + budget / 20_000 + (0.05 if "heads=1" in run.point["shape"] else 0.0)
+        write(store.place(run), store.experiments[run.name], {"pairs=1": score}, size=budget)
+    found = joined.read([store.folder])
+    assert {entry.label for entry in found.entries} == {f"{name} {kib} KiB" for name in ("gla", "softmax") for kib in (2, 4)}
+    assert all(entry.shown[0].run.rate == 1e-2 for entry in found.entries) and len(found.runs) > len(found.entries)
+    assert {name: [point.state_bytes for _, point in points] for name, points in found.sizes().items()} == {
+        "gla": [4096, 2048],
+        "softmax": [4096, 2048],
+    }
 
 
 def test_the_page_loads_nothing_and_its_links_lead_to_the_configs(written):
