@@ -77,6 +77,15 @@ def test_the_run_of_a_killed_process_is_taken_over_and_one_that_kills_three_is_n
     assert all(run.finished for run in train_all(folder, train, retry=True))
 
 
+def test_a_run_that_another_process_has_just_finished_is_not_taken(tmp_path):
+    store = open_store(tmp_path / "c", SEEDS)
+    stale = store.runs()
+    finish(store.experiments[stale[0].name], store.place(stale[0]))
+    run, held = runner._take(store, stale, quiet())
+    held.release()
+    assert run == stale[1]
+
+
 def test_kills_between_which_a_checkpoint_was_saved_are_not_counted_together(tmp_path):
     for step in (10, 20, 30, 40):
         killed_with(tmp_path, "run", step)
@@ -287,7 +296,8 @@ def holders(folder):
     """The processes that train a run now, with a checkpoint of it on disk, by run."""
     found = {}
     for path in folder.glob("claims/*"):
-        if is_locked(path) and any((folder / "runs" / path.name / "checkpoints").glob("[0-9]*")) and (text := path.read_text()):
+        checkpoints = [each.name for each in (folder / "runs" / path.name / "checkpoints").glob("*")]
+        if is_locked(path) and any(map(str.isdecimal, checkpoints)) and (text := path.read_text()):
             found[path.name] = json.loads(text)["process"]
     return found
 
