@@ -29,6 +29,17 @@ def program() -> str:
 
 def resume_command(folder: Path) -> str:
     """The command that continues a run, or the comparison that the run belongs to."""
+    return shlex.join([program(), "resume", str(_comparison_of(folder) or folder)])
+
+
+def more_steps_command(folder: Path) -> str:
+    """The command that gives a run more steps; for one of a comparison, the command for all its runs that are still learning."""
+    if whole := _comparison_of(folder):
+        return f"{shlex.join([program(), 'compare', str(whole)])} --continue-unfinished --steps N"
+    return f"{resume_command(folder)} --training.steps N --changed"
+
+
+def _comparison_of(folder: Path) -> Path | None:
+    """The folder of the comparison that a run belongs to; None if it belongs to none."""
     whole = folder.parent.parent
-    member = folder.parent.name == "runs" and (whole / "config.json").is_file()
-    return shlex.join([program(), "resume", str(whole if member else folder)])
+    return whole if folder.parent.name == "runs" and (whole / "config.json").is_file() else None

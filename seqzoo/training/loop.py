@@ -15,7 +15,7 @@ from rich.console import Console
 from seqzoo import config
 from seqzoo.data.atomic_io import WriteError
 from seqzoo.data.errors import DataError
-from seqzoo.entry import resume_command
+from seqzoo.entry import more_steps_command, resume_command
 from seqzoo.printing import forgiving_console
 from seqzoo.tasks.base import BatchSpec, EvalSet, Task
 from seqzoo.training import init_from, input_pipeline, module_norms
@@ -112,7 +112,7 @@ def train(
         ending.callback(lock.release)
         finished, note = distributed.from_main_process(enter)
         if finished:
-            more = f"for more steps: {resume_command(Path(folder))} --training.steps N --changed"
+            more = f"for more steps: {more_steps_command(Path(folder))}"
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
             if experiment.run.window is not None:
                 console.print("note: run.profile traces nothing: the run is finished", soft_wrap=True)
@@ -383,7 +383,7 @@ class _Loop:
 
     def report_ending(self, summary: dict[str, Any]) -> None:
         """Prints why a run ended, unless it just came to its end with nothing more to gain."""
-        more = f"for more steps: {resume_command(self.folder)} --training.steps N --changed"
+        more = f"for more steps: {more_steps_command(self.folder)}"
         endings = {
             "solved": f"solved: accuracy above training.stop_above={self.settings.stop_above}",
             "plateau": f"plateau: no gain in training.patience={self.settings.patience} evaluations",

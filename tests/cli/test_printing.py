@@ -13,7 +13,7 @@ from rich.console import Console
 
 from helpers.tiny import stopping, tiny
 from seqzoo import cli, training
-from seqzoo.entry import program, resume_command
+from seqzoo.entry import more_steps_command, program, resume_command
 from seqzoo.training.run import distributed
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,9 @@ def test_hints_name_the_command_as_it_was_called_and_the_comparison_of_a_member(
     member.mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/seqzoo"])
     assert resume_command(member) == f"seqzoo resume '{member}'"
+    assert more_steps_command(member) == f"seqzoo resume '{member}' --training.steps N --changed"
     (tmp_path / "c d" / "config.json").write_text("{}", encoding="utf-8")
     assert resume_command(member) == f"seqzoo resume '{tmp_path / 'c d'}'"
+    assert more_steps_command(member) == f"seqzoo compare '{tmp_path / 'c d'}' --continue-unfinished --steps N"
     monkeypatch.setattr(sys, "argv", ["train.py"])
     assert program() == "train.py"
