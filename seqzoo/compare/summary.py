@@ -93,7 +93,7 @@ def labels(comparison: Comparison, points: Sequence[tuple[Mapping[str, Any], Exp
       points: all of `comparison.experiments()`.
     """
     heads = [axis for axis, paths in comparison.named.items() if LAYERS in paths]
-    rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, RATE, SEED, SHAPE, *comparison.chosen, *heads)]
+    rest = [axis for axis in varied_axes(comparison) if axis not in (LAYERS, SEED, SHAPE, *comparison.chosen, *heads)]
     titles = [" ".join(point[axis] for axis in heads) or ", ".join(comparison.written_layers(point)) for point, _ in points]
     short = short_names(titles)
     values = ([value_label(comparison, point, axis) for axis in rest if axis in point] for point, _ in points)

@@ -98,6 +98,9 @@ def test_weight_decays_can_be_chosen_too():
     ]
     ordinary = Comparison(base=BASE, axes=axes)
     assert len(summarise(runs(ordinary, score))) == 4, "an axis that is not chosen stays in the label"
+    fixed = Comparison(base=BASE, axes=axes, choose=("optimizer.rule",))
+    names = ["gla learning_rate=0.001", "gla learning_rate=0.01", "linear learning_rate=0.001", "linear learning_rate=0.01"]
+    assert [row.label for row in summarise(runs(fixed, score))] == names, "so does the learning rate"
 
 
 def test_results_report_and_table_show_what_is_matched_and_what_is_left_out(tmp_path):
