@@ -181,7 +181,7 @@ def main(settings: Settings) -> None:
         record["theirs"].append(theirs(settings, turn, batches, evaluation))
         record["load_after"] = measure.surroundings()["machine"]["load"]
         medians = {
-            side: {name: median(run[name] for run in record[side]) for name in record[side][0]} for side in ("ours", "theirs")
+            side: {name: median(run[name] for run in record[side]) for name in ("train", "accuracy")} for side in ("ours", "theirs")
         }
         compiling = record["ours"][0]["compile"]
         record["medians"] = medians
