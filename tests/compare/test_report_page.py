@@ -190,7 +190,7 @@ def test_text_of_a_run_folder_is_never_markup_or_code(tmp_path):
 
 
 def test_a_comparison_is_reported_in_its_own_folder_and_a_run_alone_too(tmp_path, capsys):
-    place = comparison(tmp_path / "one", [(("gla",), 0, 0.5, 1024, {})])
+    place = comparison(tmp_path / "one", [(("gla",), 0, None, 0, {})])  # no result yet, so that no figure is drawn
     assert cli.main(["report", str(place)]) == 0 and (place / "report" / "report.html").is_file()
     damaged = place / "runs" / "0-run"
     (damaged / "summary.json").write_text("{")
