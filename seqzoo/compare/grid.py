@@ -138,6 +138,11 @@ def show(chosen: config.Config, console: Console) -> None:
     stops = (experiment.training.stop_above for experiment in runs)
     if levels := sorted({level for level in stops if level is not None}):
         lines += [f"Runs stop early when an evaluation's accuracy is above {', '.join(f'{level:g}' for level in levels)}."]
+    if isinstance(chosen, config.Comparison) and chosen.seeds_of_best:
+        seeds, labels = ", ".join(map(str, chosen.seeds_of_best)), len({point.label for point in grid})
+        lines += [
+            f"A second stage adds {labels * len(chosen.seeds_of_best)} runs: seeds {seeds} at the best settings of each label."
+        ]
     if any(experiment.training.patience is not None for experiment in runs):
         lines += ["Runs stop early at a plateau (training.patience)."]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

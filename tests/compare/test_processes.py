@@ -261,6 +261,8 @@ def test_the_estimate_times_each_program_once_and_counts_compilation_once_and_la
     timed = []
     monkeypatch.setattr(estimate, "time_steps", lambda each: timed.append(each) or estimate.Timing(30.0, 10.0, 5.0))
     staged = Comparison(base=tiny(), axes={"model.layers": ("softmax", "gla"), "training.seed": (0, 1)}, seeds_of_best=(2,))
+    compare.show(staged, console := quiet())
+    assert "A second stage adds 2 runs: seeds 2 at the best settings of each label." in console.file.getvalue()
     compare.show_estimate(staged, console := quiet())
     shown = console.file.getvalue()
     assert len(timed) == 2 and "timing 2 of 2: gla" in shown and "0:04:00" in shown and "About 0:08:00 in all" in shown, shown
