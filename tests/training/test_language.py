@@ -305,8 +305,9 @@ def test_a_run_does_not_resume_with_other_data(tmp_path, monkeypatch):
 
 def test_the_checkpoint_of_the_best_evaluation_is_kept_with_the_latest(tmp_path, monkeypatch):
     bits = iter([1.0, 0.5, 0.7, 0.9, 0.8])  # at steps 2, 4, 6, 8 and 9
-    scripted = lambda setup: lambda *_: {"length=8": {"loss": 1.0, "accuracy": 0.0, "bits_per_byte": next(bits)}}
-    monkeypatch.setattr("seqzoo.training.loop.evaluator", scripted)
+    numbers = lambda: {"loss": 1.0, "accuracy": 0.0, "bits_per_byte": next(bits)}
+    scripted = lambda setup: lambda parameters, eval_sets, *_, **__: {part.name: numbers() for part in eval_sets}
+    monkeypatch.setattr("seqzoo.training.programs.evaluator", scripted)
     values = dict(training__keep=1, training__keep_best=True, training__eval_every=2, training__checkpoint_every=3)
     experiment = tiny(task="counting()", model__layers=("gla(heads=2)",), training__steps=9, **values)
     training.train(stopping(experiment, 7), tmp_path / "run", console=quiet())
