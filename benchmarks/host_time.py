@@ -24,6 +24,7 @@ from benchmarks import measure
 from seqzoo import training
 from seqzoo.config import Experiment, replace
 from seqzoo.training import loop
+from seqzoo.training.programs import Programs
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float
     metrics = {name: jnp.zeros(()) for name in ("loss", "accuracy", "gradient_norm", "learning_rate")}
     empty = jax.jit(lambda state: ({**state, "step": state["step"] + 1}, metrics), donate_argnums=0)
     compiled = empty.lower(training.initialise(setup)).compile()
-    loop.evaluator = lambda setup: lambda *_: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in setup.task.eval_sets()}
+    program = Programs().of(setup)
+    program.evaluate = lambda _, eval_sets, *__, **___: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in eval_sets}
     began = []
 
-    def step(state, batch=None):
+    def step(state, batch=None, chosen=None):
         began.append(time.perf_counter())
         return compiled(state)
 
@@ -81,8 +83,8 @@ def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float
 
     def whole():
         with tempfile.TemporaryDirectory() as folder:
-            run = loop._Loop(setup, Path(folder), Console(file=io.StringIO()))
-            run.compiled[setup.task.spec(0)] = step
+            run = loop._Loop(setup, Path(folder), Console(file=io.StringIO()), program)
+            program.compiled[setup.task.spec(0)] = step
             run.run()
 
     seconds = {"empty": [], "loop": []}
