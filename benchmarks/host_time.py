@@ -24,7 +24,7 @@ from benchmarks import measure
 from seqzoo import training
 from seqzoo.config import Experiment, replace
 from seqzoo.training import loop
-from seqzoo.training.programs import Programs
+from seqzoo.training.programs import Program
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float
     metrics = {name: jnp.zeros(()) for name in ("loss", "accuracy", "gradient_norm", "learning_rate")}
     empty = jax.jit(lambda state: ({**state, "step": state["step"] + 1}, metrics), donate_argnums=0)
     compiled = empty.lower(training.initialise(setup)).compile()
-    program = Programs().of(setup)
+    program = Program(setup)
     program.evaluate = lambda _, eval_sets, *__, **___: {part.name: {"loss": 0.0, "accuracy": 0.0} for part in eval_sets}
     began = []
 
-    def step(state, batch=None, chosen=None):
+    def step(state, batch=None, hyperparameters=None):
         began.append(time.perf_counter())
         return compiled(state)
 
@@ -83,9 +83,8 @@ def turns(settings: Settings) -> tuple[training.TrainSetup, dict[str, list[float
 
     def whole():
         with tempfile.TemporaryDirectory() as folder:
-            run = loop._Loop(setup, Path(folder), Console(file=io.StringIO()), program)
             program.compiled[setup.task.spec(0)] = step
-            run.run()
+            loop.Loop(setup, Path(folder), Console(file=io.StringIO()), program).run()
 
     seconds = {"empty": [], "loop": []}
     for _ in range(settings.turns):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,26 @@ def train(
       DataError: a file of the task changed while it was read. Interrupted: a signal of run/signals.py, after saving.
       WriteError: the disk is full, or the folder cannot be written; the last good checkpoint is as it was.
     """
+    opening = opened(experiment, folder, console=console, mesh=mesh, changed=changed, go_back=go_back, programs=programs)
+    with opening as found:
+        return found.run() if isinstance(found, Loop) else found
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: config.Experiment,
+    folder: str | Path,
+    *,
+    console: Console | None = None,
+    mesh: config.Mesh | None = None,
+    changed: bool = False,
+    go_back: bool = False,
+    programs: Programs | None = None,
+) -> Iterator["Loop | dict[str, Any]"]:
+    """Context in which this process alone holds a run folder: the run that continues there, or the summary of a finished one.
+
+    Arguments and errors as in `train`.
+    """
     run_dir.check_path(folder)
     console = console or Console(quiet=not distributed.is_main_process())
     setup = prepare(experiment if mesh is None else experiment.model_copy(update={"mesh": mesh}))
@@ -116,12 +137,13 @@ def train(
             console.print(f"finished at step {finished['step']}; {more}", markup=False, highlight=False, soft_wrap=True)
             if experiment.run.window is not None:
                 console.print("note: run.profile traces nothing: the run is finished", soft_wrap=True)
-            return finished
+            yield finished
+            return
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         if lock.note:
             console.print(f"note: {lock.note}", markup=False, highlight=False, soft_wrap=True)
-        return _Loop(setup, Path(folder), console, (programs or Programs()).of(setup)).run()
+        yield Loop(setup, Path(folder), console, (programs or Programs()).of(setup))
 
 
 def check(experiment: config.Experiment, *, resumed: bool = False) -> None:
@@ -155,12 +177,23 @@ class _Pending(NamedTuple):
     """Metrics of a dispatched step, not read from the devices yet."""
 
     step: int
-    metrics: dict[str, Any]
+    metrics: Callable[[], dict[str, Any]]
     spec: BatchSpec
 
 
-class _Loop:
-    """A running run: the compiled steps, and everything that reads, saves and reports its state."""
+Wanted = tuple[BatchSpec, input_pipeline.Batch | None]
+"""A step that a run asks for: spec and batch; no batch if the step makes its own."""
+
+
+class Done(NamedTuple):
+    """A step that was computed."""
+
+    state: Callable[[], State]  # the state after it, valid until the next step
+    metrics: Callable[[], dict[str, Any]]  # its metrics, valid for ever
+
+
+class Loop:
+    """A running run: all that reads, saves and reports its state. `run` computes its steps; training.together those of many."""
 
     def __init__(self, setup: TrainSetup, folder: Path, console: Console, program: Program):
         self.setup = setup
@@ -179,14 +212,28 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         """Trains until the end, training.stop_after_steps, a signal, a number that is not finite, or a failed write."""
+        with (
+            self.advising(),
+            distributed.ending_with_partner(self.advice),
+            jax.set_mesh(self.setup.mesh),
+            StopSignals(self.print) as self.signals,
+            contextlib.closing(self.course()) as course,
+        ):
+            try:
+                spec, batch = next(course)
+                state = self.take()
+                while True:
+                    step = self.program.compiled.get(spec) or self.compile(state, spec, batch)
+                    state, metrics = step(state, batch, self.chosen)
+                    spec, batch = course.send(Done(lambda state=state: state, lambda metrics=metrics: metrics))
+            except StopIteration as ended:
+                return ended.value
+
+    @contextlib.contextmanager
+    def advising(self) -> Iterator[None]:
+        """Context in which an error of files also tells where the run stands, and how it continues."""
         try:
-            with self.checkpoints, distributed.ending_with_partner(self.advice):
-                state = self.begin()
-                end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
-                if (note := self.profiler.note(self.step, end)) is not None:
-                    self.print(f"note: {note}")
-                with contextlib.closing(self.metrics), contextlib.closing(self.profiler):
-                    return self.train(state, end)
+            yield
         except (WriteError, DataError) as error:
             again = f"after fixing this, continue with: {resume_command(self.folder)}"
             kind = WriteError if isinstance(error, WriteError) else DataError
@@ -196,8 +243,30 @@ class _Loop:
         """The way to continue when another process has ended."""
         return f"continue with, in all processes: {resume_command(self.folder)}"
 
-    def begin(self) -> State:
-        """The state of the latest checkpoint, or a new one; opens metrics and clock at its step."""
+    def course(self) -> Generator[Wanted, Done, dict[str, Any]]:
+        """The run from its start to its summary: yields each step that it wants, and is sent the computed one.
+
+        Where it first yields, `take` has the state to begin with.
+        """
+        with self.checkpoints:
+            self.begin()
+            end = min(self.settings.steps, self.step + (self.settings.stop_after_steps or self.settings.steps))
+            if (note := self.profiler.note(self.step, end)) is not None:
+                self.print(f"note: {note}")
+            with (
+                contextlib.closing(self.metrics),
+                contextlib.closing(self.profiler),
+                Reporter(self.console, self.step, self.settings.steps) as self.reporter,
+            ):
+                return (yield from self.train(end))
+
+    def take(self) -> State:
+        """The state to begin with, once: the first step takes its memory."""
+        state, self.first = self.first, {}
+        return state
+
+    def begin(self) -> None:
+        """Makes the first state, of the latest checkpoint or a new one; opens metrics and clock at its step."""
         for note in self.setup.task.notes():
             self.print(f"note: {note}")
         if self.setup.mesh.size < jax.device_count():
@@ -208,6 +277,7 @@ class _Loop:
             self.print(f"resuming {self.folder} at step {int(state['step'])}")
         else:
             state = self.load_initial() if loaded else self.initialise({})
+        self.first = state
         self.step = int(state["step"])
         self.metrics = Metrics(self.setup, self.folder, self.step)
         if self.metrics.doubled:
@@ -217,8 +287,7 @@ class _Loop:
         self.checkpoints.best = self.metrics.best() if self.settings.keep_best else None
         self.saved_at = time.monotonic()
         if loaded:
-            self.save(state)  # so that a resumed run never reads the other model again
-        return state
+            self.save(lambda: state)  # so that a resumed run never reads the other model again
 
     def initialise(self, loaded: dict[str, Any]) -> State:
         """The state before the first step; `loaded` is a part of the parameters."""
@@ -237,41 +306,36 @@ class _Loop:
             run_dir.record(self.folder, init_from=report._asdict())
         return state
 
-    def train(self, state: State, end: int) -> dict[str, Any]:
-        """Trains from a state to step `end` or to an earlier stop, and returns the run's summary."""
-        with (
-            jax.set_mesh(self.setup.mesh),
-            Reporter(self.console, self.step, self.settings.steps) as self.reporter,
-            StopSignals(self.print) as self.signals,
-        ):
-            self.stopping = self.signals.stopping
-            self.maybe_evaluate(state)  # a run that was stopped between a checkpoint and its evaluation still needs the evaluation
-            for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
-                if self.stopping() or self.metrics.ended(self.step):
-                    break
-                step = self.program.compiled.get(spec) or self.compile(state, spec, batch)
-                self.profiler.at(self.step, state)
-                state, metrics = step(state, batch, self.chosen)
-                self.step += 1
-                # Step N is dispatched; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
-                self.read_pending()
-                self.pending = _Pending(self.step, metrics, spec)
-                if any(map(self.is_due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
-                    self.read_pending()
-                if self.is_due(self.settings.checkpoint_every) or self.checkpoint_overdue():
-                    self.save(state)
-                self.maybe_evaluate(state)
+    def train(self, end: int) -> Generator[Wanted, Done, dict[str, Any]]:
+        """Trains from the first state to step `end` or to an earlier stop, and returns the run's summary; see `course`."""
+        self.stopping = self.signals.stopping
+        state = lambda: self.first
+        self.maybe_evaluate(state)  # a run that was stopped between a checkpoint and its evaluation still needs the evaluation
+        for spec, batch in self.clock.waiting(input_pipeline.train_batches(self.setup, self.step, end)):
+            if self.stopping() or self.metrics.ended(self.step):
+                break
+            self.profiler.at(self.step, state)
+            state, metrics = yield spec, batch
+            self.step += 1
+            # Step N is dispatched; the numbers of step N - 1 are read meanwhile, so the devices never wait for the host.
             self.read_pending()
-            self.save(state)
-            self.checkpoints.wait()  # the checkpoint must be on disk before the summary and the message report it
-            test = self.test(state) if self.metrics.ended(self.step) else None
-            summary = self.summarise(test)
-            if summary["finished"]:
-                self.report_ending(summary)
-            else:
-                self.print(f"saved {self.folder} at step {self.step}; continue with: {resume_command(self.folder)}")
-                if self.signals.caught is not None:
-                    raise Interrupted(self.signals.caught, self.step)
+            self.pending = _Pending(self.step, metrics, spec)
+            if any(map(self.is_due, (self.settings.log_every, self.settings.checkpoint_every, self.settings.eval_every))):
+                self.read_pending()
+            if self.is_due(self.settings.checkpoint_every) or self.checkpoint_overdue():
+                self.save(state)
+            self.maybe_evaluate(state)
+        self.read_pending()
+        self.save(state)
+        self.checkpoints.wait()  # the checkpoint must be on disk before the summary and the message report it
+        test = self.test(state) if self.metrics.ended(self.step) else None
+        summary = self.summarise(test)
+        if summary["finished"]:
+            self.report_ending(summary)
+        else:
+            self.print(f"saved {self.folder} at step {self.step}; continue with: {resume_command(self.folder)}")
+            if self.signals.caught is not None:
+                raise Interrupted(self.signals.caught, self.step)
         return summary
 
     def print(self, text: str) -> None:
@@ -298,7 +362,7 @@ class _Loop:
         if self.pending is None:
             return
         (step, metrics, spec), self.pending = self.pending, None
-        metrics = jax.device_get(metrics)
+        metrics = jax.device_get(metrics())
         norms = metrics.pop("module_norms", {})
         metrics = {name: float(value) for name, value in metrics.items()}
         if not self.is_acceptable(metrics):
@@ -333,15 +397,16 @@ class _Loop:
         limit = self.setup.experiment.optimizer.skip_limit
         return all(map(math.isfinite, metrics.values())) if limit is None else metrics["skipped_in_a_row"] < limit
 
-    def save(self, state: State) -> None:
+    def save(self, state: Callable[[], State]) -> None:
         """Writes a checkpoint of this step if there is none. A state that is not finite is never saved: it raises Diverged."""
         if self.checkpoints.latest == self.step:
             return
         with self.clock.phase("save"):
-            if not self.program.finite(state):
+            now = state()
+            if not self.program.finite(now):
                 self.diverged(self.step, self.last)
             # Synced first: a checkpoint never survives a power cut without the metrics of the steps before it.
-            self.checkpoints.save(state, metrics=self.metrics.sync())
+            self.checkpoints.save(now, metrics=self.metrics.sync())
         self.saved_at = time.monotonic()
 
     def checkpoint_overdue(self) -> bool:
@@ -351,7 +416,7 @@ class _Loop:
             return False
         return distributed.from_main_process(lambda: time.monotonic() - self.saved_at > 60 * minutes)
 
-    def maybe_evaluate(self, state: State) -> None:
+    def maybe_evaluate(self, state: Callable[[], State]) -> None:
         """Evaluates all evaluation sets if that is due and was not done yet."""
         if not self.is_due(self.settings.eval_every) or self.metrics.evaluated >= self.step:
             return
@@ -365,17 +430,17 @@ class _Loop:
             self.save(state)
             self.checkpoints.best = self.step
 
-    def test(self, state: State) -> dict[str, dict[str, Any]] | None:
+    def test(self, state: Callable[[], State]) -> dict[str, dict[str, Any]] | None:
         """The numbers of the test sets, which decide nothing; None if a signal came meanwhile: a resumed run evaluates them."""
         results = self.evaluated(state, self.setup.task.test_sets())
         if results:
             self.reporter.evaluation(self.step, results, "test ")
         return results
 
-    def evaluated(self, state: State, eval_sets: tuple[EvalSet, ...]) -> dict[str, dict[str, Any]] | None:
+    def evaluated(self, state: Callable[[], State], eval_sets: tuple[EvalSet, ...]) -> dict[str, dict[str, Any]] | None:
         """{eval set: its numbers}, or None if a signal came meanwhile. Raises Diverged if a loss is not finite."""
         with self.clock.phase("eval"):
-            results = self.evaluate(averaged(state), eval_sets, self.stopping)
+            results = self.evaluate(averaged(state()), eval_sets, self.stopping)
         losses = {f"{name} loss": result["loss"] for name, result in (results or {}).items()}
         if not all(map(math.isfinite, losses.values())):
             self.diverged(self.step, losses)

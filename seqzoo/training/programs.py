@@ -9,7 +9,7 @@ from jax.stages import Compiled
 from seqzoo.tasks.base import BatchSpec
 from seqzoo.training.hyperparameters import shared_key
 from seqzoo.training.state import State, TrainSetup, initialiser
-from seqzoo.training.step import evaluator, train_step
+from seqzoo.training.step import evaluator, step_function, train_step
 
 
 class Program:
@@ -19,11 +19,27 @@ class Program:
     """
 
     def __init__(self, setup: TrainSetup):
+        self.setup = setup
         self.initialise = initialiser(setup)
         self.step = train_step(setup)
         self.compiled: dict[BatchSpec, Compiled] = {}
         self.evaluate = evaluator(setup)
         self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(setup.mesh, jax.P()))
+        self._together: dict[int, Compiled] = {}
+
+    def together(self, count: int) -> Compiled:
+        """The compiled step of `count` runs, (states, hyperparameters) -> (states, metrics), each leaf with a leading axis of runs.
+
+        The states are donated. All batches have the spec of the first step.
+        """
+        if count not in self._together:
+            function, spec = step_function(self.setup), self.setup.task.spec(0)
+            held = NamedSharding(self.setup.mesh, jax.P())
+            stacked = lambda leaf: jax.ShapeDtypeStruct((count, *jnp.shape(leaf)), jnp.result_type(leaf), sharding=held)
+            step = jax.jit(jax.vmap(lambda state, chosen: function(state, spec, None, chosen)), donate_argnums=0)
+            arguments = jax.tree.map(stacked, (self.setup.abstract, self.setup.hyperparameters))
+            self._together[count] = step.lower(*arguments).compile()
+        return self._together[count]
 
 
 class Programs:

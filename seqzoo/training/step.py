@@ -20,7 +20,7 @@ from seqzoo.training.loss import TokenLosses, token_losses
 from seqzoo.training.optim.gradient_accumulation import accumulation_metrics, over_micro_batches
 from seqzoo.training.optim.optimizer import make_schedule
 from seqzoo.training.optim.skip_nonfinite import skip_counts
-from seqzoo.training.state import TrainSetup
+from seqzoo.training.state import State, TrainSetup
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]  # "loss", "correct" and "weight", summed over tokens, float32 scalars
@@ -50,18 +50,21 @@ def weigh(batch: Batch, values: Array) -> Array:
 
 
 def train_step(setup: TrainSetup) -> Wrapped:
-    """The jitted training step, (state, spec, batch=None, hyperparameters=None) -> (next state, metrics).
+    """The jitted `step_function`. The state is donated; each spec compiles once."""
+    out = (setup.shardings, NamedSharding(setup.mesh, jax.P()))
+    return jax.jit(step_function(setup), static_argnums=1, donate_argnums=0, out_shardings=out)
 
-    The state is donated; each spec compiles once. The hyperparameters are arguments, so that a step serves every run that differs
-    in nothing else; None: those of the experiment, as constants. Without a batch the task makes it on the devices, from the seed
-    and the step. loss = sum(w ce) / sum(w), accuracy likewise, over
-    all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have "module_norms":
-    norms by module, of the gradient and of the parameters it was taken at.
+
+def step_function(setup: TrainSetup) -> Callable[..., tuple[State, dict[str, Any]]]:
+    """The training step, (state, spec, batch=None, hyperparameters=None) -> (next state, metrics).
+
+    The hyperparameters are arguments, so that a step serves every run that differs in nothing else; None: those of the experiment,
+    as constants. Without a batch the task makes it on the devices, from the seed and the step. loss = sum(w ce) / sum(w), accuracy
+    likewise, over all micro-batches together; a batch without any weight has loss 0. With training.module_norms the metrics have
+    "module_norms": norms by module, of the gradient and of the parameters it was taken at.
     """
     settings = setup.experiment
-    replicated = NamedSharding(setup.mesh, jax.P())
 
-    @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, out_shardings=(setup.shardings, replicated))
     def step(state, spec, batch=None, hyperparameters=None):
         chosen = hyperparameters or setup.hyperparameters
         rate = make_schedule(settings.optimizer, settings.training.steps, chosen.learning_rate)

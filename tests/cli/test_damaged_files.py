@@ -96,7 +96,7 @@ def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, 
         assert code in (0, 1, 2)
         if code:
             assert said.startswith("error: ") and said.count("\n") == 1, said[:2000]
-            assert name in said or str(folder) in said or "Metrics of softmax(heads=2): none yet" in said, said
+            assert name in said or str(folder) in said or "Metrics of softmax: none yet" in said, said
             assert len(said) < 1000, said[:2000]
             assert contents(folder) == before
         else:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,23 @@ TEMPORARY = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 
 class CheckpointError(RuntimeError):
     """Checkpoints exist, but none of them loads. A start from scratch would lose the run, so it never happens silently."""
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Context in which Orbax leaks nothing, and does not print a failed save three times with its traceback: here it becomes one
+    error, with that traceback as its cause.
+
+    Where several `Checkpoints` are open at once, one is needed around all of them: they may be closed in any order.
+    """
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with without_leak():
+            yield
+    finally:
+        log.setLevel(before)
 
 
 class Checkpoints:
@@ -70,12 +87,8 @@ class Checkpoints:
         # If a directory that is created in the background fails, threads wait for it for ever, and the process does not end.
         options = ocp.options.AsyncOptions(post_finalization_callback=self._digest, create_directories_asynchronously=False)
         self._closing = contextlib.ExitStack()
-        self._closing.enter_context(without_leak())
+        self._closing.enter_context(quiet_orbax())
         self._checkpointer = ocp.StandardCheckpointer(async_options=options)
-        # Orbax prints a failed save three times with its traceback; here it becomes one error, with that traceback as its cause.
-        log = logging.getLogger("absl")
-        self._closing.callback(log.setLevel, log.level)
-        log.setLevel(logging.CRITICAL)
         self._closing.callback(self._checkpointer.close)
         return self
 

@@ -7,6 +7,7 @@ A step that is compiled ahead of time can be inspected before it runs, and is co
     state, metrics = compiled(state, batch)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +43,12 @@ class Profiler:
         found = f"steps {first}:{last} only" if first < last else "nothing"
         return f"run.profile={self._first}:{self._last} traces {found}: this call trains from step {step} to {end}"
 
-    def at(self, step: int, state: Any) -> None:
-        """Starts or ends the trace. Call it between steps, when `step` of them have been dispatched and `state` is their result."""
+    def at(self, step: int, state: Callable[[], Any]) -> None:
+        """Starts or ends the trace. Call it between steps, when `step` of them are dispatched and `state()` is their result."""
         inside = self._first <= step < self._last
         if inside == self._tracing:
             return
-        jax.block_until_ready(state)
+        jax.block_until_ready(state())
         if inside:
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
