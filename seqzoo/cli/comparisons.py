@@ -7,10 +7,12 @@ from rich.console import Console
 
 from seqzoo import config
 from seqzoo.cli.shared import UsageError, checked, take_flag
+from seqzoo.compare.runner import MOST_TOGETHER
 from seqzoo.compare.shares import Shard
 from seqzoo.entry import program
 
 RETRY, JOBS, SHARD, CONTINUE, STEPS = "--retry", "--jobs", "--shard", "--continue-unfinished", "--steps"
+TOGETHER = "--together"
 MOST_JOBS = 1024
 
 
@@ -22,6 +24,7 @@ class Flags(NamedTuple):
     shard: Shard | None = None
     continue_unfinished: bool = False
     steps: int | None = None
+    together: int | None = None
 
 
 NO_FLAGS = Flags()
@@ -31,6 +34,7 @@ def take_flags(arguments: list[str]) -> tuple[Flags, list[str]]:
     """The flags of comparisons, and the other arguments."""
     jobs, rest = take_flag(JOBS, arguments)
     shards, rest = take_flag(SHARD, rest)
+    together, rest = take_flag(TOGETHER, rest)
     more = CONTINUE in rest
     steps, rest = take_flag(STEPS, rest)
     if more:
@@ -42,6 +46,7 @@ def take_flags(arguments: list[str]) -> tuple[Flags, list[str]]:
         shard=_shard(shards[-1]) if shards else None,
         continue_unfinished=more,
         steps=_number(STEPS, steps[-1], "steps", 2**31 - 1) if steps else None,
+        together=_number(TOGETHER, together[-1], "runs", MOST_TOGETHER) if together else None,
     )
     return flags, [word for word in rest if word not in (RETRY, CONTINUE)]
 
@@ -50,7 +55,7 @@ def refuse_for_one_run(flags: Flags, what: str, command: bool) -> None:
     """Raises UsageError if flags of comparisons, or the command compare, are given one experiment."""
     if command:
         raise UsageError(f"{what}; compare is for comparisons, wanted train or resume")
-    names = dict(zip(Flags._fields, (RETRY, JOBS, SHARD, CONTINUE, STEPS), strict=True))
+    names = dict(zip(Flags._fields, (RETRY, JOBS, SHARD, CONTINUE, STEPS, TOGETHER), strict=True))
     for field, name in names.items():
         if getattr(flags, field) != getattr(NO_FLAGS, field):
             raise UsageError(f"{what}; {name} is for comparisons, wanted no {name}")

@@ -37,6 +37,8 @@ USAGE = """train.py [COMMAND | CONFIG.py] [--settings]
 - train.py resume COMPARISON [--retry]: train the runs of a comparison that have no result yet; with --retry also those that failed
 - train.py compare CONFIG.py | COMPARISON: the same as train, or as resume, for comparisons only. All three take, of a comparison:
   --jobs N: N processes train, each with its share of the cores
+  --together N: N runs that differ only in learning rate, weight decay and seeds are trained at once, by one vectorised step; on an
+  accelerator as many as its memory holds, on a CPU one
   --shard i/n: this call trains part i of n, i from 1 to n, in the folder that all parts share, run.folder/run.name: for the tasks
   of a cluster, sbatch --array=1-n, or for several machines
 - train.py compare COMPARISON --continue-unfinished [--steps N]: continue the runs that are marked as still learning, to N steps, or

@@ -89,14 +89,15 @@ def _cache() -> str | None:
     return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def train_in_processes(store: Store, console: Console, jobs: int) -> None:
+def train_in_processes(store: Store, console: Console, jobs: int, together: int | None = None) -> None:
     """Trains the runs without a result in worker processes, and returns when all have ended.
 
     A worker that is killed is reported; the others take its run over, and if none is left, one is started again.
     Raises:
       Interrupted: a signal, after the workers have saved. WriteError: a worker could not write; the others have saved and ended.
     """
-    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": _cache(), "shard": store.shard}
+    words = {"folder": str(store.folder.absolute()), "width": console.width, "cache": _cache()}
+    words |= {"shard": store.shard, "together": together}
     lines: queue.Queue = queue.Queue()
     parts = shares(jobs)
     alive, failed = [Worker(number, cores, words, lines) for number, cores in enumerate(parts, 1)], ""

@@ -5,11 +5,12 @@ claimed, and waits for the others at the end, to take over the run of one that i
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 from rich.console import Console
 
 from seqzoo import config
@@ -23,6 +24,11 @@ from seqzoo.compare.summary import Run, summarise
 from seqzoo.compare.tables import caption, print_line, print_table, table
 from seqzoo.entry import resume_command
 
+if TYPE_CHECKING:
+    from seqzoo.training.programs import Programs
+    from seqzoo.training.together import Outcome
+
+MOST_TOGETHER = 64  # runs in one vectorised step on an accelerator, if its memory holds so many
 POLL = 1.0  # seconds between two looks at the runs of other processes
 
 Train = Callable[..., dict[str, Any]]
@@ -39,6 +45,7 @@ def run(
     shard: Shard | None = None,
     continue_unfinished: bool = False,
     steps: int | None = None,
+    together: int | None = None,
 ) -> dict[str, Any]:
     """Trains every experiment of a comparison that has no result yet, and writes results, report and figures.
 
@@ -58,6 +65,9 @@ def run(
       continue_unfinished: whether the runs that are still learning at the end of their budget get a longer one; it stays.
       steps: that budget, in training steps in all; None: twice the steps that each of these runs has done.
       shard: the part of the runs that this call trains; None: all. Parts need no locks, so they may be on several machines.
+      together: number of runs that a process trains at once, by one vectorised step (training/together.py); None: on a CPU one, on
+        an accelerator as many as its memory holds. Runs that differ in more than learning rate, weight decay and seeds, or read
+        files, are trained alone. `run` trains one.
     Returns:
       The content of results.json.
     Raises:
@@ -78,25 +88,28 @@ def run(
         if not longer:
             print_line(console, "no finished run is still learning")
     if jobs == 1:
-        train_all(store, console, run)
+        train_all(store, console, run, together=together)
     else:
         from seqzoo.compare.jobs import train_in_processes
 
-        train_in_processes(store, console, jobs)
+        train_in_processes(store, console, jobs, together)
     return _finish(store, console)
 
 
-def train_all(store: Store, console: Console, train: Train | None = None, overall: Console | None = None) -> None:
+def train_all(
+    store: Store, console: Console, train: Train | None = None, overall: Console | None = None, together: int | None = None
+) -> None:
     """Trains the runs without a result, one after another, until none is left that this process or another has to train.
 
-    The overall line goes to `overall`, or to the console as well.
+    The overall line goes to `overall`, or to the console as well. `train` and `together` as in `run`.
     """
     from seqzoo import training
     from seqzoo.training.programs import Programs
-    from seqzoo.training.run.lock import LockedError
 
-    train_one: Train = train or functools.partial(training.train, programs=Programs())
-    held: Claim | None = None
+    programs = Programs()
+    train_one: Train = train or functools.partial(training.train, programs=programs)
+    most = 1 if train else together or (1 if jax.default_backend() == "cpu" else MOST_TOGETHER)
+    held: list[Claim] = []
     last, waiting = None, False
     for each in filter(store.is_mine, store.runs()):
         if each.problem and not (store.place(each) / FAILURE).exists():  # a damaged result, or a process that was killed just then
@@ -107,11 +120,10 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                 runs = list(filter(store.is_mine, store.runs()))
                 left = [each for each in runs if not each.settled]
                 busy = store.busy(left)
-                taken = _take(store, in_order(left, store.keys, busy, last), console)
-                if held is not None:  # only now: meanwhile no other process began a run with the same programs
-                    held.release()
-                    held = None
-                if taken is None:
+                taken = _take(store, in_order(left, store.keys, busy, last), console, most)
+                while held:  # only now: meanwhile no other process began a run with the same programs
+                    held.pop().release()
+                if not taken:
                     if not left:
                         break
                     if not waiting:
@@ -120,32 +132,59 @@ def train_all(store: Store, console: Console, train: Train | None = None, overal
                     line.update(runs, busy)
                     sleep(POLL)
                     continue
-                chosen, held = taken
+                chosen, held = [run for run, _ in taken], [claim for _, claim in taken]
                 waiting = False
-                line.update(runs, {*busy, chosen.name})
-                print_line(console, f"[{runs.index(chosen) + 1}/{len(runs)}] {chosen.name}")
-                try:
-                    changed: dict[str, Any] = {"changed": True} if chosen.more_steps else {}
-                    train_one(store.experiments[chosen.name], store.place(chosen), console=console, **changed)
-                    if not store.read(chosen).settled:
-                        store.record_failure(chosen, "it ended without a result")
-                except training.WriteError:  # it would hit the other experiments too
-                    raise
-                except LockedError as error:  # trained by itself, as with `resume RUN`
-                    print_line(console, f"note: {error}")
-                    sleep(POLL)
-                except Exception as error:  # any: an experiment may run code of the user
-                    print_line(console, f"{chosen.name} failed: {store.record_failure(chosen, error)}")
-                last = store.keys[chosen.name]
+                line.update(runs, busy.union(run.name for run in chosen))
+                for each in chosen:
+                    print_line(console, f"[{runs.index(each) + 1}/{len(runs)}] {each.name}")
+                for each, outcome in _trained(store, chosen, console, train_one, programs):
+                    _record(store, each, outcome, console)
+                last = store.keys[chosen[0].name]
                 publish(store)
     finally:
-        if held is not None:
-            held.release()
+        for claim in held:
+            claim.release()
 
 
-def _take(store: Store, runs: list[Run], console: Console) -> tuple[Run, Claim] | None:
-    """The first of the runs that this process can claim."""
+def _trained(
+    store: Store, runs: list[Run], console: Console, train: Train, programs: "Programs"
+) -> Iterable[tuple[Run, "Outcome"]]:
+    """Trains the runs, by one vectorised step if they are several. Gives what became of each: a summary or an error."""
+    if len(runs) > 1:
+        from seqzoo.training.together import train_together
+
+        pairs = [(store.experiments[run.name], store.place(run)) for run in runs]
+        return zip(runs, train_together(pairs, console=console, programs=programs), strict=True)
+    (run,) = runs
+    changed: dict[str, Any] = {"changed": True} if run.more_steps else {}
+    try:
+        return [(run, train(store.experiments[run.name], store.place(run), console=console, **changed))]
+    except Exception as error:  # any: an experiment may run code of the user
+        return [(run, error)]
+
+
+def _record(store: Store, run: Run, outcome: "Outcome", console: Console) -> None:
+    """Records why a run has no result, if it has none. Raises WriteError: it would hit the other runs too."""
+    from seqzoo import training
+    from seqzoo.training.run.lock import LockedError
+
+    if isinstance(outcome, training.WriteError):
+        raise outcome
+    if isinstance(outcome, LockedError):  # trained by itself, as with `resume RUN`
+        print_line(console, f"note: {outcome}")
+        sleep(POLL)
+    elif isinstance(outcome, Exception):
+        print_line(console, f"{run.name} failed: {store.record_failure(run, outcome)}")
+    elif not store.read(run).settled:
+        store.record_failure(run, "it ended without a result")
+
+
+def _take(store: Store, runs: list[Run], console: Console, most: int) -> list[tuple[Run, Claim]]:
+    """The first of the runs that this process can claim, and up to `most` in all that can be trained together with it."""
+    taken: list[tuple[Run, Claim]] = []
     for run in runs:
+        if taken and (run.more_steps or store.keys[run.name] != store.keys[taken[0][0].name]):
+            continue
         claim = store.claim(run)
         if claim is None:
             continue
@@ -160,8 +199,20 @@ def _take(store: Store, runs: list[Run], console: Console) -> tuple[Run, Claim] 
         else:
             if claim.before:
                 print_line(console, f"taking over {run.name}: {claim.before} was killed while it trained it")
-            return run, claim
-    return None
+            taken.append((run, claim))
+            if len(taken) == most or (len(taken) == 1 and not _vectorises(store, run)):
+                break
+    return taken
+
+
+def _vectorises(store: Store, run: Run) -> bool:
+    """Tells if a run can be trained together with others."""
+    from seqzoo.training.together import fit_together
+
+    try:
+        return not run.more_steps and fit_together([store.experiments[run.name]])
+    except ValueError:  # the run fails with it, by itself
+        return False
 
 
 def publish(store: Store) -> tuple[list[Run], dict[str, Any]]:

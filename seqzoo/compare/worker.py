@@ -39,7 +39,7 @@ def main() -> int:
         if given["shard"]:
             store.take_shard(Shard(*given["shard"]))
         try:
-            train_all(store, console, overall=Console(quiet=True))
+            train_all(store, console, overall=Console(quiet=True), together=given["together"])
         except Interrupted as stopped:
             return stopped.exit_code
         except WriteError as error:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from helpers.tiny import quiet, tiny
-from seqzoo import training
+from seqzoo import compare, training
+from seqzoo.config import Comparison
 from seqzoo.training import together
 from seqzoo.training.together import fit_together, train_together
 
@@ -65,6 +66,15 @@ def test_a_member_that_diverges_and_one_that_is_solved_disturb_no_other(alone, t
     assert_close(numbers(tmp_path / "0"), numbers(tmp_path / "alone"))
     assert first["finished"] and isinstance(second, training.Diverged) and third["finished"]
     assert math.isfinite(min(numbers(tmp_path / "2").values()))
+
+
+@pytest.mark.slow
+def test_a_comparison_trains_runs_with_equal_programs_together(tmp_path):
+    axes = {"model.layers": ("softmax(heads=2)", "gla(heads=2)"), "training.seed": (0, 1, 2)}
+    console = quiet()
+    results = compare.run(Comparison(base=tiny(training__steps=2), axes=axes), tmp_path / "grid", console=console, together=2)
+    assert sum(run["finished"] for run in results["runs"]) == 6
+    assert [line.count("step 2") for line in console.file.getvalue().splitlines() if "runs/" in line] == [1] * 4  # of 2 + 1 alone
 
 
 @pytest.mark.slow
