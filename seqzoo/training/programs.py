@@ -13,7 +13,7 @@ from seqzoo.training.step import evaluator, step_function, train_step
 
 
 class Program:
-    """What a run executes: initialisation, step, evaluation. It holds for every experiment with the same `shared_key`.
+    """The functions that a run executes: initialisation, step, evaluation. They hold for every experiment with its `shared_key`.
 
     All functions take the run's `Hyperparameters`; a run that calls them with its own gets bitwise what it would get alone.
     """
