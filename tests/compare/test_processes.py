@@ -81,7 +81,7 @@ def test_a_run_that_another_process_has_just_finished_is_not_taken(tmp_path):
     store = open_store(tmp_path / "c", SEEDS)
     stale = store.runs()
     finish(store.experiments[stale[0].name], store.place(stale[0]))
-    run, held = runner._take(store, stale, quiet())
+    ((run, held),) = runner._take(store, stale, quiet(), most=1)
     held.release()
     assert run == stale[1]
 

@@ -144,9 +144,7 @@ def folder_in_place(path):
 
 
 def gone(folder):
-    """The run's folder is no longer where it was, after its first checkpoint is complete: that is written in the background."""
-    while not (folder / "checkpoints" / "2").exists():
-        time.sleep(0.01)
+    """The run's folder is no longer where it was."""
     aside = folder.rename(folder.with_name("aside"))
     return lambda: aside.rename(folder)
 
@@ -172,7 +170,13 @@ def test_a_write_that_fails_stops_the_run_with_one_error_and_loses_the_last_inte
 ):
     put, says = OBSTACLES[obstacle]
     folder, experiment, undo = tmp_path / "run", tiny(**EXPERIMENT), contextlib.ExitStack()
-    trigger = Trigger("step 3/6  accuracy", lambda: undo.callback(put(folder)))
+
+    def obstruct():
+        while not (folder / "checkpoints" / "2").exists():  # it is written in the background
+            time.sleep(0.01)
+        undo.callback(put(folder))
+
+    trigger = Trigger("step 3/6  accuracy", obstruct)
     with undo, pytest.raises(training.WriteError) as caught:
         training.train(experiment, folder, console=Console(file=trigger, width=200))
     assert trigger.act is None
