@@ -16,9 +16,11 @@ def main() -> int:
     if importing:
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     from seqzoo import cli
+    from seqzoo.training.run.allocator import keep_freed_memory
 
     if importing:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    keep_freed_memory()
     return cli.main()
 
 

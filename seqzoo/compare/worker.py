@@ -28,7 +28,9 @@ def main() -> int:
     from seqzoo.compare.store import open_store
     from seqzoo.printing import forgiving_streams
     from seqzoo.training import Interrupted, WriteError
+    from seqzoo.training.run.allocator import keep_freed_memory
 
+    keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", given["cache"])
     with forgiving_streams():
         console = Console(width=given["width"])
