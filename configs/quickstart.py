@@ -1,13 +1,13 @@
-"""MQAR, 64 tokens, 8 pairs in training and 4 to 16 in evaluation: ten mixers at equal recurrent memory, after the same convolution.
+"""MQAR, 64 tokens, 8 pairs in training, 4 to 16 in evaluation: nine mixers at equal recurrent memory, behind the same convolution.
 
     python train.py
 
 `train.py` runs this comparison when it gets no config. seqzoo/cli/quickstart.py is a link to this file, for installed packages.
 
-Every recurrent mixer but Aaren has 4 KiB of recurrent memory, those with matrices in one head of 32 x 32. The settings are solved for
-(docs/comparing.md). Softmax and sigmoid attention keep all keys and values; Aaren keeps one mean of them.
-A run ends when it has solved the task, or after 500 steps. Of the learning rates 5e-3 and 1e-2 each mixer has the better one at seed
-0, which is 1e-2 for all but sigmoid.
+Every recurrent mixer but Aaren has 4 KiB of recurrent memory; those with matrices have one head of 32 x 32. The settings are solved
+for (docs/comparing.md). Softmax and sigmoid attention keep all keys and values, Aaren one weighted mean of them. A run ends when it
+has solved the task, or after 500 steps. Each mixer has the better one of the learning rates 5e-3 and 1e-2 at seed 0: 1e-2, and 5e-3
+for sigmoid.
 """
 
 from seqzoo.config import Comparison, Experiment, Model, Optimizer, Training
@@ -18,11 +18,10 @@ MIXERS = (
     "sigmoid(heads=1, length=64, rope_theta=None)",
     "linear",
     "gla",
-    "deltanet",
     "gated_deltanet",
     "rwkv7",
     "mamba2",
-    "mamba",
+    "mamba(expand=1)",
     "aaren(heads=1)",
 )
 SLOWER = {"sigmoid": 5e-3}

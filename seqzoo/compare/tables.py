@@ -112,7 +112,8 @@ def table(rows: Sequence[Row], runs: Sequence[Run], title: str) -> Table:
 
 def caption(runs: Sequence[Run]) -> str:
     """The meaning of the numbers of a row: set and objective, seeds, learning rates; and which rows are not ranked."""
-    rows, rates = summarise(runs), len({run.rate for run in runs})
+    rows = summarise(runs)
+    rates = max((len(row.rates) for row in rows), default=1)
     seeds = max((len(row.runs) for row in rows), default=1)
     parts = [f"{shown_in_words(runs).capitalize()} after the last step"]
     if seeds > 1:
