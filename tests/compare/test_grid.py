@@ -143,8 +143,8 @@ def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path, monkeypatch, capsys)
 def test_a_dry_run_takes_settings_and_refuses_a_model_that_cannot_be_built(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--dry-run", "--training.steps", "7"]) == 0
-    assert "Runs: 6, with" in capsys.readouterr().out
-    assert cli.main(["--model.d-model", "7", "--dry-run"]) == 2
+    assert "Runs: 9, with" in capsys.readouterr().out
+    assert cli.main([str(ROOT / "configs" / "mqar.py"), "--model.d-model", "7", "--dry-run"]) == 2
     assert "does not divide" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 

@@ -37,6 +37,7 @@ def alone(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_members_get_the_numbers_of_the_runs_alone(alone, tmp_path):
     runs = [(tiny(**BASE | each), tmp_path / f"{number}") for number, each in enumerate(EACH)]
     summaries = train_together(runs, console=quiet())
@@ -46,6 +47,7 @@ def test_members_get_the_numbers_of_the_runs_alone(alone, tmp_path):
     assert len({tuple(numbers(folder).values()) for _, folder in runs}) == 3
 
 
+@pytest.mark.slow
 def test_members_stop_where_they_are_asked_to_and_continue_together(alone, tmp_path):
     """One is half done when the others begin, and one is finished."""
     runs = [(tiny(**BASE | each), tmp_path / f"{number}") for number, each in enumerate(EACH)]
