@@ -84,7 +84,10 @@ class Task(Settings):
 
     def with_seed(self, seed: int | Array) -> Self:
         """The same task with another `seed`, if it has one; in a program the seed may be traced. Nothing is checked again."""
-        return self.model_construct(**dict(self) | {"seed": seed}) if "seed" in type(self).model_fields else self
+        if "seed" not in type(self).model_fields:
+            return self
+        values: dict[str, Any] = dict(self) | {"seed": seed}
+        return self.model_construct(None, **values)
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of the files that are read, by name: a run does not continue with other contents."""
