@@ -4,26 +4,13 @@ import gc
 import os
 from pathlib import Path
 
-# Most of the time goes to compiling what runs once, on rows of a few tokens. XLA compiles four times as fast without LLVM's
-# optimiser, without the newer emitters of fused loops, whose MLIR passes take most of it, and with one LLVM module per program.
-# An optimisation level in XLA_FLAGS compiles as for users: .ci/run sets --xla_backend_optimization_level=3 in the slow tier.
-FAST = (
-    "--xla_backend_optimization_level=0 "
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true "
-    "--xla_cpu_parallel_codegen_split_count=1 "
-)
+from helpers import xla
 
-
-def xla_flags(given: str) -> str:
-    """The flags of a test process, from those in the environment."""
-    fast = "" if "xla_backend_optimization_level" in given else FAST
-    return f"{fast}{given} --xla_force_host_platform_device_count=8"
-
-
-os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
+# An optimisation level in XLA_FLAGS compiles as for users: .ci/run does so for a part of the law.
+os.environ["XLA_FLAGS"] = xla.flags(8, os.environ.get("XLA_FLAGS", ""))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402  (after its flags)
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
@@ -195,7 +194,7 @@ def _from_checkpoint(source: Source, wanted: dict[str, jax.ShapeDtypeStruct]) ->
     def placed(name: str, leaf: jax.ShapeDtypeStruct) -> Array:
         host = np.asarray(held.pop(name)).astype(leaf.dtype)
         host = np.pad(host, [(0, wanted - size) for size, wanted in zip(host.shape, leaf.shape, strict=True)])
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: jnp.asarray(host[index]))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
 
     return {name: placed(name, leaf) for name, leaf in wanted.items()}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
 from jax.stages import Compiled
 from rich.console import Console
 
@@ -204,7 +203,7 @@ class Loop:
         self.console = console
         self.program = program
         chosen = setup.hyperparameters
-        self.chosen = jax.device_put(chosen, NamedSharding(setup.mesh, jax.P()))
+        self.chosen = program.replicate(chosen)
         self.evaluate = functools.partial(program.evaluate, seed=chosen.eval_seed)
         self.flops = training_flops(setup.model(setup.abstract["params"]).flops)
         self.profiler = Profiler(setup.experiment.run.window, folder)

@@ -24,7 +24,10 @@ class Program:
         self.step = train_step(setup)
         self.compiled: dict[BatchSpec, Compiled] = {}
         self.evaluate = evaluator(setup)
-        self.finite = jax.jit(_all_finite, out_shardings=NamedSharding(setup.mesh, jax.P()))
+        replicated = NamedSharding(setup.mesh, jax.P())
+        self.finite = jax.jit(_all_finite, out_shardings=replicated)
+        # Python numbers on all devices, still without a dtype of their own; `device_put` refuses them with several processes.
+        self.replicate = jax.jit(lambda chosen: chosen, out_shardings=replicated)
         self._together: dict[int, Compiled] = {}
 
     def together(self, count: int) -> Compiled:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from helpers import xla
 from helpers.checkpoint_folders import MAMBA, mamba_tensors, write
 from helpers.tiny import quiet, tiny
 from seqzoo import config, convert, training
@@ -34,7 +35,7 @@ def start(tmp_path):
     def run(*words, devices=1):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla.flags(devices),
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
