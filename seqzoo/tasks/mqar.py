@@ -5,13 +5,14 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from pydantic import model_validator
 
 from seqzoo.specs import Length, Positive, Seed
 from seqzoo.tasks.base import SPLITS, BatchSpec, EvalSet, Task, register
-from seqzoo.tasks.epochs import Endless, Epochs
-from seqzoo.tasks.sampling import uniform_without_replacement, weighted_without_replacement
+from seqzoo.tasks.epochs import Endless, Epochs, hashed
+from seqzoo.tasks.sampling import uniform, uniform_without_replacement, weighted_without_replacement
 
 Cell = TypeVar("Cell")
 Column = Cell | tuple[Cell, ...]
@@ -117,9 +118,8 @@ class MQAR(Task):
         """
         training = spec.split == "train"
         shape = (self._train if training else self._evaluation)[spec.segment]
-        key = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(spec.split))
-        for number in shape:  # so that a set's examples do not depend on which other sets there are
-            key = jax.random.fold_in(key, number)
+        # The length and pairs themselves, so that a set's examples do not depend on which other sets there are.
+        key = jax.random.fold_in(jax.random.key(self.seed), hashed(SPLITS.index(spec.split), *shape))
         rows = jnp.arange(spec.batch, dtype=jnp.int32)
         if training and isinstance(self._order, Endless):
             key = jax.random.fold_in(key, index)  # two folds: step * batch would overflow in long runs
@@ -170,17 +170,18 @@ class MQAR(Task):
     def _example(self, key: Array, shape: Shape) -> tuple[Array, Array]:
         """One example: tokens and targets [t] int32, target 0 where nothing is scored (0 is never a value)."""
         half, (length, pairs) = self.vocab_size // 2, shape
-        for_keys, for_values, for_slots, for_noise = jax.random.split(key, 4)
-        keys = 1 + uniform_without_replacement(for_keys, half - 1, pairs)
-        values = half + uniform_without_replacement(for_values, half, pairs)
+        slots = length // 2 - pairs * self.passes
+        sizes = (pairs, pairs, slots, length if self.noise else 0)
+        for_keys, for_values, for_slots, for_noise = jnp.split(jax.random.bits(key, sum(sizes)), np.cumsum(sizes)[:-1])
+        keys = 1 + uniform_without_replacement(for_keys, half - 1)
+        values = half + uniform_without_replacement(for_values, half)
         block = jnp.tile(jnp.stack([keys, values], axis=1).reshape(-1), self.passes)
-        slots = (length - block.size) // 2
         log_weights = (self.power - 1) * jnp.log(jnp.arange(1, slots + 1, dtype=jnp.float32))
         queries = block.size + 2 * weighted_without_replacement(for_slots, log_weights, pairs)
         tokens = jnp.zeros(length, jnp.int32).at[: block.size].set(block).at[queries].set(keys, unique_indices=True)
         targets = jnp.zeros(length, jnp.int32).at[queries].set(values, unique_indices=True)
         if self.noise:
-            tokens = jnp.where(tokens == 0, jax.random.randint(for_noise, (length,), 0, self.vocab_size, jnp.int32), tokens)
+            tokens = jnp.where(tokens == 0, uniform(for_noise, self.vocab_size), tokens)
         return tokens, targets
 
     @cached_property

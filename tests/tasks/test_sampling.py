@@ -30,14 +30,14 @@ def assert_same_law(observed, expected):
 @pytest.mark.parametrize(("population", "count"), [(5, 1), (5, 3), (4, 4), (1, 1)])
 def test_every_ordered_choice_is_equally_likely(population, count):
     outcomes = list(itertools.permutations(range(population), count))
-    observed = frequencies(lambda key: uniform_without_replacement(key, population, count), outcomes)
+    observed = frequencies(lambda key: uniform_without_replacement(jax.random.bits(key, count), population), outcomes)
     assert_same_law(observed, np.full(len(outcomes), 1 / len(outcomes)))
 
 
 def test_a_whole_population_and_a_large_one_come_without_repeats():
-    everything = uniform_without_replacement(jax.random.key(1), 127, 127)
+    everything = uniform_without_replacement(jax.random.bits(jax.random.key(1), 127), 127)
     assert sorted(everything.tolist()) == list(range(127))
-    some = uniform_without_replacement(jax.random.key(2), 2**31 - 2, 64)
+    some = uniform_without_replacement(jax.random.bits(jax.random.key(2), 64), 2**31 - 2)
     assert len(set(some.tolist())) == 64 and int(some.min()) >= 0 and int(some.max()) > 2**29
 
 
@@ -46,5 +46,5 @@ def test_weighted_draws_are_sequential_draws_renormalised_after_each():
     outcomes = list(itertools.permutations(range(4), 2))
     expected = np.array([weights[a] * weights[b] / (1 - weights[a]) for a, b in outcomes])
     log_weights = jnp.log(jnp.asarray(7 * weights, jnp.float32))
-    observed = frequencies(lambda key: weighted_without_replacement(key, log_weights, 2), outcomes)
+    observed = frequencies(lambda key: weighted_without_replacement(jax.random.bits(key, 4), log_weights, 2), outcomes)
     assert_same_law(observed, expected)
