@@ -22,11 +22,21 @@ CONDITIONING = 10  # accepted error over the change of the definition when its f
 
 
 def check_precision(it: MixerUnderTest) -> None:
-    """Float32 and whole equals float64 step by step: values, final state, all gradients, over packed documents and padding."""
+    """Float32 and whole equals float64 step by step: values, final state, all gradients, over packed documents and padding.
+
+    Where rounding the float32 inputs, parameters and state by one digit moves the definition by more than the tolerance of float32,
+    that much is accepted.
+    """
     x, dy, dstate = it.inputs(3)
-    whole = it(it.state, x, SEGMENT_IDS, dy * REAL, dstate)
-    definition = it.definition(it.state, x, SEGMENT_IDS, dy * REAL, dstate)
-    assert_close(_without_padding(whole), _without_padding(definition), what=f"{it}, whole in float32 against the definition")
+    sides = (SEGMENT_IDS, dy * REAL, dstate)
+    whole = it(it.state, x, *sides)
+    wanted = _without_padding(it.definition(it.state, x, *sides))
+    tolerance = RELATIVE["float32"]
+    if _largest(_without_padding(whole), wanted) > tolerance:
+        others = [rounded((it.params, it.state, x), seed) for seed in (1, 2)]
+        moved = [_without_padding(it.definition(state, row, *sides, params=params)) for params, state, row in others]
+        tolerance = max(tolerance, *(_largest(run, wanted) for run in moved))
+    assert_close(_without_padding(whole), wanted, tolerance=tolerance, what=f"{it}, whole in float32 against the definition")
     assert np.all(np.isfinite(whole.y)), f"{it}: outputs at padding must be finite"
     assert np.abs(whole.x * ~REAL).max() == 0, f"{it}: inputs at padding must have no gradient"
 
@@ -255,6 +265,11 @@ def _errors(run: Run, wanted: Run, variables) -> dict[str, float]:
         for leaf, (path, reference), scale in leaves
         if jnp.issubdtype(reference.dtype, jnp.floating)
     }
+
+
+def _largest(run: Run, wanted: Run) -> float:
+    """The largest error of a leaf."""
+    return max(float(error(leaf, reference)) for leaf, reference in zip(jax.tree.leaves(run), jax.tree.leaves(wanted), strict=True))
 
 
 def _zeros(leaves):

@@ -49,7 +49,9 @@ def exact(arrays, **settings):
 def test_keys_that_resemble_each_other_keep_their_digits(beta, chunk):
     arrays = draw(4096, cosine=0.8, width=64) | {"beta": np.full((B, 4096, H), beta, np.float32)}
     wanted = exact(arrays)
-    assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted)
+    # A reflection keeps all errors made before it: with beta 2, float32 is 2.3e-6 off step by step, and in chunks of 128 between
+    # 0.9e-5 and 1.2e-5, by processor.
+    assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted, tolerance=1e-5 * beta)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
