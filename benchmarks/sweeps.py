@@ -100,8 +100,8 @@ def main(settings: Settings) -> None:
         written = {"": whole, "-base": whole.base}
         for name, each in written.items():
             load = f"from seqzoo.config import load_json\n\nconfig = load_json({f'{path}{name}.json'!r})\n"
-            Path(f"{path}{name}.json").write_text(each.model_dump_json())
-            Path(f"{path}{name}.py").write_text(load)
+            Path(f"{path}{name}.json").write_text(each.model_dump_json(), encoding="utf-8")
+            Path(f"{path}{name}.py").write_text(load, encoding="utf-8")
         ways = {
             "separate": lambda: separate(settings, path),
             "shared": lambda: command(f"{path}.py", "--run.folder", f"{path}-shared"),
@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
     ratios = {way: median(seconds[way]) / median(seconds["separate"]) for way in ways}
     record = measure.surroundings() | {"settings": asdict(settings) | {"out": settings.out.name}}
     record |= {"seconds": seconds, "of the time of separate runs": ratios}
-    settings.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(", ".join(f"{way} {ratio:.2f}" for way, ratio in ratios.items()))
 
 
