@@ -8,6 +8,7 @@ import signal
 import pytest
 from rich.console import Console
 
+from helpers import tiers
 from helpers.tiny import quiet, tiny
 from seqzoo import config, training
 from seqzoo.cli import main
@@ -85,7 +86,7 @@ def contents(folder):
 CASES = [(name, damage) for name in SMALL for damage in DAMAGES if name == "metrics.jsonl" or "line" not in damage]
 
 
-@pytest.mark.parametrize(("name", "damage"), CASES)
+@pytest.mark.parametrize(("name", "damage"), tiers.a_third(CASES))
 def test_a_damaged_file_gives_one_line_that_names_it(damaged, tmp_path, capsys, monkeypatch, name, damage):
     monkeypatch.chdir(tmp_path)
     folder = damaged(name, damage)
@@ -110,8 +111,13 @@ PLACES = {  # something else in the place of a file
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", [*SMALL, "lock", "checkpoints/6/_CHECKPOINT_METADATA", "checkpoints/6/manifest.ocdbt"])
+FILES = [*SMALL, "lock", "checkpoints/6/_CHECKPOINT_METADATA", "checkpoints/6/manifest.ocdbt"]
+
+
+# Each place begins with another file, so that the third has every file and every place.
+@pytest.mark.parametrize(
+    ("name", "place"), tiers.a_third((name, place) for n, place in enumerate(PLACES) for name in FILES[n:] + FILES[:n])
+)
 def test_what_is_no_regular_file_is_not_read(run, tmp_path, capsys, monkeypatch, name, place):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "run")

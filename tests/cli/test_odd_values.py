@@ -1,10 +1,12 @@
 """Odd values for every setting of every spec and for every option of the command line: accepted, or refused in one line.
 
-docs/training.md says how many there are. A refused one leaves nothing behind.
+docs/training.md says how many there are. A refused one leaves nothing behind. The slow tier takes a third of the values, for each
+setting another third; `pytest -m exhaustive` has the others.
 """
 
 import pytest
 
+from helpers import tiers
 from helpers.tiny import TINY, quiet, tiny
 from seqzoo import cli, compare, config, training
 from seqzoo.cli.plot import Plot
@@ -12,8 +14,6 @@ from seqzoo.cli.reference import entries
 from seqzoo.cli.text import Prepare
 from seqzoo.config import Experiment
 from seqzoo.specs import Spec
-
-pytestmark = pytest.mark.slow
 
 DEEP = ()
 for _ in range(50):
@@ -43,11 +43,12 @@ def refusal(call):
     return None
 
 
+@tiers.thirds
 @pytest.mark.parametrize("each", tuple(entries()), ids=lambda each: f"{each.kind} {each.name}")
-def test_odd_values_of_a_setting_build_or_are_refused_in_one_line(each):
+def test_odd_values_of_a_setting_build_or_are_refused_in_one_line(each, third):
     path, problems, count = KIND_PATH[each.kind], [], 0
-    for setting in each.settings:
-        for value in VALUES:
+    for number, setting in enumerate(each.settings):
+        for value in VALUES[(number + third) % 3 :: 3]:
             spec = str(Spec(each.name, ((setting.name, value),)))
             count += 1
             try:
@@ -128,14 +129,17 @@ def contents(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in folder.parents[1].rglob("*") if path.name != "lock"}
 
 
+@tiers.thirds
 @pytest.mark.parametrize(("command", "option"), CASES, ids=lambda each: each)
-def test_odd_words_for_an_option_run_or_are_refused_in_one_line_and_leave_nothing(folder, monkeypatch, capsys, command, option):
+def test_odd_words_for_an_option_run_or_are_refused_in_one_line_and_leave_nothing(
+    folder, monkeypatch, capsys, command, option, third
+):
     """The training itself is left out."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(training, "train", lambda *_, **__: {})
     monkeypatch.setattr(compare, "run", lambda *_, **__: {})
     problems, before = [], contents(folder)
-    for word in WORDS:
+    for word in WORDS[(CASES.index((command, option)) + third) % 3 :: 3]:
         given = [f"--{option.replace('_', '-')}={word}"]
         name = command
         if command == "--sweep":

@@ -165,7 +165,7 @@ def test_difference_gives_both_values_and_ignores_the_section_run():
     assert config.difference(tiny(), changed) == {"model.depth": (1, 3)}
 
 
-LARGE = ("lm_mixers.py", "mqar_equal_state.py", "mqar_figure2.py")  # dozens of models
+LARGE = ("lm_mixers.py", "mqar_tradeoff.py", "mqar_equal_state.py", "mqar_figure2.py")  # dozens of models
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_gradients_of_many_wide_heads_are_the_same_in_both_forms(decay, groups):
     assert_close(one, other, tolerance=2 * RELATIVE["float32"])
 
 
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, BOTH])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, pytest.param(BOTH, marks=pytest.mark.slow)])
 def test_the_chunk_size_changes_nothing(implementation):
     arrays = draw("channel", length=13)
     wanted = exact(arrays)
@@ -289,7 +289,7 @@ def test_vmap_checkpoint_and_scan_compose_with_gradients(implementation):
         assert_close(total(f)(arrays), wanted)
 
 
-@pytest.mark.parametrize("decay", ["all", "gated delta"])
+@pytest.mark.parametrize("decay", [pytest.param("all", marks=pytest.mark.slow), "gated delta"])
 def test_the_reference_differentiates_forward_backward_and_forward_over_backward(decay):
     arrays, direction = draw(decay, batch=1, length=6), draw(decay, batch=1, length=6, seed=1)
 

@@ -19,9 +19,10 @@ def test_time_over_eight_devices_takes_an_eighth_of_the_memory_of_each(spec):
     assert result["worst_error"] < 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spec", mixers.names())
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float16", marks=pytest.mark.slow), pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
+)
 def test_a_row_of_8192_tokens_in_half_precision_is_finite_and_near_float32(spec, dtype):
     """Sums over a row leave the range of float16, and so does 1 over a small epsilon: quotients are taken in float32."""
     length, width = 8192, 64 if spec == "mamba2" else 32

@@ -1,5 +1,6 @@
 """The update rules against their formulas in NumPy, layer by layer, and what is done to gradients before them."""
 
+import itertools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from helpers import tiers
 from helpers.tiny import quiet, tiny
 from helpers.tolerances import assert_close
 from seqzoo import mixers, nn, training
@@ -235,9 +237,9 @@ def test_weight_decay_moves_only_what_its_mask_names(name):
         np.testing.assert_allclose(update, factor * flat(values)[path], rtol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("accumulate_steps", ["1", "2"])
+@pytest.mark.parametrize(
+    ("accumulate_steps", "dtype", "name"), tiers.a_third(itertools.product(("1", "2"), ("float16", "bfloat16"), NAMES))
+)
 def test_parameters_of_half_precision_get_the_updates_of_float32(name, accumulate_steps, dtype):
     """Squared gradients of 1e-4, and an epsilon of 1e-8, are 0 in float16; so is what 0.999 leaves of a mean in bfloat16."""
     settings = Optimizer(rule=name, schedule="constant(warmup_steps=0)", accumulate_steps=accumulate_steps)
