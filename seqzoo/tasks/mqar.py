@@ -172,7 +172,7 @@ class MQAR(Task):
         half, (length, pairs) = self.vocab_size // 2, shape
         slots = length // 2 - pairs * self.passes
         sizes = (pairs, pairs, slots, length if self.noise else 0)
-        for_keys, for_values, for_slots, for_noise = jnp.split(jax.random.bits(key, sum(sizes)), np.cumsum(sizes)[:-1])
+        for_keys, for_values, for_slots, for_noise = jnp.split(jax.random.bits(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
         keys = 1 + uniform_without_replacement(for_keys, half - 1)
         values = half + uniform_without_replacement(for_values, half)
         block = jnp.tile(jnp.stack([keys, values], axis=1).reshape(-1), self.passes)

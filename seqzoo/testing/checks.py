@@ -25,7 +25,7 @@ def check_precision(it: MixerUnderTest) -> None:
     """Float32 and whole equals float64 step by step: values, final state, all gradients, over packed documents and padding.
 
     Where rounding the float32 inputs, parameters and state by one digit moves the definition by more than the tolerance of float32,
-    that much is accepted.
+    that much is accepted, at most AT_OTHER_SCALES.
     """
     x, dy, dstate = it.inputs(3)
     sides = (SEGMENT_IDS, dy * REAL, dstate)
@@ -35,7 +35,7 @@ def check_precision(it: MixerUnderTest) -> None:
     if _largest(_without_padding(whole), wanted) > tolerance:
         others = [rounded((it.params, it.state, x), seed) for seed in (1, 2)]
         moved = [_without_padding(it.definition(state, row, *sides, params=params)) for params, state, row in others]
-        tolerance = max(tolerance, *(_largest(run, wanted) for run in moved))
+        tolerance = min(AT_OTHER_SCALES, max(tolerance, *(_largest(run, wanted) for run in moved)))
     assert_close(_without_padding(whole), wanted, tolerance=tolerance, what=f"{it}, whole in float32 against the definition")
     assert np.all(np.isfinite(whole.y)), f"{it}: outputs at padding must be finite"
     assert np.abs(whole.x * ~REAL).max() == 0, f"{it}: inputs at padding must have no gradient"
