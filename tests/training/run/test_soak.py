@@ -18,7 +18,7 @@ from seqzoo.training.run.metrics import Metrics
 WARM, SAVES, MANY = 1000, 3000, 10_000  # 10,000 saves would take ten minutes
 GROWTH = 2048  # bytes per save or evaluation that count as none: 10,000 of them are 20 MB; a leak in TensorStore was 19 KiB
 PROC = Path("/proc/self")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (PROC / "io").is_file(), reason="needs Linux's counters of a process")]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.skipif(not (PROC / "io").is_file(), reason="needs Linux's counters of a process")]
 
 
 def memory():
