@@ -12,7 +12,7 @@ from pydantic import model_validator
 from seqzoo.specs import Length, Positive, Seed
 from seqzoo.tasks.base import SPLITS, BatchSpec, EvalSet, Task, register
 from seqzoo.tasks.epochs import Endless, Epochs, hashed
-from seqzoo.tasks.sampling import uniform, uniform_without_replacement, weighted_without_replacement
+from seqzoo.tasks.sampling import integers, uniform_without_replacement, weighted_without_replacement
 
 Cell = TypeVar("Cell")
 Column = Cell | tuple[Cell, ...]
@@ -181,7 +181,7 @@ class MQAR(Task):
         tokens = jnp.zeros(length, jnp.int32).at[: block.size].set(block).at[queries].set(keys, unique_indices=True)
         targets = jnp.zeros(length, jnp.int32).at[queries].set(values, unique_indices=True)
         if self.noise:
-            tokens = jnp.where(tokens == 0, uniform(for_noise, self.vocab_size), tokens)
+            tokens = jnp.where(tokens == 0, integers(for_noise, self.vocab_size), tokens)
         return tokens, targets
 
     @cached_property

@@ -21,7 +21,7 @@ def uniform_without_replacement(bits: Array, population: int) -> Array:
     Cost: O(count^2) time, O(count) memory, independent of the population (4095 choose 64: a sixth of a sort, on CPU).
     """
     order = jnp.arange(bits.size, dtype=jnp.int32)
-    places = order + uniform(bits, population - order)
+    places = order + integers(bits, population - order)
 
     def swap(j, carry):
         drawn, moved = carry  # moved[i]: what swap i put into places[i]
@@ -52,6 +52,6 @@ def weighted_without_replacement(bits: Array, log_weights: Array, count: int) ->
     return lax.top_k(log_weights - jnp.log(-jnp.log(inside)), count)[1].astype(jnp.int32)
 
 
-def uniform(bits: Array, size: Array | int) -> Array:
+def integers(bits: Array, size: Array | int) -> Array:
     """Random integers in [0, size), int32, of uint32 words of random bits."""
     return (bits % jnp.asarray(size, jnp.uint32)).astype(jnp.int32)

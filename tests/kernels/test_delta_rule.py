@@ -51,7 +51,8 @@ def test_keys_that_resemble_each_other_keep_their_digits(beta, chunk):
     wanted = exact(arrays)
     # A reflection keeps all errors made before it: with beta 2, float32 is 2.3e-6 off step by step, and in chunks of 128 between
     # 0.9e-5 and 1.2e-5, by processor.
-    assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted, tolerance=1e-5 * beta)
+    tolerance = 2e-5 if (beta, chunk) == (2.0, 128) else 1e-5
+    assert_close(everything(arrays, implementation="chunkwise", chunk_size=chunk), wanted, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
